@@ -1,0 +1,3 @@
+"""Nomad: asyncio actors that run a pipeline over edge, fog and cloud."""
+
+__version__ = "0.1.0"
