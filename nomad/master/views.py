@@ -1,0 +1,256 @@
+"""What the master shows: frozen plain data, and nothing that changes under the reader's hands.
+
+`app.Master` builds these from its state, `api` serialises them as they are (they are the response types
+of the OpenAPI document), the client reads the same JSON. They hold no behaviour and import no room of
+the master. Times are seconds since the epoch, durations seconds, sizes bytes unless named `_mb`;
+None is unknown or not applicable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Phase(StrEnum):
+    """Where a pipeline stands."""
+
+    PENDING = "pending"
+    """Accepted, no pod asked for yet."""
+    STARTING = "starting"
+    """Pods are asked for and not all of them have been ready yet."""
+    RUNNING = "running"
+    DEGRADED = "degraded"
+    """It ran, and an operator is being restarted."""
+    COMPLETED = "completed"
+    """A finite source ended and everything that came of it is settled."""
+    FAILED = "failed"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+    @property
+    def final(self) -> bool:
+        """Nothing will run any more."""
+        return self in (Phase.COMPLETED, Phase.FAILED, Phase.STOPPED)
+
+
+class OperatorState(StrEnum):
+    """Where an operator's current instance stands."""
+
+    PENDING = "pending"
+    """No pod asked for yet."""
+    STARTING = "starting"
+    """Its pod is asked for, and not ready yet."""
+    RUNNING = "running"
+    UNRESPONSIVE = "unresponsive"
+    """Its process lives, and its heart-beats are overdue. It isn't restarted for that."""
+    RESTARTING = "restarting"
+    """Its pod ended; the next one follows after a pause."""
+    FINISHED = "finished"
+    """A source that ended, with all of it settled."""
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node and what is placed on it."""
+
+    id: str
+    speed: float
+    """Reference-seconds of work per second and core."""
+    cores: float
+    memory_mb: float
+    memory_used_mb: float
+    """What the operators placed here ask for."""
+    arch: str
+    labels: list[str]
+    python: str
+    operators: list[str]
+    """Operator ids, `pipeline.name`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkView:
+    """A directed link between two nodes: what is declared of it, and what its data links measure."""
+
+    source: str
+    target: str
+    latency: float
+    """One way."""
+    jitter: float
+    bandwidth: float | None
+    """Bytes per second; None is unlimited."""
+    loss: float
+    rtt: float | None = None
+    """Least of the round trips that data links over it measure now."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataLinkView:
+    """One end of a data link, as its pod sees it."""
+
+    link: str
+    """`pipeline:from>to`."""
+    direction: str
+    """"in" or "out"."""
+    state: str = ""
+    connected: bool = False
+    rtt: float | None = None
+    messages: int = 0
+    bytes: int = 0
+    credits_messages: int | None = None
+    credits_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatsView:
+    """An operator's counters, added up over its processes, and gauges of the present one."""
+
+    received: int = 0
+    processed: int = 0
+    emitted: int = 0
+    failed: int = 0
+    set_aside: int = 0
+    """Messages now set aside (a gauge)."""
+    retried: int = 0
+    queue_messages: int = 0
+    queue_bytes: int = 0
+    unacked_messages: int = 0
+    unacked_bytes: int = 0
+    duplicates: int = 0
+    fenced: int = 0
+    reconnects: int = 0
+    service_time: float | None = None
+    output_bytes: float | None = None
+    busy: float | None = None
+    latency_p50: float | None = None
+    latency_p99: float | None = None
+    mode: str = ""
+    paused: bool = False
+    rss: int = 0
+    cpu: float = 0.0
+    rate: float | None = None
+    """Messages processed per second over the last heart-beats."""
+    links: list[DataLinkView] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureView:
+    """The last thing that went wrong with an operator."""
+
+    time: float
+    message: str
+    """One sentence: the exception, or how the process ended."""
+    type: str = ""
+    """Name of the exception, "" when the process just ended."""
+    traceback: str = ""
+    exit_code: int | None = None
+    """Negative: killed by that signal."""
+    log: list[str] = field(default_factory=list)
+    """The last lines that the pod printed, 20 at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementView:
+    """Why an operator lives where it lives."""
+
+    node: str
+    summary: str
+    """One sentence."""
+    cost: dict[str, float] = field(default_factory=dict)
+    """The terms of its cost, by name."""
+    runner_up: str | None = None
+    """The node that came second."""
+    why_not: str = ""
+    """Why the second lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorView:
+    """One operator of a pipeline."""
+
+    id: str
+    """`pipeline.name`."""
+    name: str
+    kind: str
+    node: str
+    state: OperatorState
+    pod: str
+    """Id of the present or last pod; "" before the first."""
+    pid: int | None
+    epoch: int
+    restarts: int
+    heartbeat_age: float | None
+    """Seconds since the last heart-beat of the present pod."""
+    stats: StatsView
+    last_failure: FailureView | None
+    placement: PlacementView
+    reason: str = ""
+    """Why it is in this state, where that isn't plain."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineView:
+    """A pipeline and all of its operators, in topological order."""
+
+    id: str
+    phase: Phase
+    reason: str
+    """Why it is in this phase, where that isn't plain."""
+    created: float
+    start: str
+    end: str
+    codec: str
+    operators: list[OperatorView]
+    edges: list[tuple[str, str]]
+    profile: list[dict[str, float]]
+    warnings: list[str]
+    """What the environment check found and let pass (other package versions)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """Something that happened. Ids grow; `cause_id` is the event that led to this one."""
+
+    id: int
+    time: float
+    kind: str
+    """Like `pipeline.submitted`, `operator.restarting`, `link.changed`."""
+    message: str
+    pipeline: str | None = None
+    operator: str | None = None
+    cause_id: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line that a pod printed."""
+
+    operator: str
+    """Name of the operator."""
+    pod: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetAsideView:
+    """A message whose function raised. `value` is the encoded input."""
+
+    id: str
+    time: float
+    error: dict[str, str]
+    """type, message, traceback."""
+    attempts: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TailItem:
+    """One live output, encoded alone by the codec, and how many were skipped just before it."""
+
+    value: bytes
+    skipped: int = 0
