@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Phase(StrEnum):
@@ -248,8 +248,7 @@ class SetAsideView:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TailItem:
+class TailItem(NamedTuple):
     """One live output, encoded alone by the codec, and how many were skipped just before it."""
 
     value: bytes

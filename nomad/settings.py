@@ -1,0 +1,162 @@
+"""Every setting of the master and the local runtime, with its default and its reason.
+
+`Settings.from_environment` is the one place that reads the environment for them; everything else gets
+a group passed in. What a client needs to know (address, token, signing key) lives in `credentials`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from nomad.errors import UsageError
+
+POD_TRANSPORTS = ("unix", "tcp", "zmq+ipc", "zmq+tcp")
+"""What local pods can speak to each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How soon what died is started again. Durations in seconds."""
+
+    first: float = 0.2
+    """The pause after the first failure: a single crash is hardly seen."""
+    factor: float = 2.0
+    limit: float = 30.0
+    """No pause is longer."""
+    healthy: float = 30.0
+    """A pod that was ready for this long before it died counts as a first failure again."""
+
+    def delay(self, failures: int) -> float:
+        """The pause after `failures` failures in a row (1 or more)."""
+        if failures < 1:
+            return 0.0
+        # 64 doublings are past any limit; the bound keeps the power a finite number.
+        return min(self.limit, self.first * self.factor ** min(failures - 1, 64))
+
+
+@dataclass(frozen=True, slots=True)
+class Reconcile:
+    """Deadlines of the master's loop, in seconds."""
+
+    backoff: Backoff = field(default_factory=Backoff)
+    start_timeout: float = 120.0
+    """A pod that hasn't been ready after this long is replaced (imports of large models take long)."""
+    adopt_grace: float = 10.0
+    """How long a restarted master waits for a pod of its predecessor to report before it replaces it."""
+    drain_grace: float = 10.0
+    """How long a stopped pipeline may take to settle what its source has sent."""
+    stop_grace: float = 3.0
+    """How long a pod may take to end after that, before it is ended by force."""
+    retry: float = 1.0
+    """Pause before a call of the runtime that failed is made again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeats:
+    """When a pod counts as silent. Durations in seconds."""
+
+    overdue: float = 5.0
+    """An operator is shown as unresponsive after this; its process isn't ended for it."""
+    request_timeout: float = 30.0
+    """How long a pod may take to answer a request (running set-aside messages again takes its time)."""
+    handshake_timeout: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Credits of each data link: what may be under way and unprocessed. They bound an actor's memory."""
+
+    messages: int = 16_384
+    bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pods:
+    """How local pods run."""
+
+    transport: str = "unix"
+    """Scheme of data links: one of `POD_TRANSPORTS`."""
+    master_timeout: float = 3600.0
+    """Seconds that a pod goes on without a master before it stops by itself."""
+    log_bytes: int = 1 << 20
+    """A pod's log file is rotated at this size; one older file is kept."""
+    keep_ended: int = 3
+    """Logs of this many ended pods are kept per operator."""
+    outlive_master: bool = False
+    """Leave pods running when the master ends normally; the next one adopts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Where the REST interface listens."""
+
+    host: str = "127.0.0.1"
+    """Loopback unless told: whoever reaches it and holds the token runs code here."""
+    port: int = 30_000
+    max_body: int = 64 << 20
+    """Bytes of a request's body, which bounds a bundle."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is kept of the past."""
+
+    events: int = 10_000
+    tail_queue: int = 1_000
+    """Outputs waiting per reader of a tail; the oldest are dropped and counted."""
+    failure_lines: int = 20
+    """Last lines of a pod's log that are kept with its failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All groups together."""
+
+    state: Path
+    """The state folder: database, token, signing key, work folders, logs. One master at a time uses it."""
+    rest: Rest = field(default_factory=Rest)
+    reconcile: Reconcile = field(default_factory=Reconcile)
+    heartbeats: Heartbeats = field(default_factory=Heartbeats)
+    windows: Windows = field(default_factory=Windows)
+    pods: Pods = field(default_factory=Pods)
+    history: History = field(default_factory=History)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None, *, state: Path | None = None) -> Self:
+        """Defaults, changed by NOMAD_STATE_DIR, NOMAD_TRANSPORT and NOMAD_MASTER_TIMEOUT; `state` wins over the first.
+
+        Raises `UsageError` that names the variable.
+        """
+        env = os.environ if environ is None else environ
+        pods = Pods()
+        if transport := env.get("NOMAD_TRANSPORT"):
+            if transport not in POD_TRANSPORTS:
+                raise UsageError(f"NOMAD_TRANSPORT must be one of {', '.join(POD_TRANSPORTS)}, not {transport!r}")
+            pods = replace(pods, transport=transport)
+        if timeout := env.get("NOMAD_MASTER_TIMEOUT"):
+            pods = replace(pods, master_timeout=_seconds("NOMAD_MASTER_TIMEOUT", timeout))
+        return cls(state=state or state_dir(env), pods=pods)
+
+
+def state_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """NOMAD_STATE_DIR, or the user's own state folder."""
+    env = os.environ if environ is None else environ
+    if chosen := env.get("NOMAD_STATE_DIR"):
+        return Path(chosen)
+    import platformdirs  # only where it is used: importing nomad stays quick
+
+    return platformdirs.user_state_path("nomad")
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{name} must be a positive number of seconds, not {text!r}")
+    return value
