@@ -1,0 +1,119 @@
+"""What every test gets: nothing may be left behind, and what is random can be repeated.
+
+A test that leaves an asyncio task, a thread, a socket or a process behind fails, with the name of what it
+left. Things that are ending get `GRACE` seconds to do so; whoever needs longer waits for it in the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import stat
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import hypothesis
+import psutil
+import pytest
+import pytest_asyncio
+
+GRACE = 2.0
+"""Seconds."""
+
+SEED = int(os.environ.get("NOMAD_TEST_SEED") or random.SystemRandom().randrange(2**32))
+RUN = f"NOMAD_TEST_RUN={uuid.uuid4().hex}"
+"""In the environment of every process that a test starts, so that orphans are found too."""
+
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
+PROFILE = "ci" if os.environ.get("CI") else "default"
+hypothesis.settings.load_profile(PROFILE)
+
+
+def pytest_configure() -> None:
+    name, value = RUN.split("=")
+    os.environ[name] = value
+
+
+def pytest_report_header() -> str:
+    return f"random seed: {SEED} (NOMAD_TEST_SEED={SEED} repeats it), hypothesis profile: {PROFILE}"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """This run's seed, different for every test."""
+    return random.Random(f"{SEED} {request.node.nodeid}").randrange(2**32)
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    """A random generator of the test's own, the same again with the same `NOMAD_TEST_SEED`."""
+    return random.Random(seed)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if pytest_asyncio.is_async_test(item) and isinstance(item, pytest.Function):
+            item.fixturenames.insert(item.fixturenames.index("nothing_left") + 1, "no_task_left")
+
+
+@pytest_asyncio.fixture
+async def no_task_left() -> AsyncIterator[None]:
+    """Torn down last of the asynchronous fixtures, while their loop still runs."""
+    before = asyncio.all_tasks()
+    yield
+
+    def left() -> list[str]:
+        tasks = asyncio.all_tasks() - before - {asyncio.current_task()}
+        return sorted(repr(task) for task in tasks if not task.done())
+
+    end = time.monotonic() + GRACE
+    while left() and time.monotonic() < end:
+        await asyncio.sleep(0.001)
+    assert not left(), "asyncio tasks left behind:\n  " + "\n  ".join(left())
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Set up first, torn down last: what is open now and wasn't before was left by the test."""
+    threads, sockets, pids = set(threading.enumerate()), open_sockets(), set(psutil.pids())
+    yield
+    await_none("threads", lambda: [repr(thread) for thread in threading.enumerate() if thread not in threads])
+    await_none("processes", lambda: [line for pid in psutil.pids() if pid not in pids and (line := ours(pid))])
+    await_none("sockets", lambda: [f"descriptor {fd}" for fd, _ in open_sockets() - sockets])
+
+
+def await_none(what: str, left: Callable[[], list[str]]) -> None:
+    """Fail unless `left()` is empty within the grace period."""
+    end = time.monotonic() + GRACE
+    while (rest := left()) and time.monotonic() < end:
+        time.sleep(0.005)
+    assert not rest, f"{what} left behind:\n  " + "\n  ".join(rest)
+
+
+def open_sockets() -> set[tuple[int, int]]:
+    """Descriptor and inode of every open socket of this process."""
+    found = set()
+    for name in os.listdir("/dev/fd"):
+        try:
+            status = os.fstat(int(name))
+        except OSError:  # the descriptor that listed the folder
+            continue
+        if stat.S_ISSOCK(status.st_mode):
+            found.add((int(name), status.st_ino))
+    return found
+
+
+def ours(pid: int) -> str:
+    """What process `pid` is, if a test of this run started it, directly or not; else ""."""
+    try:
+        process = psutil.Process(pid)
+        child = process.ppid() == os.getpid()
+        if child or RUN in (f"{name}={value}" for name, value in process.environ().items()):
+            return f"{pid} ({process.status()}): {' '.join(process.cmdline()) or process.name()}"
+    except psutil.Error:  # ended in the meantime, or someone else's
+        pass
+    return ""
