@@ -1,0 +1,60 @@
+# Needs make and Python 3.11 or newer, nothing else: each goal sets up what it needs, once, in .venv.
+#
+#   make demo     a face-recognition pipeline over an edge, a fog and a cloud node, for half a minute
+#   make test     the tests, with coverage
+#   make lint     style, types and the layers
+#   make bench    the benchmarks
+#   make clean    remove .venv, caches and build results
+#
+# PYTHON=/path/to/python3 chooses the Python of a new .venv, DEMO_SECONDS=60 the length of the demo.
+
+PYTHON ?=
+DEMO_SECONDS ?= 30
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMPS := .venv/stamps
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(STAMPS)/examples
+	@$(BIN)/python examples/demo.py --seconds $(DEMO_SECONDS)
+
+test: $(STAMPS)/examples $(STAMPS)/test
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMPS)/test
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov
+
+# One stamp for each extra of the package that is installed; a change of setup.cfg installs it again.
+$(STAMPS)/%: $(STAMPS)/venv setup.cfg pyproject.toml
+	@echo "Installing Nomad with what '$*' needs into .venv ..."
+	@$(INSTALL) --editable '.[$*]'
+	@touch $@
+
+$(STAMPS)/venv:
+	@found=""; \
+	for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "Nomad needs Python 3.11 or newer; found: $$(python3 --version 2>&1)." \
+	         "Name one with 'make PYTHON=/path/to/python3 ...'." >&2; exit 1; \
+	fi; \
+	"$$found" -m venv .venv || { \
+	    echo "$$found can't make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@mkdir -p $(STAMPS) && touch $@
