@@ -34,7 +34,9 @@ class Master:
         """Raises `StateError` (folder in use, not writable, newer version) and `TopologyError`."""
         raise NotImplementedError
 
-    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
 
     @property
     def ready(self) -> bool:
@@ -76,14 +78,16 @@ class Master:
         loss: float | None = None,
         unlimited: bool = False,
     ) -> LinkView:
-        """None leaves a field as it is; `unlimited` takes the bandwidth limit away. Units: seconds, bytes per second."""
+        """None leaves a field as it is; `unlimited` takes the bandwidth limit away. Seconds, bytes per second."""
         raise NotImplementedError
 
     async def update_node(self, node: str, *, speed: float) -> NodeView:
         raise NotImplementedError
 
     # pipelines
-    async def submit(self, data: bytes, *, id: str | None = None, start: str, end: str, profile: Sequence[dict[str, float]] = ()) -> PipelineView:
+    async def submit(
+        self, data: bytes, *, id: str | None = None, start: str, end: str, profile: Sequence[dict[str, float]] = ()
+    ) -> PipelineView:
         raise NotImplementedError
 
     def pipelines(self) -> list[PipelineView]:
