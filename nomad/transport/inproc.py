@@ -1,0 +1,147 @@
+"""`inproc:name`: connections within one event loop, for tests, simulation and operators of one process.
+
+Found by `nomad.transport.registry`. A frame is handed over as references: nothing is copied or
+encoded, so a buffer that was written must be left alone, as with every transport. It behaves like a
+socket in all else: bounded, ordered, and a peer that closed is found out after its last frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable
+from weakref import WeakKeyDictionary
+
+from nomad.errors import ConnectionBroken, ConnectionClosed, TransportError
+from nomad.transport.address import parse_name
+from nomad.transport.base import HIGH_WATER, Buffer, Capabilities, Connection, Frame, Listener, OnConnection
+from nomad.transport.framing import FRAME_OVERHEAD, check
+from nomad.transport.listening import Handlers
+from nomad.transport.waiting import Waiter
+
+_listeners: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, InprocListener]] = WeakKeyDictionary()
+_numbers = itertools.count(1)
+
+
+class InprocTransport:
+    scheme = "inproc"
+    capabilities = Capabilities(cross_host=False, cross_process=False)
+
+    async def connect(self, address: str, *, timeout: float = 10.0) -> Connection:
+        name = parse_name(address)
+        listener = _listeners.get(asyncio.get_running_loop(), {}).get(name)
+        if listener is None:
+            raise ConnectionBroken(f"{address} can't be reached: nothing in this event loop listens there")
+        dialer = InprocConnection(f"{address}#{next(_numbers)}", address)
+        acceptor = InprocConnection(address, dialer.local)
+        dialer.far, acceptor.far = acceptor, dialer
+        listener.handlers.start(acceptor)
+        return dialer
+
+    async def listen(self, address: str, on_connection: OnConnection, *, advertise: str | None = None) -> Listener:
+        """`advertise` has no meaning for a name and is ignored."""
+        names = _listeners.setdefault(asyncio.get_running_loop(), {})
+        name = parse_name(address, listening=True) or f"listener-{next(_numbers)}"
+        if name in names:
+            raise TransportError(f"{address} is taken by another listener; an empty name picks a free one")
+        listener = InprocListener(f"{self.scheme}:{name}", on_connection)
+        names[name] = listener
+        return listener
+
+
+class InprocListener:
+    def __init__(self, bound: str, on_connection: OnConnection) -> None:
+        self._bound = bound
+        self._names = _listeners[asyncio.get_running_loop()]
+        self.handlers = Handlers(on_connection, bound)
+
+    @property
+    def bound(self) -> str:
+        return self._bound
+
+    @property
+    def reachable(self) -> str:
+        return self._bound
+
+    async def close(self) -> None:
+        name = parse_name(self._bound)
+        if self._names.get(name) is self:
+            del self._names[name]
+        await self.handlers.close()
+
+
+class InprocConnection:
+    """One end; writing puts frames into the inbox of the other."""
+
+    far: InprocConnection
+
+    def __init__(self, local: str, peer: str) -> None:
+        self._local = local
+        self._peer = peer
+        self._inbox: list[Frame] = []
+        self._inbox_bytes = 0
+        self._reader = Waiter()
+        self._drainer = Waiter()
+        self._closed = False
+
+    @property
+    def local(self) -> str:
+        return self._local
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def closed(self) -> bool:
+        return self._closed or self.far._closed
+
+    @property
+    def writable(self) -> bool:
+        return self.far._inbox_bytes < HIGH_WATER
+
+    def write(self, frames: Iterable[Frame]) -> None:
+        if self.closed:
+            raise self._error()
+        checked = [check(frame) for frame in frames]
+        for buffers in checked:
+            self.far._inbox.append(tuple(map(_read_only, buffers)))
+            self.far._inbox_bytes += FRAME_OVERHEAD + sum(map(len, buffers))
+        if checked:
+            self.far._reader.wake()
+
+    async def drain(self) -> None:
+        while not self.closed and not self.writable:
+            await self._drainer.wait()
+        if self.closed:
+            raise self._error()
+
+    async def recv(self) -> list[Frame]:
+        while not self._inbox and not self.closed:
+            await self._reader.wait()
+        if self._closed or not self._inbox:
+            raise self._error()
+        frames, self._inbox = self._inbox, []
+        self._inbox_bytes = 0
+        self.far._drainer.wake()
+        return frames
+
+    async def close(self) -> None:
+        self.abort()  # what was written is with the peer already
+
+    def abort(self) -> None:
+        self._closed = True
+        self._inbox = []
+        self._inbox_bytes = 0
+        for end in (self, self.far):
+            end._reader.wake()
+            end._drainer.wake()
+
+    def _error(self) -> TransportError:
+        if self._closed:
+            return ConnectionClosed(f"the connection to {self._peer} was closed on this side")
+        return ConnectionBroken(f"{self._peer} closed the connection")
+
+
+def _read_only(buffer: Buffer) -> Buffer:
+    return buffer if isinstance(buffer, bytes) else memoryview(buffer).toreadonly()

@@ -1,0 +1,190 @@
+"""A connection over a byte stream of the event loop: TCP or a unix socket.
+
+Used by `nomad.transport.tcp`. Works on asyncio's own loops and on uvloop. It must not copy a large
+buffer: those are handed to the kernel as they are, and received in place (see `framing.Splitter`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from nomad.errors import ConnectionBroken, ConnectionClosed, FrameTooLarge, TransportError
+from nomad.transport.base import HIGH_WATER, Frame
+from nomad.transport.framing import FRAME_OVERHEAD, SCRATCH_BYTES, Splitter, encode
+from nomad.transport.waiting import Waiter
+
+RECEIVE_LIMIT = 4 << 20
+"""Bytes of received frames waiting for `recv` above which nothing more is read."""
+CLOSE_SECONDS = 3.0
+"""How long `close` waits for a peer to take what was written."""
+
+_DISCARDED = memoryview(bytearray(SCRATCH_BYTES))  # received after our close; never read
+
+
+class StreamConnection(asyncio.BufferedProtocol):
+    """`nomad.transport.base.Connection` over a stream; also the protocol object of its transport."""
+
+    def __init__(
+        self,
+        describe: Callable[[asyncio.Transport], tuple[str, str]],
+        on_open: Callable[[StreamConnection], None] | None = None,
+    ) -> None:
+        """`describe` sets up the new stream and gives its local and peer address."""
+        self._describe = describe
+        self._on_open = on_open
+        self._transport: asyncio.Transport
+        self._local = self._peer = ""
+        self._splitter: Splitter | None = Splitter()  # None: what is received is thrown away
+        self._received: list[Frame] = []
+        self._waiting_bytes = 0  # received and not taken by recv
+        self._reading = True
+        self._writing = True
+        self._reader = Waiter()
+        self._drainer = Waiter()
+        self._broken: str | None = None  # why it can't be used any more, if by the peer
+        self._cause: BaseException | None = None
+        self._closed = False  # by us
+        self._lost = asyncio.Event()  # the stream is gone
+
+    # Connection
+
+    @property
+    def local(self) -> str:
+        return self._local
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def closed(self) -> bool:
+        return self._closed or self._broken is not None
+
+    @property
+    def writable(self) -> bool:
+        return self._writing
+
+    def write(self, frames: Iterable[Frame]) -> None:
+        if self.closed:
+            raise self._error()
+        # One by one: asyncio's writelines joins the buffers before Python 3.12, uvloop gathers these.
+        for buffer in encode(frames):
+            self._transport.write(buffer)
+
+    async def drain(self) -> None:
+        while not self.closed and not self._writing:
+            await self._drainer.wait()
+        if self.closed:
+            raise self._error()
+
+    async def recv(self) -> list[Frame]:
+        while not self._received and not self.closed:
+            await self._reader.wait()
+        if self._closed or not self._received:
+            raise self._error()
+        frames, self._received = self._received, []
+        self._waiting_bytes = 0
+        self._read(True)
+        return frames
+
+    async def close(self) -> None:
+        if not self.closed:
+            # What was written must not be lost to a reset, which is what closing a stream with unread
+            # bytes causes. So: say that no more comes, and read what there is until the peer closes too.
+            self._end()
+            self._read(True)
+            if not self._transport.is_closing():
+                self._transport.write_eof()
+        self._end()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._lost.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._transport.abort()
+        await self._lost.wait()
+
+    def abort(self) -> None:
+        self._end()
+        self._transport.abort()
+
+    # asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._local, self._peer = self._describe(self._transport)
+        if self._on_open is not None:
+            self._on_open(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._break(f"{self._peer} is gone: {exc or 'it closed the connection'}", exc)
+        self._lost.set()
+
+    def eof_received(self) -> None:
+        partial = self._splitter is not None and self._splitter.partial
+        self._break(f"{self._peer} closed the connection" + (" in the middle of a frame" if partial else ""))
+
+    def pause_writing(self) -> None:
+        self._writing = False
+
+    def resume_writing(self) -> None:
+        self._writing = True
+        self._drainer.wake()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._splitter is None:
+            return _DISCARDED
+        return self._splitter.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._splitter is None:
+            return
+        try:
+            frames = self._splitter.buffer_updated(nbytes)
+        except FrameTooLarge as exc:
+            self._break(f"{self._peer} doesn't speak this protocol: {exc}", exc)
+            return
+        self._waiting_bytes += nbytes + FRAME_OVERHEAD * len(frames)
+        if frames:
+            self._received += frames
+            self._reader.wake()
+        if self._waiting_bytes > RECEIVE_LIMIT and self._received:
+            self._read(False)
+
+    # Inside
+
+    def _read(self, on: bool) -> None:
+        if on is not self._reading and not self._transport.is_closing():
+            self._reading = on
+            if on:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _end(self) -> None:
+        """Nothing is received or sent by the user any more, by our own wish."""
+        self._closed = True
+        self._splitter = None
+        self._received = []
+        self._reader.wake()
+        self._drainer.wake()
+
+    def _break(self, reason: str, cause: BaseException | None = None) -> None:
+        """The peer ended it. What has arrived stays for `recv`."""
+        if self._broken is None:
+            self._broken, self._cause = reason, cause
+            self._splitter = None
+            self._transport.abort()
+            self._reader.wake()
+            self._drainer.wake()
+
+    def _error(self) -> TransportError:
+        if self._closed:
+            return ConnectionClosed(f"the connection to {self._peer} was closed on this side")
+        error = ConnectionBroken(self._broken)
+        error.__cause__ = self._cause
+        return error

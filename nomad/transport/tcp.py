@@ -1,0 +1,209 @@
+"""`tcp://host:port` and `unix:/path`: the stream transports.
+
+Found by `nomad.transport.registry`. Sockets are made and bound here, everything else is in
+`nomad.transport.stream`. A unix socket is for its owner alone (mode 0600), and is removed when its
+listener closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from nomad.errors import ConnectionBroken, TransportError
+from nomad.transport.address import MAX_UNIX_PATH, format_host_port, parse_host_port, parse_path, reachable
+from nomad.transport.base import Capabilities, Connection, Listener, OnConnection
+from nomad.transport.listening import Handlers
+from nomad.transport.stream import StreamConnection
+
+BACKLOG = 128
+UNIX_BUFFER_BYTES = 4 << 20
+"""Kernel buffers of unix sockets; the usual 208 KiB makes a large frame take many switches between the processes."""
+KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Half a minute until a peer that vanished without a word is noticed on an idle connection."""
+
+
+class TcpTransport:
+    scheme = "tcp"
+    capabilities = Capabilities(cross_host=True, cross_process=True)
+
+    async def connect(self, address: str, *, timeout: float = 10.0) -> Connection:
+        host, port = parse_host_port(address)
+        loop = asyncio.get_running_loop()
+        return await _dial(
+            address, timeout, lambda: loop.create_connection(lambda: StreamConnection(_set_up_tcp), host, port)
+        )
+
+    async def listen(self, address: str, on_connection: OnConnection, *, advertise: str | None = None) -> Listener:
+        host, port = parse_host_port(address, listening=True)
+        reachable(self.scheme, host, port, advertise)  # refuses a bad name before anything is bound
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, kind, proto, _, sockaddr = found[0]
+            sock = _bound_socket(family, kind, proto, sockaddr)
+        except OSError as exc:
+            raise _cannot_listen(address, exc) from exc
+        host, port = sock.getsockname()[:2]
+        bound = format_host_port(self.scheme, host, port)
+        handlers = Handlers(on_connection, bound)
+        server = await loop.create_server(
+            lambda: StreamConnection(_set_up_tcp, handlers.start), sock=sock, backlog=BACKLOG
+        )
+        return StreamListener(server, handlers, bound, reachable(self.scheme, host, port, advertise))
+
+
+class UnixTransport:
+    scheme = "unix"
+    capabilities = Capabilities(cross_host=False, cross_process=True)
+
+    async def connect(self, address: str, *, timeout: float = 10.0) -> Connection:
+        path = parse_path(address)
+        loop = asyncio.get_running_loop()
+        return await _dial(
+            address, timeout, lambda: loop.create_unix_connection(lambda: StreamConnection(_set_up_unix), path)
+        )
+
+    async def listen(self, address: str, on_connection: OnConnection, *, advertise: str | None = None) -> Listener:
+        """`advertise` has no meaning for a path and is ignored."""
+        path = parse_path(address, listening=True)
+        folder = None if path else _private_folder()
+        path = path or f"{folder}/s"
+        bound = f"{self.scheme}:{path}"
+        try:
+            _remove_stale(path)
+            sock = _bound_socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, path)
+        except OSError as exc:
+            raise _cannot_listen(bound, exc) from exc
+        os.chmod(path, 0o600)  # nobody can connect before `listen`
+        inode = os.stat(path).st_ino
+        handlers = Handlers(on_connection, bound)
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: StreamConnection(_set_up_unix, handlers.start), sock=sock, backlog=BACKLOG
+        )
+        return StreamListener(server, handlers, bound, bound, lambda: _remove_socket(path, inode, folder))
+
+
+class StreamListener:
+    """`nomad.transport.base.Listener` around a server of the event loop."""
+
+    def __init__(
+        self,
+        server: asyncio.AbstractServer,
+        handlers: Handlers,
+        bound: str,
+        reachable: str,
+        clean_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._server = server
+        self._handlers = handlers
+        self._bound = bound
+        self._reachable = reachable
+        self._clean_up = clean_up
+
+    @property
+    def bound(self) -> str:
+        return self._bound
+
+    @property
+    def reachable(self) -> str:
+        return self._reachable
+
+    async def close(self) -> None:
+        self._server.close()
+        self._clean_up()
+        await self._handlers.close()
+        await self._server.wait_closed()
+
+
+Opened = Awaitable[tuple[asyncio.BaseTransport, StreamConnection]]
+
+
+async def _dial(address: str, timeout: float, open_: Callable[[], Opened]) -> StreamConnection:
+    try:
+        async with asyncio.timeout(timeout):
+            _, connection = await open_()
+    except TimeoutError as exc:
+        raise ConnectionBroken(f"{address} didn't answer within {timeout:g} s") from exc
+    except OSError as exc:
+        raise ConnectionBroken(f"{address} can't be reached: {exc.strerror or exc}") from exc
+    return connection
+
+
+def _bound_socket(family: int, kind: int, proto: int, sockaddr: object) -> socket.socket:
+    sock = socket.socket(family, kind, proto)
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(sockaddr)  # type: ignore[arg-type]
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _cannot_listen(address: str, exc: OSError) -> TransportError:
+    if exc.errno == errno.EADDRINUSE:
+        return TransportError(f"{address} is taken by another listener; port 0 or an empty path picks a free one")
+    return TransportError(f"can't listen at {address}: {exc.strerror or exc}")
+
+
+def _set_up_tcp(transport: asyncio.Transport) -> tuple[str, str]:
+    sock = transport.get_extra_info("socket")
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    local, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+    return format_host_port("tcp", *local[:2]), format_host_port("tcp", *peer[:2])
+
+
+def _set_up_unix(transport: asyncio.Transport) -> tuple[str, str]:
+    sock = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNIX_BUFFER_BYTES)
+    local, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+    return f"unix:{local or ''}", f"unix:{peer or ''}"
+
+
+def _private_folder() -> str:
+    """A new folder for one socket, with a path short enough for the kernel."""
+    for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
+        if parent and len(os.fsencode(parent)) + 32 <= MAX_UNIX_PATH and os.access(parent, os.W_OK | os.X_OK):
+            return tempfile.mkdtemp(prefix="nomad-", dir=parent)
+    return tempfile.mkdtemp(prefix="nomad-", dir="/tmp")
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket of ours that no process listens at any more; leaves everything else alone."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except BlockingIOError:
+            pass  # it listens, and its queue is full
+
+
+def _remove_socket(path: str, inode: int, folder: str | None) -> None:
+    """Remove our own socket, but not one that somebody else has put in its place, and its folder."""
+    with suppress(FileNotFoundError):
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+    if folder is not None:
+        with suppress(OSError):
+            os.rmdir(folder)
