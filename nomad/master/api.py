@@ -1,0 +1,435 @@
+"""The REST interface: every endpoint, over the `Master` facade and nothing else.
+
+`application(master)` is what `nomad up` serves and what tests drive. Handlers are plain: their types
+are the contract (see `http.routing`), their docstrings the summaries in /openapi.json, what they raise
+becomes a problem document. State changes by POST, PUT, PATCH and DELETE only. Everything needs
+the token but the two health checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, Literal
+
+from aiohttp import web
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, with_config
+from pydantic.types import JsonValue
+
+from nomad import __version__
+from nomad.delivery import codec
+from nomad.errors import NotFoundError, RequestError
+from nomad.master import views
+from nomad.master.app import Master
+from nomad.master.http import guard, problems, sse
+from nomad.master.http.routing import Routes
+from nomad.pipeline import PIPELINE_ID, check_id
+
+PREFIX = "/api/v1"
+BUNDLE = "application/vnd.nomad.bundle"
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+MAX_BODY = 64 << 20
+"""Bytes."""
+
+api = Routes(PREFIX)
+health = Routes()
+
+# Bounds that no real link or node comes near; they keep a slip of the hand from stopping a pipeline for a year.
+Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
+BytesPerSecond = Annotated[float, Field(ge=1, le=1e15, allow_inf_nan=False)]
+Speed = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+EventId = Annotated[int, Field(ge=0, le=2**53)]
+PipelineId = Annotated[str, AfterValidator(check_id), Field(json_schema_extra={"pattern": f"^{PIPELINE_ID.pattern}$"})]
+Operator = Annotated[str, Field(description="Name of the operator.")]
+
+
+for _view in vars(views).values():  # the docstrings beside their fields are the descriptions in the document
+    if isinstance(_view, type) and is_dataclass(_view):
+        with_config(ConfigDict(use_attribute_docstrings=True))(_view)
+
+
+class _Input(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class NodeChange(_Input):
+    """What of a node can be changed."""
+
+    speed: Speed
+    """Reference-seconds of work per second and core; below 1 the node is emulated as slower."""
+
+
+class LinkChange(_Input):
+    """What of a link can be changed; what isn't named stays as it is."""
+
+    latency: Seconds | None = None
+    """Seconds, one way."""
+    jitter: Seconds | None = None
+    """Seconds, uniform around the latency, and not more than it."""
+    bandwidth: BytesPerSecond | Literal["unlimited"] | None = None
+    """Bytes per second."""
+    loss: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Probability that a frame is lost and sent again."""
+
+
+class ProfileEntry(_Input):
+    """What is expected of one operator."""
+
+    cloud_execution_time: Amount | None = None
+    """Seconds per message on a node of speed 1."""
+    output_msg_size: Amount | None = None
+    """Bytes per message sent on."""
+
+
+class Chosen(_Input):
+    """Which set-aside messages; without ids, all of them."""
+
+    ids: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The master answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class ValueView:
+    """A message, to look at and to decode."""
+
+    value: JsonValue
+    """As JSON can show it: arrays are described ($ndarray), bytes are $bytes, pickles only $pickle (their size)."""
+    data: str
+    """The message as the codec encoded it, in base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputView:
+    """One live output."""
+
+    value: JsonValue
+    """As JSON can show it."""
+    data: str
+    """The message as the codec encoded it, in base64."""
+    skipped: int
+    """How many outputs before this one were left out because the reader was slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAsideMessage:
+    """A message whose function raised."""
+
+    id: str
+    time: float
+    """Seconds since the epoch."""
+    error: dict[str, str]
+    """type, message, traceback."""
+    attempts: int
+    value: JsonValue
+    """As JSON can show it."""
+    data: str
+    """The message as the codec encoded it, in base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """What became of messages that were run again."""
+
+    ran: int
+    failed: int
+    """Of those, how many raised again; they stay set aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """How many messages are gone."""
+
+    dropped: int
+
+
+# -- nodes and links
+
+
+@api("GET", "/nodes", tag="cluster")
+def list_nodes(master: Master) -> list[views.NodeView]:
+    """The nodes and what is placed on them."""
+    return master.nodes()
+
+
+@api("GET", "/nodes/{node}", tag="cluster", raises=(404,))
+def get_node(master: Master, node: str) -> views.NodeView:
+    """One node."""
+    return master.node(node)
+
+
+@api("PATCH", "/nodes/{node}", tag="cluster", raises=(404,))
+async def change_node(master: Master, node: str, body: NodeChange) -> views.NodeView:
+    """Change a node's speed."""
+    return await master.update_node(node, speed=body.speed)
+
+
+@api("GET", "/links", tag="cluster")
+def list_links(master: Master) -> list[views.LinkView]:
+    """The directed links between nodes: what is declared, and what is measured."""
+    return master.links()
+
+
+@api("GET", "/links/{source}/{target}", tag="cluster", raises=(404,))
+def get_link(master: Master, source: str, target: str) -> views.LinkView:
+    """One directed link."""
+    for link in master.links():
+        if (link.source, link.target) == (source, target):
+            return link
+    raise NotFoundError(f"There is no link from {source!r} to {target!r}.")
+
+
+@api("PATCH", "/links/{source}/{target}", tag="cluster", raises=(404,))
+async def change_link(master: Master, source: str, target: str, body: LinkChange) -> views.LinkView:
+    """Change how a directed link is emulated; pipelines that run feel it at once."""
+    unlimited = body.bandwidth == "unlimited"
+    return await master.set_link(
+        source,
+        target,
+        latency=body.latency,
+        jitter=body.jitter,
+        bandwidth=None if isinstance(body.bandwidth, str) else body.bandwidth,
+        loss=body.loss,
+        unlimited=unlimited,
+    )
+
+
+# -- pipelines
+
+
+@api(
+    "POST",
+    "/pipelines",
+    tag="pipelines",
+    status=201,
+    raises=(409,),
+    body_types=(BUNDLE, "application/octet-stream"),
+    location="/pipelines/{0.id}",
+)
+async def submit_pipeline(
+    master: Master, body: bytes, start: str, end: str, id: PipelineId | None = None
+) -> views.PipelineView:
+    """Run a pipeline: the body is a bundle, as `nomad bundle FILE` makes it.
+
+    `start` and `end` are the nodes of the first and the last operator. Without an id the pipeline gets one.
+    """
+    return await master.submit(body, id=id, start=start, end=end)
+
+
+@api("GET", "/pipelines", tag="pipelines")
+def list_pipelines(master: Master) -> list[views.PipelineView]:
+    """All pipelines, those that are over included until they are removed."""
+    return master.pipelines()
+
+
+@api("GET", "/pipelines/{pipeline}", tag="pipelines", raises=(404,))
+def get_pipeline(master: Master, pipeline: str) -> views.PipelineView:
+    """One pipeline: where it stands, and each of its operators."""
+    return master.pipeline(pipeline)
+
+
+@api("DELETE", "/pipelines/{pipeline}", tag="pipelines", raises=(404, 409))
+async def remove_pipeline(master: Master, pipeline: str) -> None:
+    """Stop a pipeline if it runs, and forget it with all that it kept."""
+    await master.remove(pipeline)
+
+
+@api("POST", "/pipelines/{pipeline}/stop", tag="pipelines", raises=(404, 409))
+async def stop_pipeline(master: Master, pipeline: str) -> views.PipelineView:
+    """Stop a pipeline: its source at once, the others when they have settled what was under way."""
+    return await master.stop(pipeline)
+
+
+@api("GET", "/pipelines/{pipeline}/profile", tag="pipelines", raises=(404,))
+def get_profile(master: Master, pipeline: str) -> list[ProfileEntry]:
+    """What is expected of each operator, in order; empty where nothing is."""
+    return [ProfileEntry.model_validate(entry) for entry in master.pipeline(pipeline).profile]
+
+
+@api("PUT", "/pipelines/{pipeline}/profile", tag="pipelines", raises=(404,))
+async def replace_profile(master: Master, pipeline: str, body: list[ProfileEntry]) -> list[ProfileEntry]:
+    """Say what is expected of each operator, in order."""
+    await master.update_profile(pipeline, [entry.model_dump(exclude_none=True) for entry in body])
+    return get_profile(master, pipeline)
+
+
+# -- operators
+
+
+@api("GET", "/pipelines/{pipeline}/operators", tag="operators", raises=(404,))
+def list_operators(master: Master, pipeline: str) -> list[views.OperatorView]:
+    """The operators of a pipeline, from source to sink."""
+    return master.pipeline(pipeline).operators
+
+
+@api("GET", "/pipelines/{pipeline}/operators/{operator}", tag="operators", raises=(404,))
+def get_operator(master: Master, pipeline: str, operator: Operator) -> views.OperatorView:
+    """One operator: where it runs and why there, its counters, its last failure."""
+    for view in list_operators(master, pipeline):
+        if view.name == operator:
+            return view
+    known = ", ".join(view.name for view in list_operators(master, pipeline))
+    raise NotFoundError(f"Pipeline {pipeline!r} has no operator {operator!r}; it has {known}.")
+
+
+@api("GET", "/pipelines/{pipeline}/operators/{operator}/last-output", tag="operators", raises=(404,))
+def get_last_output(master: Master, pipeline: str, operator: Operator) -> ValueView | None:
+    """The operator's last output; null before the first one, and when it is larger than 64 KiB."""
+    get_operator(master, pipeline, operator)
+    data = master.last_output(pipeline, operator)
+    return None if data is None else ValueView(**_shown(master, pipeline, data))
+
+
+@api("GET", "/pipelines/{pipeline}/operators/{operator}/outputs", tag="operators", raises=(404,))
+def follow_outputs(master: Master, pipeline: str, operator: Operator) -> AsyncIterator[OutputView]:
+    """Live outputs of an operator, from now on and until the pipeline is over."""
+    get_operator(master, pipeline, operator)  # raises here, before the stream's status is sent
+    return _outputs(master, pipeline, operator)
+
+
+async def _outputs(master: Master, pipeline: str, operator: str) -> AsyncIterator[OutputView]:
+    async for item in master.tail(pipeline, operator):
+        yield OutputView(**_shown(master, pipeline, item.value), skipped=item.skipped)
+
+
+@api("GET", "/pipelines/{pipeline}/operators/{operator}/set-aside", tag="operators", raises=(404, 409, 503))
+async def list_set_aside(master: Master, pipeline: str, operator: Operator) -> list[SetAsideMessage]:
+    """The messages whose function raised, each with its traceback."""
+    get_operator(master, pipeline, operator)
+    return [
+        SetAsideMessage(item.id, item.time, item.error, item.attempts, **_shown(master, pipeline, item.value))
+        for item in await master.set_aside(pipeline, operator)
+    ]
+
+
+@api("POST", "/pipelines/{pipeline}/operators/{operator}/set-aside/rerun", tag="operators", raises=(404, 409, 503))
+async def rerun_set_aside(master: Master, pipeline: str, operator: Operator, body: Chosen) -> Rerun:
+    """Run set-aside messages again; those that succeed go on their way."""
+    get_operator(master, pipeline, operator)
+    return Rerun(**await master.rerun(pipeline, operator, body.ids))
+
+
+@api("DELETE", "/pipelines/{pipeline}/operators/{operator}/set-aside", tag="operators", raises=(404, 409, 503))
+async def drop_set_aside(master: Master, pipeline: str, operator: Operator, id: list[str] | None = None) -> Dropped:
+    """Drop set-aside messages for good: those whose `id` is given, else all."""
+    get_operator(master, pipeline, operator)
+    return Dropped(**await master.drop(pipeline, operator, id))
+
+
+# -- what happened
+
+
+async def follow_events(
+    master: Master, pipeline: str | None = None, after: EventId | None = None, limit: int = 0
+) -> AsyncIterator[views.EventView]:
+    """Events from now on; with `after`, first those that are kept and newer than that one."""
+    live = master.subscribe_events()
+    seen = 0
+    for event in [] if after is None else master.events(pipeline, after, limit):
+        seen = event.id
+        yield event
+    async for event in live:
+        if event.id > seen and pipeline in (None, event.pipeline):
+            yield event
+
+
+@api("GET", "/events", tag="history", stream=follow_events)
+def list_events(
+    master: Master,
+    pipeline: str | None = None,
+    after: EventId | None = None,
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 1000,
+) -> list[views.EventView]:
+    """What happened, oldest first: the newest `limit` events with ids above `after`."""
+    return master.events(pipeline, after or 0, limit)
+
+
+async def follow_logs(
+    master: Master, pipeline: str, operator: str | None = None, tail: int = 0
+) -> AsyncIterator[views.LogLine]:
+    """The last `tail` lines, then lines as they are printed, until the pipeline is over."""
+    for line in await master.logs(pipeline, operator, tail) if tail else []:
+        yield line
+    async for line in master.follow_logs(pipeline, operator):
+        yield line
+
+
+@api("GET", "/pipelines/{pipeline}/logs", tag="history", raises=(404,), stream=follow_logs)
+async def get_logs(
+    master: Master,
+    pipeline: str,
+    operator: str | None = None,
+    tail: Annotated[int, Field(ge=0, le=100_000)] = 100,
+) -> list[views.LogLine]:
+    """The last `tail` lines that the pods of a pipeline, or of one operator, printed."""
+    return await master.logs(pipeline, operator, tail)
+
+
+# -- operations
+
+
+@health("GET", "/healthz", tag="operations")
+def get_health(master: Master) -> Health:
+    """Whether the process answers."""
+    return Health()
+
+
+@health("GET", "/readyz", tag="operations", raises=(503,))
+def get_readiness(master: Master) -> Health:
+    """Whether the master has its state and its loop runs."""
+    if not master.ready:
+        raise RequestError("The master isn't ready yet.", status=503)
+    return Health()
+
+
+@health("GET", "/metrics", tag="operations", media_type="text/plain; version=0.0.4; charset=utf-8")
+def get_metrics(master: Master) -> bytes:
+    """All metrics, for Prometheus."""
+    return master.metrics()
+
+
+def application(
+    master: Master, *, token: str, hosts: Collection[str] | None = None, max_body: int = MAX_BODY
+) -> web.Application:
+    """The aiohttp application. `hosts`: names that the Host header may have; None allows any."""
+    middlewares = [problems.middleware, guard.require_token(token, open_paths=OPEN_PATHS)]
+    if hosts is not None:
+        middlewares.insert(1, guard.require_host(hosts))
+    app = web.Application(middlewares=middlewares, client_max_size=max_body)
+    sse.setup(app)
+    for routes in (api, health):
+        routes.bind(app, master)
+    app.router.add_get("/openapi.json", _openapi, allow_head=False)
+    return app
+
+
+async def _openapi(request: web.Request) -> web.Response:
+    return web.Response(body=await asyncio.to_thread(openapi_document), content_type="application/json")
+
+
+def openapi_document() -> bytes:
+    """The OpenAPI document of this interface, as JSON."""
+    from nomad.master.http import openapi
+
+    return openapi.document(
+        [*api.operations, *health.operations],
+        title="Nomad",
+        version=__version__,
+        description="Pipelines of asyncio actors over edge, fog and cloud.",
+        open_paths=OPEN_PATHS,
+    )
+
+
+def _shown(master: Master, pipeline: str, data: bytes) -> dict[str, Any]:
+    """An encoded message as the fields `value` and `data`. A pickle is never opened here."""
+    pickled = master.pipeline(pipeline).codec == "pickle"
+    value = {"$pickle": len(data)} if pickled else codec.to_jsonable(data)
+    return {"value": value, "data": base64.b64encode(data).decode()}
