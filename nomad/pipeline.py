@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
+from nomad import units
 from nomad.callables import check_arity, check_callable, default_name, is_async, is_async_generator, is_generator, label
 from nomad.errors import PipelineError
 
@@ -121,8 +122,8 @@ class OperatorOptions(TypedDict, total=False):
 
     name: str | None
     """Unique in its pipeline; default: the function's own name."""
-    memory: str | None
-    """What the node must have free, with its unit, e.g. "256Mi" or "1.5G"; default "64Mi"."""
+    memory: str | float | None
+    """What the node must have free: "256Mi", "1.5GB", or a number of MiB; default 64."""
     requires: Iterable[str] | None
     """Labels that the node must have, e.g. {"gpu"}; default none."""
     on_error: str | None
@@ -336,16 +337,14 @@ def _name_option(value: Any) -> str:
     return value
 
 
-_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def memory_mb(value: Any) -> float:
-    """A quantity of memory such as "256Mi" or "1.5G" in MiB; raises `PipelineError`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]i|[kMGT])", value) if isinstance(value, str) else None
-    if match is None or float(match[1]) == 0:
-        units = ", ".join(_UNITS)
-        raise PipelineError(f"memory {value!r} is not valid: give a number with a unit ({units}), e.g. '256Mi'")
-    return float(match[1]) * _UNITS[match[2]] / 2**20
+def _memory_option(value: Any) -> float:
+    try:
+        size = units.memory_mb(value)
+    except ValueError as exc:
+        raise PipelineError(f"memory {exc}") from None
+    if size <= 0:
+        raise PipelineError(f"memory {value!r} is not valid: it must be above 0")
+    return size
 
 
 def _requires_option(value: Any) -> frozenset[str]:
@@ -394,7 +393,7 @@ def _is_number(value: Any) -> bool:
 
 _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "name": ("name", _name_option),
-    "memory": ("memory_mb", memory_mb),
+    "memory": ("memory_mb", _memory_option),
     "requires": ("requires", _requires_option),
     "on_error": ("on_error", _on_error_option),
     "retries": ("retries", _retries_option),

@@ -121,7 +121,7 @@ _KNOWN = frozenset(("enum", "nomad"))
 
 def _explain(exc: Exception, path: list[str], part: Any) -> str:
     what = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
-    place = f"its {', '.join(reversed(path))}, is of type {what}, which" if path else f"its type, {what},"
+    place = f"its {' -> '.join(path)} is of type {what}, which" if path else f"its type, {what},"
     return (
         f"{place} can't travel to another process ({type(exc).__name__}: {exc}). Create it inside the function, "
         "on its first call if it is costly, instead of capturing it"

@@ -76,7 +76,8 @@ class Recorder(cloudpickle.Pickler):  # type: ignore[misc]
             self.imports.setdefault(dist, set()).add(name.partition(".")[0])
         if found.origin is Origin.EXTENSION:
             raise BundleError(
-                f"it uses {name!r}, a compiled module that can't travel: install it as a package here and where operators run"
+                f"it uses {name!r}, a compiled module, which can't travel: "
+                "install it as a package, here and where the operators run"
             )
         if found.origin is Origin.LOCAL:
             module = sys.modules.get(name)
