@@ -1,0 +1,102 @@
+"""One writer, many readers, none of whom can hold up the writer or fill the memory.
+
+Used by runtimes (changes of pods) and the master (events, live outputs). A slow reader of a bounded
+subscription loses the oldest items, and is told how many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Generic, TypeVar
+from weakref import WeakSet
+
+T = TypeVar("T")
+
+
+class Subscription(AsyncIterator[T]):
+    """What one reader hasn't read yet. Iterate in one task; it ends when either side closes it."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._items: deque[T] = deque()
+        self._limit = limit
+        self._skipped = 0
+        self._closed = False
+        self._arrived = asyncio.Event()
+
+    def close(self) -> None:
+        """No more items; what has arrived can still be read. Idempotent."""
+        self._closed = True
+        self._arrived.set()
+
+    def take_skipped(self) -> int:
+        """How many items were lost since the last call, all of them before the next unread one."""
+        skipped, self._skipped = self._skipped, 0
+        return skipped
+
+    def skip(self, count: int) -> None:
+        """Count items that were lost before they came here."""
+        self._skipped += count
+
+    def put(self, item: T) -> None:
+        """Called by the `Fanout`."""
+        if self._closed:
+            return
+        if self._limit is not None and len(self._items) >= self._limit:
+            self._items.popleft()
+            self._skipped += 1
+        self._items.append(item)
+        self._arrived.set()
+
+    def __aiter__(self) -> Subscription[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while not self._items:
+            if self._closed:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._items.popleft()
+
+
+class Fanout(Generic[T]):
+    """Gives every item to all current subscriptions."""
+
+    def __init__(self) -> None:
+        self._subscriptions: WeakSet[Subscription[T]] = WeakSet()  # a forgotten reader costs nothing
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._subscriptions)
+
+    def subscribe(self, limit: int | None = None) -> Subscription[T]:
+        """Items from now on; at most `limit` unread ones are kept."""
+        subscription: Subscription[T] = Subscription(limit)
+        if self._closed:
+            subscription.close()
+        else:
+            self._subscriptions.add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription[T]) -> None:
+        """Take a reader out, at once."""
+        subscription.close()
+        self._subscriptions.discard(subscription)
+
+    def publish(self, item: T) -> None:
+        for subscription in list(self._subscriptions):
+            subscription.put(item)
+
+    def skip(self, count: int) -> None:
+        """Tell all readers that `count` items were lost on their way here."""
+        for subscription in list(self._subscriptions):
+            subscription.skip(count)
+
+    def close(self) -> None:
+        """End all subscriptions, and later ones at once."""
+        self._closed = True
+        for subscription in list(self._subscriptions):
+            subscription.close()
+        self._subscriptions.clear()

@@ -1,0 +1,1 @@
+"""Where pods come from: local processes, Kubernetes, and a scriptable fake for tests."""

@@ -1,0 +1,142 @@
+"""The runtime seam: where pods come from.
+
+A pod is one process (or one Kubernetes pod) that hosts one operator. A runtime starts, stops, lists
+and watches pods and knows its nodes; it doesn't know what a pipeline is. The master's loop is the
+only caller. `start` means *asked for*: whether a pod runs is told by `list` and `watch`, and by
+the pod itself once it has connected to the master's control address.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from nomad.control import Shape
+
+
+class PodPhase(StrEnum):
+    """What a runtime can see of a pod from outside."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class PodSpec:
+    """A pod to start."""
+
+    id: str
+    """Unique for ever: `<pipeline>.<operator>-e<epoch>`."""
+    pipeline: str
+    operator: str
+    epoch: int
+    node: str
+    control: str
+    """The address of the master's control listener."""
+    key: bytes
+    """32 bytes; the pod proves itself to the master with it, and the master to the pod."""
+    verify_key: bytes
+    """Raw Ed25519 public key (32 bytes) that signed bundles must match; given here and not over the control channel."""
+    master_timeout: float
+    """Seconds that the pod goes on without a master before it stops by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPod:
+    """A pod as the runtime sees it; the same type from every runtime."""
+
+    id: str
+    phase: PodPhase
+    node: str
+    epoch: int
+    pid: int | None = None
+    exit_code: int | None = None
+    """Negative: killed by that signal."""
+    reason: str = ""
+
+
+def reason_of(exit_code: int | None) -> str:
+    """How a process ended, in words."""
+    if exit_code is None:
+        return "ended while nobody watched it"
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    try:
+        return f"was killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"was killed by signal {-exit_code}"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A node that pods can be placed on."""
+
+    id: str
+    speed: float = 1.0
+    """Reference-seconds of work per second and core; 1.0 is one core of the reference machine."""
+    cores: float = 1.0
+    memory_mb: float = 1024.0
+    arch: str = ""
+    labels: frozenset[str] = frozenset()
+    python: str = ""
+    """`3.11`-style minor version of the pods there."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """The declared state of a directed link between two nodes."""
+
+    source: str
+    target: str
+    shape: Shape = field(default_factory=Shape)
+
+
+class Runtime(Protocol):
+    """What the master needs of the world; as few members as do."""
+
+    @property
+    def nodes(self) -> Sequence[NodeInfo]: ...
+
+    async def start(self, spec: PodSpec) -> None:
+        """Ask for a pod. Idempotent by `spec.id`. Raises `PodStartError` when it can't be started."""
+        ...
+
+    async def stop(self, pod_id: str, *, grace: float) -> None:
+        """Ask for a pod to end: politely, and after `grace` seconds by force. Unknown ids are fine."""
+        ...
+
+    async def list(self) -> Sequence[ObservedPod]:
+        """All pods of this runtime, including those that an earlier master process started, and lately ended ones."""
+        ...
+
+    def watch(self) -> AsyncIterator[ObservedPod]:
+        """Changes as they happen, from the call on (not from the first step on): call it, then `list`, then iterate."""
+        ...
+
+    async def logs(self, pod_id: str, *, tail: int | None = None) -> Sequence[str]:
+        """The last `tail` lines that the pod printed, oldest first; also of a pod that has ended."""
+        ...
+
+    def follow(self, pod_id: str) -> AsyncIterator[str]:
+        """Lines from now on, until the pod has ended."""
+        ...
+
+    def workdir(self, pipeline: str, operator: str) -> str:
+        """A folder that survives the operator's processes ("" when there is none)."""
+        ...
+
+    def listen_address(self, pod_id: str) -> str:
+        """Where a pod should listen for data links."""
+        ...
+
+    async def forget(self, pipeline: str) -> None:
+        """Delete what is left of a pipeline that has no running pods: work folders, logs, records."""
+        ...
+
+    async def close(self) -> None:
+        """Release what this object holds (watchers, tasks); pods go on."""
+        ...

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import asyncio
+
+from nomad.fanout import Fanout
+
+
+async def test_every_reader_gets_every_item_from_its_start_on() -> None:
+    fanout: Fanout[int] = Fanout()
+    fanout.publish(0)
+    first = fanout.subscribe()
+    fanout.publish(1)
+    second = fanout.subscribe()
+    fanout.publish(2)
+    fanout.close()
+    assert [item async for item in first] == [1, 2]
+    assert [item async for item in second] == [2]
+    assert [item async for item in fanout.subscribe()] == []
+
+
+async def test_a_slow_reader_loses_the_oldest_and_is_told() -> None:
+    fanout: Fanout[int] = Fanout()
+    reader = fanout.subscribe(limit=2)
+    for n in range(5):
+        fanout.publish(n)
+    fanout.skip(10)
+    assert (await anext(reader), reader.take_skipped(), reader.take_skipped()) == (3, 13, 0)
+
+
+async def test_a_waiting_reader_is_woken_by_an_item_and_by_the_end() -> None:
+    fanout: Fanout[int] = Fanout()
+    reader = fanout.subscribe()
+    waiting = asyncio.create_task(anext(reader, None))
+    await asyncio.sleep(0)
+    fanout.publish(1)
+    assert await waiting == 1
+    waiting = asyncio.create_task(anext(reader, None))
+    await asyncio.sleep(0)
+    fanout.unsubscribe(reader)
+    assert await waiting is None
+    assert len(fanout) == 0
+
+
+async def test_a_forgotten_reader_is_not_kept() -> None:
+    fanout: Fanout[int] = Fanout()
+    reader = fanout.subscribe()
+    assert len(fanout) == 1
+    del reader
+    assert len(fanout) == 0
