@@ -67,6 +67,10 @@ class Modules:
             return Found(Origin.HERE_AND_THERE)
         if top not in sys.stdlib_module_names or not _under(file, _stdlib()) or _under(file, _site_packages()):
             owners = [dist for dist in self._owners.get(top, ()) if file is None or _holds(dist, file)]
+            if (
+                not owners and file is not None and _under(file, _site_packages())
+            ):  # its distribution lists its modules wrongly
+                owners = _listing(file)
             if len(owners) > 1:  # a namespace package, or two distributions of the same library
                 own_file = _file(name)
                 owners = [dist for dist in owners if own_file is not None and _lists(dist, own_file)] or owners
@@ -179,3 +183,18 @@ def _lists(dist: str, file: Path) -> bool:
     from importlib.metadata import files
 
     return any(Path(str(entry.locate())).resolve() == file for entry in files(dist) or ())
+
+
+def _listing(file: Path) -> list[str]:
+    """The distributions that `file` was installed by, from the files that they list. Slow: tens of milliseconds."""
+    from importlib.metadata import distributions
+
+    name = file.name
+    return sorted(
+        {
+            dist.metadata["Name"]
+            for dist in distributions()
+            for entry in dist.files or ()
+            if entry.name == name and Path(str(entry.locate())).resolve() == file
+        }
+    )

@@ -53,6 +53,10 @@ class Recorder(cloudpickle.Pickler):  # type: ignore[misc]
             state = {key: value for key, value in vars(obj).items() if key not in _NOT_CARRIED}
             self.namespaces[id(vars(obj))] = vars(obj)
             return types.ModuleType, (obj.__name__,), state
+        if isinstance(obj, functools.cached_property):  # that of Python 3.11 holds a lock
+            return functools.cached_property, (obj.func,), {"attrname": obj.attrname}
+        if isinstance(obj, functools._lru_cache_wrapper) and (origin is Origin.LOCAL or module == "__main__"):
+            return cached, (obj.__wrapped__, obj.cache_parameters())
         reduced = super().reducer_override(obj)
         if reduced is not NotImplemented:
             if isinstance(obj, types.FunctionType):
@@ -97,6 +101,11 @@ class Recorder(cloudpickle.Pickler):  # type: ignore[misc]
                 self.body_imports[parent] = importlib.import_module(parent)
             except Exception as exc:  # importing runs the user's code, which may raise anything
                 raise BundleError(f"it imports {parent!r}, which fails: {type(exc).__name__}: {exc}") from exc
+
+
+def cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """`function` with an empty cache: what has been computed here stays here. Pickles call this by its name."""
+    return functools.lru_cache(**parameters)(function)
 
 
 _NOT_CARRIED = frozenset(("__builtins__", "__loader__", "__spec__", "__cached__"))
