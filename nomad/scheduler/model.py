@@ -128,7 +128,7 @@ class Infeasible:
     """There is no placement. A value, because it is an answer."""
 
     constraint: str
-    """What can't be met: "nodes", "pin", "requires" or "memory"; or "search" when it was given up, which proves nothing."""
+    """What can't be met: "nodes", "pin", "requires" or "memory"; or "search": given up, which proves nothing."""
     operator: str
     nearest: tuple[Lack, ...]
     """At most three, the nearest first."""
