@@ -1,0 +1,257 @@
+"""Calls the user's function: in the data loop, or in a thread from which results are handed over.
+
+A thread hands its results to the loop through a `Handoff`: one wake-up for however many values, and a bound
+on how many wait. Synchronous functions run in a plain thread; asynchronous ones in a thread with an event loop of
+their own, so that even one that blocks by mistake doesn't hold up the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from nomad.pipeline import Kind
+
+ASYNC_KINDS = (Kind.ASYNC, Kind.ASYNC_GENERATOR, Kind.ASYNC_PERIODIC, Kind.ASYNC_SOURCE_GENERATOR)
+GENERATOR_KINDS = (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
+
+
+class Stopped(BaseException):
+    """Unwinds a user's generator when the operator stops; a BaseException so that `except Exception` lets it pass."""
+
+
+class Handoff:
+    """Values on their way from a thread to the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int):
+        self.limit = limit
+        self.seconds = 0.0
+        """What the thread has spent in the function for what it has handed over; written when it finishes."""
+        self.error: BaseException | None = None
+        self.finished = False
+        self.calls = 0
+        """Values that a generator has been called for, the one that raised included."""
+        self.birth = 0
+        """`time.time_ns` when the oldest value that still waits was made."""
+        self._items: list[Any] = []
+        self._loop = loop
+        self._signalled = False
+        self._stopped = False
+        self._ready = asyncio.Event()
+        self._space = threading.Event()
+        self._async_space: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    # -- in the thread
+
+    def put(self, item: Any) -> None:
+        """Hand over a value; waits while `limit` values wait."""
+        self._append(item)
+        while len(self._items) >= self.limit and not self._stopped:
+            self._space.clear()
+            if len(self._items) >= self.limit and not self._stopped:
+                self._space.wait()
+        if self._stopped:
+            raise Stopped
+
+    async def put_async(self, item: Any) -> None:
+        """The same in a thread that runs a loop."""
+        self._append(item)
+        if self._async_space is None:
+            self._async_space = asyncio.get_running_loop(), asyncio.Event()
+        while len(self._items) >= self.limit and not self._stopped:
+            space = self._async_space[1]
+            space.clear()
+            if len(self._items) >= self.limit and not self._stopped:
+                await space.wait()
+        if self._stopped:
+            raise Stopped
+
+    def finish(self, error: BaseException | None, seconds: float) -> None:
+        """Nothing more comes."""
+        self.error, self.seconds, self.finished = error, seconds, True
+        self._signal()
+
+    # -- in the loop
+
+    async def wait(self) -> None:
+        """Until there is something to take, or it has finished."""
+        await self._ready.wait()
+
+    def take(self, most: int | None = None) -> list[Any]:
+        """Up to `most` values, oldest first."""
+        self._signalled = False
+        self._ready.clear()
+        count = len(self._items) if most is None else min(most, len(self._items))
+        taken = self._items[:count]
+        del self._items[:count]
+        if self._items or self.finished:
+            self._ready.set()
+        self._free()
+        return taken
+
+    @property
+    def waiting(self) -> int:
+        """Values that wait to be taken."""
+        return len(self._items)
+
+    def stop(self) -> None:
+        """Make the thread give up at its next value."""
+        self._stopped = True
+        self._free()
+
+    # -- inside
+
+    def _append(self, item: Any) -> None:
+        # Appending, slicing and deleting a list are atomic under the GIL, and only the loop removes.
+        if not self._items:
+            self.birth = time.time_ns()
+        self._items.append(item)
+        if not self._signalled:
+            self._signal()
+
+    def _signal(self) -> None:
+        self._signalled = True
+        self._loop.call_soon_threadsafe(self._ready.set)
+
+    def _free(self) -> None:
+        self._space.set()
+        if self._async_space is not None:
+            loop, event = self._async_space
+            loop.call_soon_threadsafe(event.set)
+
+
+class Worker:
+    """The thread in which a function runs. `close` asks it to end and doesn't wait for a call that hangs."""
+
+    def __init__(self, name: str, *, runs_loop: bool):
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._loop = asyncio.new_event_loop() if runs_loop else None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run `job` in the thread."""
+        self._jobs.put(job)
+
+    def submit_async(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run the coroutine in the thread's loop."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._start, job)
+
+    def close(self, timeout: float) -> bool:
+        """Ask the thread to end; whether it did within `timeout` seconds."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._jobs.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _start(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(job())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _run(self) -> None:
+        if self._loop is not None:
+            asyncio.set_event_loop(self._loop)
+            self._loop.run_forever()
+            for task in self._tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+            return
+        while (job := self._jobs.get()) is not None:
+            job()
+
+
+def start_calls(worker: Worker, kind: Kind, function: Callable[..., Any], values: Iterable[Any], out: Handoff) -> None:
+    """Call `function` for each value, in the worker.
+
+    Functions hand over one result per value, None included; generators pairs (number of the value, result).
+    It ends at the first error.
+    """
+    if kind in ASYNC_KINDS:
+        worker.submit_async(lambda: _timed_async(_calls_async(kind, function, values, out), out))
+    else:
+        worker.submit(lambda: _timed(lambda: _calls(kind, function, values, out), out))
+
+
+def start_source(worker: Worker, kind: Kind, function: Callable[..., Any], out: Handoff) -> None:
+    """Pull a generator source, or call a periodic one once, in the worker."""
+    if kind is Kind.ASYNC_SOURCE_GENERATOR:
+        worker.submit_async(lambda: _timed_async(_pull_async(function, out), out))
+    elif kind is Kind.ASYNC_PERIODIC:
+        worker.submit_async(lambda: _timed_async(_once_async(function, out), out))
+    elif kind is Kind.SOURCE_GENERATOR:
+        worker.submit(lambda: _timed(lambda: _pull(function, out), out))
+    else:
+        worker.submit(lambda: _timed(lambda: out.put(function()), out))
+
+
+def _timed(job: Callable[[], None], out: Handoff) -> None:
+    started = time.perf_counter()
+    error: BaseException | None = None
+    try:
+        job()
+    except Stopped:
+        pass
+    except BaseException as exc:  # a user's sys.exit() is an error of the message too; reported by the operator
+        error = exc
+    out.finish(error, time.perf_counter() - started)
+
+
+async def _timed_async(job: Coroutine[Any, Any, None], out: Handoff) -> None:
+    started = time.perf_counter()
+    error: BaseException | None = None
+    try:
+        await job
+    except Stopped:
+        pass
+    except BaseException as exc:  # as in _timed; cancellation happens at the thread's end only
+        error = exc
+    out.finish(error, time.perf_counter() - started)
+
+
+def _calls(kind: Kind, function: Callable[..., Any], values: Iterable[Any], out: Handoff) -> None:
+    put = out.put
+    if kind is Kind.GENERATOR:
+        for number, value in enumerate(values):
+            out.calls = number + 1
+            for result in function(value):
+                put((number, result))
+    else:
+        for value in values:
+            put(function(value))
+
+
+async def _calls_async(kind: Kind, function: Callable[..., Any], values: Iterable[Any], out: Handoff) -> None:
+    if kind is Kind.ASYNC_GENERATOR:
+        for number, value in enumerate(values):
+            out.calls = number + 1
+            async for result in function(value):
+                await out.put_async((number, result))
+    else:
+        for value in values:
+            await out.put_async(await function(value))
+
+
+def _pull(function: Callable[..., Any], out: Handoff) -> None:
+    put = out.put
+    for value in function():
+        put(value)
+
+
+async def _pull_async(function: Callable[..., Any], out: Handoff) -> None:
+    async for value in function():
+        await out.put_async(value)
+
+
+async def _once_async(function: Callable[..., Any], out: Handoff) -> None:
+    await out.put_async(await function())

@@ -1,0 +1,419 @@
+"""The process around one operator: `python -m nomad.actor`, started by a runtime.
+
+Three threads, so that no user function can hold up what must go on: the main thread's loop speaks with the master
+(heart-beats, orders), the data thread's loop runs links and actor, and the function's own thread runs
+whatever isn't known to be quick. The pod dials the master and goes on without it when it is away.
+
+Exit codes are part of the contract with the master:
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import enum
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from nomad import control
+from nomad.actor.instance import Instance
+from nomad.actor.operator import OperatorFailed
+from nomad.actor.source import Source, SourceFailed
+from nomad.clock import SystemClock
+from nomad.control import Assignment
+from nomad.delivery.codec import Codec
+from nomad.delivery.driver import shake_dialer
+from nomad.errors import DeliveryError, NomadError, PayloadError, TransportError, describe
+from nomad.transport import registry
+from nomad.transport.base import Connection
+
+T = TypeVar("T")
+
+HEARTBEAT = 1.0
+"""Seconds between heart-beats."""
+
+BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
+"""Seconds between attempts to reach the master."""
+
+TAP_ITEMS, TAP_BYTES, TAP_EVERY = 4096, 4 << 20, 0.02
+"""Outputs and their bytes that wait for the master while somebody looks on, and the seconds between messages; what is over is counted."""
+
+LAST_OUTPUT_BYTES = 64 * 1024
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a computing thread must let another one have the interpreter: bounds what it adds to the network's latency."""
+
+log = logging.getLogger(__name__)
+
+
+class Exit(enum.IntEnum):
+    """Why the process ended. Anything else, or a signal, is a crash, and the operator is started again."""
+
+    STOPPED = 0
+    """As asked."""
+    CRASHED = 1
+    """A generator source raised, or something of ours did."""
+    CODE = 3
+    """The operator's code could not be verified or loaded; starting it again wouldn't help."""
+    FAILED = 4
+    """A message failed under on_error="fail", or the input can't be decoded."""
+    ABANDONED = 5
+    """No master for longer than agreed."""
+
+
+assert __doc__ is not None
+__doc__ += "\n".join(f"    {code.value}  {code.name.lower()}" for code in Exit)
+
+
+class Host:
+    """The pod: waits for its assignment, runs it, and reports."""
+
+    def __init__(self, boot: dict[str, Any]):
+        self._pod: str = boot["pod"]
+        self._epoch: int = boot["epoch"]
+        self._control: str = boot["control"]
+        self._key = bytes.fromhex(boot["key"])
+        self._verify_key = bytes.fromhex(boot["verify_key"])
+        self._master_timeout: float = boot["master_timeout"]
+        self._data = DataThread()
+        self._conn: Connection | None = None
+        self._instance: Instance | None = None
+        self._ready: dict[str, Any] | None = None
+        self._finished = False
+        self._exit: asyncio.Future[Exit] | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._taps = Taps()
+        self._requests: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> Exit:
+        """Until the pod is to end; why it did."""
+        loop = asyncio.get_running_loop()
+        self._exit = loop.create_future()
+        loop.add_signal_handler(signal.SIGTERM, self._end, Exit.STOPPED)
+        tasks = [asyncio.create_task(job) for job in (self._talk(), self._beat(), self._forward())]
+        try:
+            return await self._exit
+        finally:
+            if self._work is not None:
+                tasks.append(self._work)
+            for task in (*tasks, *self._requests):
+                task.cancel()
+            await asyncio.gather(*tasks, *self._requests, return_exceptions=True)
+            if self._conn is not None:
+                await self._conn.close()
+
+    def close(self) -> bool:
+        """Stop the data plane; False when a call of the user's function hangs."""
+        instance = self._instance
+        ended = True
+        if instance is not None:
+            ended = self._data.call(instance.close()).result()
+        self._data.close()
+        return ended
+
+    # -- talking with the master
+
+    async def _talk(self) -> None:
+        """Keep a connection to the master, for as long as it may be away."""
+        backoff, alone_since = BACKOFF_FIRST, time.monotonic()
+        while True:
+            try:
+                conn = await registry.connect(self._control)
+                try:
+                    hello = {"epoch": self._epoch, "pid": os.getpid()}
+                    await shake_dialer(conn, self._key, self._pod, hello)
+                    self._conn, backoff = conn, BACKOFF_FIRST
+                    self._send_state()
+                    while True:
+                        for frame in await conn.recv():
+                            self._receive(control.unpack(bytes(frame[0])))
+                finally:
+                    if self._conn is conn:
+                        self._conn, alone_since = None, time.monotonic()
+                    conn.abort()
+            except (TransportError, DeliveryError) as exc:
+                log.debug("no master at %s: %s", self._control, exc)
+            if time.monotonic() - alone_since > self._master_timeout:
+                print(f"nomad: no master for {self._master_timeout:g} s, stopping", file=sys.stderr, flush=True)
+                self._end(Exit.ABANDONED)
+            await asyncio.sleep(min(backoff, max(0.05, self._master_timeout / 4)))
+            backoff = min(BACKOFF_MOST, backoff * 2)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """Tell the master, if it is there."""
+        if self._conn is not None and not self._conn.closed:
+            try:
+                self._conn.write([(control.pack(message),)])
+            except TransportError:
+                return  # `_talk` sees the same and dials again
+
+    def _send_state(self) -> None:
+        """What a master must know that has just been connected to, perhaps a new one."""
+        if self._ready is not None:
+            self._send(self._ready)
+            self._send_stats()
+        if self._finished:
+            self._send({"type": "finished"})
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "assign" and self._work is None:
+            self._work = asyncio.create_task(self._work_on(control.assignment_from(message)))
+        elif kind == "peers" and self._instance is not None:
+            peers = [control.peer_from(p) for p in message["links"]]
+            self._data.run(self._instance.set_peers, peers)
+        elif kind == "stop":
+            self._stop(bool(message["drain"]), float(message["grace"]))
+        elif kind == "request":
+            task = asyncio.create_task(self._answer(message))
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)
+
+    async def _answer(self, message: dict[str, Any]) -> None:
+        try:
+            value = await self._do(message["method"], message.get("args") or {})
+            self._send({"type": "reply", "id": message["id"], "ok": True, "value": value})
+        except (NomadError, KeyError, TypeError) as exc:
+            self._send({"type": "reply", "id": message["id"], "ok": False, "error": describe(exc)})
+
+    async def _do(self, method: str, args: dict[str, Any]) -> Any:
+        instance = self._instance
+        if instance is None:
+            raise NomadError("the operator is not ready yet")
+        if method == "last_output":
+            last = instance.meter.last
+            return None if last is None else Codec(mode=instance.codec.mode).encode_one(last)
+        if method == "set_aside":
+            return await self._data.on_loop(instance.set_aside)
+        if method == "rerun":
+            return await asyncio.wrap_future(self._data.call(instance.rerun(args.get("ids"))))
+        if method == "drop":
+            return await self._data.on_loop(lambda: instance.drop(args.get("ids")))
+        if method == "tap":
+            instance.meter.tap = self._tap if args["on"] else None
+            return {}
+        if method == "cut":
+            return await self._data.on_loop(instance.cut)
+        raise NomadError(f"a pod doesn't know the request {method!r}")
+
+    # -- the operator
+
+    async def _work_on(self, assignment: Assignment) -> None:
+        try:
+            loaded = await asyncio.to_thread(self._load, assignment)
+        except NomadError as exc:
+            self._fail(exc, Exit.CODE)
+            return
+        try:
+            instance = await self._data.on_loop(lambda: Instance(assignment, loaded, SystemClock()))
+            address = await asyncio.wrap_future(self._data.call(instance.start()))
+            self._instance = instance
+            self._ready = {"type": "ready", "address": address, "pid": os.getpid()}
+            self._send_state()
+            await asyncio.wrap_future(self._data.call(instance.run()))
+        except SourceFailed as exc:
+            self._fail(exc, Exit.CRASHED)
+        except OperatorFailed as exc:
+            self._fail(exc, Exit.FAILED)
+        except Exception as exc:  # whatever it is, the master and the user are to see it
+            self._fail(exc, Exit.CRASHED)
+        else:
+            if isinstance(instance.actor, Source) and instance.actor.draining:
+                self._end(Exit.STOPPED)
+                return
+            self._finished = True
+            self._send_stats()
+            self._send({"type": "finished"})
+
+    def _load(self, assignment: Assignment) -> Any:
+        from nomad.bundle import load_operator
+
+        return load_operator(
+            assignment.manifest,
+            assignment.signature,
+            self._verify_key,
+            assignment.operator,
+            assignment.code,
+            assignment.types,
+        )
+
+    def _fail(self, exc: BaseException, code: Exit) -> None:
+        cause = exc.__cause__ if isinstance(exc, OperatorFailed) and exc.__cause__ is not None else exc
+        error = {**describe(cause), "message": str(exc)}
+        print(error["traceback"], file=sys.stderr, flush=True)
+        self._send_stats()
+        self._send({"type": "failed", "error": error, "fatal": code in (Exit.CODE, Exit.FAILED)})
+        self._end(code)
+
+    def _stop(self, drain: bool, grace: float) -> None:
+        instance = self._instance
+        if drain and instance is not None and isinstance(instance.actor, Source) and not self._finished:
+            self._data.run(instance.actor.drain)
+            asyncio.get_running_loop().call_later(grace, self._end, Exit.STOPPED)
+        else:
+            self._end(Exit.STOPPED)
+
+    def _end(self, code: Exit) -> None:
+        if self._exit is not None and not self._exit.done():
+            self._exit.set_result(code)
+
+    # -- reporting
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            self._send_stats()
+
+    def _send_stats(self) -> None:
+        if self._instance is None or self._conn is None:
+            return
+        stats = self._instance.stats()
+        stats.rss = _resident()
+        stats.cpu = time.process_time()
+        stats.last_output = self._last_output(self._instance)
+        self._send({"type": "heartbeat", "stats": asdict(stats), "error": self._instance.meter.last_error})
+
+    def _last_output(self, instance: Instance) -> bytes | None:
+        last, size = instance.meter.last, instance.outbox.output_bytes
+        if last is None or (size or 0) > LAST_OUTPUT_BYTES or getattr(last, "nbytes", 0) > LAST_OUTPUT_BYTES:
+            return None
+        try:
+            data = Codec(mode=instance.codec.mode).encode_one(last)
+        except PayloadError:
+            return None
+        return data if len(data) <= LAST_OUTPUT_BYTES else None
+
+    def _tap(self, values: list[Any]) -> None:
+        """Called in the data thread."""
+        assert self._instance is not None
+        self._taps.put(values, self._instance.codec)
+
+    async def _forward(self) -> None:
+        while True:
+            await asyncio.sleep(TAP_EVERY if self._taps.busy else TAP_EVERY * 2)
+            items, skipped = self._taps.take()
+            if items or skipped:
+                self._send({"type": "outputs", "items": items, "skipped": skipped})
+
+
+class Taps:
+    """Outputs on their way to somebody who looks on; from the data thread to the main one."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self._items: deque[bytes] = deque()
+        self._bytes = 0
+        self._skipped = 0
+
+    def put(self, values: list[Any], codec: Codec) -> None:
+        """Keep what there is room for, encoded."""
+        self.busy = True
+        for number, value in enumerate(values):
+            if len(self._items) >= TAP_ITEMS or self._bytes >= TAP_BYTES:
+                self._skipped += len(values) - number
+                return
+            try:
+                data = codec.encode_one(value)
+            except PayloadError:
+                self._skipped += 1
+                continue
+            self._items.append(data)
+            self._bytes += len(data)
+
+    def take(self) -> tuple[list[bytes], int]:
+        """All that waits, and how many were skipped since the last time."""
+        items = [self._items.popleft() for _ in range(len(self._items))]
+        skipped, self._skipped, self._bytes = self._skipped, 0, 0
+        return items, skipped
+
+
+class DataThread:
+    """The thread with the loop in which links and actor live."""
+
+    def __init__(self) -> None:
+        self._loop = new_loop()
+        self._thread = threading.Thread(target=self._run, name="data", daemon=True)
+        self._thread.start()
+
+    def call(self, job: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine there."""
+        return asyncio.run_coroutine_threadsafe(job, self._loop)
+
+    def run(self, job: Callable[..., None], *args: Any) -> None:
+        """Call a function there, without waiting."""
+        self._loop.call_soon_threadsafe(job, *args)
+
+    async def on_loop(self, job: Callable[[], T]) -> T:
+        """Call a function there, and wait for its result."""
+
+        async def wrapped() -> T:
+            return job()
+
+        return await asyncio.wrap_future(self.call(wrapped()))
+
+    def close(self) -> None:
+        """End the loop and wait for the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """A uvloop where it exists, asyncio's own loop elsewhere."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def main() -> None:
+    """Run the pod that the environment describes; doesn't return."""
+    boot = json.loads(os.environ.pop("NOMAD_POD"))
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    _keep_large_buffers()
+    host = Host(boot)
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        code = runner.run(host.run())
+    ended = host.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not ended:
+        os._exit(code)  # a function that hangs in its thread would keep the interpreter from ending
+    sys.exit(code)
+
+
+def _keep_large_buffers() -> None:
+    """Let glibc reuse large buffers instead of returning them: page faults of fresh ones cost more than the copies."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    mallopt(m_mmap_threshold, 32 << 20)
+    mallopt(m_trim_threshold, 64 << 20)
+
+
+def _resident() -> int:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,202 @@
+"""One instance of an operator: its links, its actor and its thread, put together from an assignment.
+
+Lives in one event loop: the data loop of `nomad.actor.host`, or a test's own. Knows nothing of the master.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from nomad.actor.execute import ASYNC_KINDS, Worker
+from nomad.actor.journal import Journal
+from nomad.actor.meter import Meter
+from nomad.actor.operator import Operator
+from nomad.actor.outbox import Outbox
+from nomad.actor.setaside import SetAside
+from nomad.actor.source import Source
+from nomad.bundle import LoadedOperator
+from nomad.clock import Clock
+from nomad.control import Assignment, LinkPeer, PodStats
+from nomad.delivery.codec import Codec
+from nomad.delivery.driver import InLink, InPort, OutLink
+from nomad.delivery.frames import NOWHERE
+from nomad.delivery.receiver import Receiver
+from nomad.delivery.sender import Sender
+
+CLOSE_SECONDS = 0.5
+"""How long a call of the user's function may take to return when the instance closes."""
+
+
+class Instance:
+    """`start`, then `run`; `close` in any case."""
+
+    def __init__(self, assignment: Assignment, loaded: LoadedOperator, clock: Clock):
+        self.spec = loaded.spec
+        self.meter = Meter(assignment.speed)
+        self.codec = Codec(loaded.types, loaded.codec)
+        self._assignment = assignment
+        self._clock = clock
+        self._ins: dict[str, InLink] = {}
+        self._outs: dict[str, OutLink] = {}
+        final = bool(assignment.links) and all(peer.direction == "in" for peer in assignment.links)
+        path = self._file("journal") if final else None
+        self._journal = Journal(path) if path else None
+        for peer in assignment.links:
+            self._add(peer)
+        self.outbox = Outbox(list(self._outs.values()), self.codec, copy=loaded.spec.copy_outputs)
+        self._worker = Worker(f"{loaded.spec.name} function", runs_loop=loaded.spec.kind in ASYNC_KINDS)
+        self._set_aside = SetAside(self._file("set-aside.db"))
+        self.meter.set_aside(self._set_aside.count)
+        self._port = InPort(self._ins)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.actor: Operator | Source = self._actor(loaded)
+
+    async def start(self) -> str | None:
+        """Listen and dial; the address that peers should dial, None for a source. Raises `TransportError`."""
+        address = await self._port.listen(self._assignment.listen) if self._ins else None
+        for link in self._outs.values():
+            self._tasks.append(asyncio.create_task(link.run(), name=f"link {link.sender.link}"))
+        self.set_peers(self._assignment.links)
+        return address
+
+    async def run(self) -> None:
+        """Work until cancelled, or until a source has ended and all it sent is settled. Raises `OperatorFailed`."""
+        await self.actor.run()
+
+    def set_peers(self, peers: list[LinkPeer]) -> None:
+        """Where the peers are now, and how emulated links behave."""
+        for peer in peers:
+            if peer.direction == "out":
+                self._outs[peer.link].set_peer(peer.address, peer.peer_epoch, peer.shape)
+            else:
+                self._ins[peer.link].set_peer(peer.peer_epoch, peer.shape)
+
+    async def rerun(self, ids: list[int] | None) -> dict[str, int]:
+        """Run messages that were set aside once more."""
+        if isinstance(self.actor, Source):
+            return {"ran": 0, "failed": 0}
+        return await self.actor.rerun(ids)
+
+    def set_aside(self) -> list[dict[str, Any]]:
+        """The messages set aside, oldest first."""
+        return [r.as_data() for r in self._set_aside.records()]
+
+    def drop(self, ids: list[int] | None) -> dict[str, int]:
+        """Forget messages that were set aside."""
+        dropped = self._set_aside.remove(ids)
+        self.meter.set_aside(self._set_aside.count)
+        return {"dropped": dropped}
+
+    def cut(self) -> None:
+        """Break all connections, as a fault would; they come back by themselves."""
+        for link in self._links():
+            link.cut()
+
+    async def close(self) -> bool:
+        """Close everything; False when the user's function hangs in its thread, which only the end of the process can end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._port.close()
+        ended = await asyncio.to_thread(self._worker.close, CLOSE_SECONDS)
+        self._set_aside.close()
+        if ended and self._journal is not None:
+            self._journal.close()
+        return ended
+
+    def stats(self) -> PodStats:
+        """Counters and samples now; may be called from another thread."""
+        stats, meter = self.meter.stats, self.meter
+        ins = [link.receiver for link in self._ins.values()]
+        outs = [link.sender for link in self._outs.values()]
+        stats.queue_messages, stats.queue_bytes = self.actor.queued
+        stats.unacked_messages = sum(s.unsettled[0] for s in outs)
+        stats.unacked_bytes = sum(s.unsettled[1] for s in outs)
+        stats.received = sum(r.accepted for r in ins)
+        stats.duplicates = sum(r.duplicates for r in ins)
+        stats.fenced = sum(link.fenced for link in self._links())
+        stats.reconnects = sum(link.reconnects for link in self._links())
+        if isinstance(self.actor, Operator):
+            stats.mode = "inline" if self.actor.mode.inline else "thread"
+            service = self.actor.mode.service_time
+        else:
+            stats.processed = stats.emitted
+            service = self.actor.service_time
+        stats.service_time = None if service is None else service * meter.slowdown
+        stats.output_bytes = self.outbox.output_bytes
+        stats.busy = meter.busy_share()
+        stats.latency_p50, stats.latency_p99 = meter.latencies()
+        stats.paused = meter.paused
+        stats.links = [
+            _link(link.receiver.link, "in", link.receiver.machine.state, link.connected, None, link.receiver.unsettled)
+            for link in self._ins.values()
+        ] + [
+            _link(
+                link.sender.link,
+                "out",
+                link.sender.machine.state,
+                link.connected,
+                link.sender.rtt,
+                link.sender.unsettled,
+            )
+            for link in self._outs.values()
+        ]
+        return stats
+
+    def _links(self) -> list[InLink | OutLink]:
+        return [*self._ins.values(), *self._outs.values()]
+
+    def _add(self, peer: LinkPeer) -> None:
+        mine = self._assignment
+        if peer.direction == "out":
+            sender = Sender(peer.link, mine.epoch)
+            self._outs[peer.link] = OutLink(sender, mine.link_key, self._clock, self._changed)
+            return
+        receiver = Receiver(
+            peer.link,
+            mine.epoch,
+            window_messages=mine.window_messages,
+            window_bytes=mine.window_bytes,
+            received=self._journal.position if self._journal else NOWHERE,
+        )
+        self._ins[peer.link] = InLink(receiver, mine.link_key, self._clock, self._changed)
+
+    def _actor(self, loaded: LoadedOperator) -> Operator | Source:
+        spec, clock = loaded.spec, self._clock
+        if not self._ins:
+            return Source(spec, loaded.function, self.outbox, self._worker, self.meter, clock, self._assignment.epoch)
+        (inbox,) = self._ins.values()
+        return Operator(
+            spec,
+            loaded.function,
+            inbox,
+            self.outbox,
+            self.codec,
+            self._worker,
+            self.meter,
+            self._set_aside,
+            self._journal,
+            clock,
+        )
+
+    def _changed(self) -> None:
+        self.actor.wake()
+
+    def _file(self, name: str) -> str | None:
+        return os.path.join(self._assignment.workdir, name) if self._assignment.workdir else None
+
+
+def _link(
+    link: str, direction: str, state: str, connected: bool, rtt: float | None, unsettled: tuple[int, int]
+) -> dict[str, Any]:
+    return {
+        "link": link,
+        "direction": direction,
+        "state": str(state),
+        "connected": connected,
+        "rtt": rtt,
+        "unsettled_messages": unsettled[0],
+        "unsettled_bytes": unsettled[1],
+    }

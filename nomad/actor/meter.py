@@ -1,0 +1,84 @@
+"""What an actor counts and samples; heart-beats read it from another thread. Cheap: called per chunk, not per message."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nomad.control import PodStats
+from nomad.errors import describe
+
+STRETCH_LEAST = 0.001
+"""Seconds of emulated slowness that are saved up before a sleep: timers aren't finer."""
+
+
+class Meter:
+    """Counters of one process of one operator. `speed` is that of the emulated node, 1.0 or more is full speed."""
+
+    def __init__(self, speed: float = 1.0):
+        self.stats = PodStats()
+        self.paused = False
+        self.last: Any = None
+        """The newest output, None before the first."""
+        self.last_error: dict[str, str] | None = None
+        """The newest failure of a message."""
+        self.tap: Callable[[list[Any]], None] | None = None
+        """Gets every list of outputs while somebody looks on; must not block."""
+        self.slowdown = max(1.0, 1.0 / speed)
+        self._latencies: deque[float] = deque(maxlen=512)
+        self._debt = 0.0
+        self._busy = 0.0
+        self._busy_since = (time.monotonic(), 0.0)
+
+    def called(self, calls: int, seconds: float) -> None:
+        """`calls` messages were worked off in `seconds`."""
+        self.stats.processed += calls
+        self._busy += seconds * self.slowdown
+
+    def emitted(self, values: list[Any]) -> None:
+        """These values were returned."""
+        if not values:
+            return
+        self.stats.emitted += len(values)
+        self.last = values[-1]
+        if self.tap is not None:
+            self.tap(values)
+
+    def failed(self, error: BaseException, *, retried: bool) -> None:
+        """A call raised."""
+        self.stats.failed += 1
+        self.stats.retried += retried
+        self.last_error = describe(error)
+
+    def set_aside(self, count: int) -> None:
+        """So many messages are set aside now."""
+        self.stats.set_aside = count
+
+    def worked(self, birth: int) -> None:
+        """A chunk is done whose first message was born at `birth` (nanoseconds since the epoch)."""
+        if birth:
+            self._latencies.append(max(0.0, (time.time_ns() - birth) / 1e9))
+
+    def stretch(self, seconds: float) -> float:
+        """Seconds to sleep now, so that `seconds` of work have taken as long as on the emulated node."""
+        self._debt += seconds * (self.slowdown - 1.0)
+        if self._debt < STRETCH_LEAST:
+            return 0.0
+        debt, self._debt = self._debt, 0.0
+        return debt
+
+    def latencies(self) -> tuple[float | None, float | None]:
+        """Median and 99th percentile of the recent latencies, in seconds."""
+        samples = sorted(self._latencies)
+        if not samples:
+            return None, None
+        return samples[len(samples) // 2], samples[min(len(samples) - 1, int(len(samples) * 0.99))]
+
+    def busy_share(self) -> float | None:
+        """Share of the time since the last call of this method that the function ran."""
+        now = time.monotonic()
+        since, before = self._busy_since
+        self._busy_since = (now, self._busy)
+        return min(1.0, (self._busy - before) / (now - since)) if now > since else None

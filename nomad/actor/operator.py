@@ -1,0 +1,376 @@
+"""The actor of an operator that has an input: takes chunks from its inbox, calls the function, emits, settles.
+
+Runs in the data loop of `nomad.actor.host`. Everything here is per chunk, never per message, but for what the
+user's function itself costs. It knows links only through their `InLink` and the `Outbox`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nomad.actor.execute import GENERATOR_KINDS, Handoff, Worker, start_calls
+from nomad.actor.journal import Journal
+from nomad.actor.meter import Meter
+from nomad.actor.mode import Mode
+from nomad.actor.outbox import BATCH_MESSAGES, Outbox
+from nomad.actor.progress import Batches, Chunk
+from nomad.actor.setaside import SetAside
+from nomad.clock import Clock
+from nomad.delivery.codec import Codec
+from nomad.delivery.driver import InLink
+from nomad.delivery.receiver import Batch
+from nomad.errors import NomadError, PayloadError, describe
+from nomad.pipeline import Kind, OnError, OperatorSpec
+
+INLINE_SPAN = 0.002
+"""Seconds of inline calls after which the loop gets its turn."""
+
+THREAD_SPAN = 0.01
+"""Seconds of calls that are handed to the thread at a time."""
+
+RETRY_FIRST, RETRY_MOST = 0.1, 5.0
+"""Seconds between attempts under on_error="retry", doubled from the first to the most."""
+
+
+class OperatorFailed(NomadError):
+    """A message's function raised under on_error="fail", or its input can't be decoded; ends the pipeline."""
+
+
+class Operator:
+    """One operator at work. `run` until cancelled; `wake` after anything changed."""
+
+    def __init__(
+        self,
+        spec: OperatorSpec,
+        function: Callable[..., Any],
+        inbox: InLink,
+        outbox: Outbox,
+        codec: Codec,
+        worker: Worker,
+        meter: Meter,
+        set_aside: SetAside,
+        journal: Journal | None,
+        clock: Clock,
+    ):
+        self.spec = spec
+        self.set_aside = set_aside
+        self.mode = Mode(allowed=spec.kind is Kind.FUNCTION)
+        self._function = function
+        self._in = inbox
+        self._out = outbox
+        self._codec = codec
+        self._worker = worker
+        self._meter = meter
+        self._journal = journal
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._batch: Batch | None = None
+        self._batches: Batches | None = None
+        self._processed = inbox.receiver.complete
+        self._reruns: deque[tuple[list[int] | None, asyncio.Future[dict[str, int]]]] = deque()
+        self._entered = False
+
+    def wake(self) -> None:
+        """Something arrived, was acknowledged, or was asked for."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises `OperatorFailed`."""
+        while True:
+            self._wake.clear()
+            if self._reruns and self._out.greeted:
+                await self._rerun_next()
+            chunk = self._next()
+            if chunk is None:
+                self._settle()
+                await self._wake.wait()
+            else:
+                await self._work(chunk)
+
+    async def rerun(self, ids: list[int] | None) -> dict[str, int]:
+        """Run messages that were set aside once more, between two chunks: how many ran, and how many failed again."""
+        done: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
+        self._reruns.append((ids, done))
+        self.wake()
+        return await done
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Messages and bytes received and not yet worked off."""
+        messages, nbytes = self._in.receiver.queued
+        return messages + (self._batches.left if self._batches else 0), nbytes
+
+    # -- one chunk
+
+    def _next(self) -> Chunk | None:
+        room = self._out.room
+        self._meter.paused = room <= 0 and bool(self._batches or self._in.receiver.inbox)
+        if room <= 0 or not self._out.greeted:
+            return None
+        while not self._batches:
+            self._finish_batch()
+            if not self._in.receiver.inbox:
+                return None
+            self._batch = batch = self._in.receiver.inbox.popleft()
+            self._batches = Batches(batch.data, batch.skip, self._decode(batch))
+            if not self._entered and self._batches:
+                self._entered = True
+                for link in self._out.links:
+                    self._out.numbering.resume(link.sender.resume_after)
+                self._out.numbering.enter(self._batches.position)
+        return self._batches.take(min(room, self._chunk_size()))
+
+    def _decode(self, batch: Batch) -> list[Any]:
+        if not batch.data.count:
+            return []
+        try:
+            return self._codec.decode(batch.data.body, batch.data.buffers)
+        except PayloadError as exc:
+            raise OperatorFailed(f"operator {self.spec.name} can't read its input: {exc}") from exc
+
+    def _chunk_size(self) -> int:
+        assert self._batches is not None
+        if self.set_aside.covers(self._batches.position.origin):
+            return 1
+        each = self.mode.service_time
+        if each is None:
+            return 1
+        span = INLINE_SPAN if self.mode.inline else THREAD_SPAN
+        return max(1, min(BATCH_MESSAGES, int(span / each) if each > 0 else BATCH_MESSAGES))
+
+    async def _work(self, chunk: Chunk) -> None:
+        if len(chunk.values) == 1 and self.set_aside.holds(chunk.position(0)):
+            return
+        at = 0
+        while at < len(chunk.values):
+            inline = self.mode.inline
+            called, seconds, error = self._call_inline(chunk, at) if inline else await self._call_thread(chunk, at)
+            if called:
+                self.mode.observe(called, seconds)
+            at += called
+            if error is not None:
+                await self._failed(chunk, at - 1, error)
+            await self._stretch(seconds)
+            if inline:
+                await asyncio.sleep(0)
+        self._meter.worked(chunk.birth)
+        if not self._batches:
+            self._finish_batch()
+            self._settle()
+
+    def _call_inline(self, chunk: Chunk, at: int) -> tuple[int, float, BaseException | None]:
+        """Calls made, seconds they took, and the error of the last."""
+        results: list[Any] = []
+        error: BaseException | None = None
+        values = chunk.values[at:] if at else chunk.values
+        started = time.perf_counter()
+        try:
+            if self._journal is None:
+                # If a call raises, `extend` has kept the results of those before it.
+                results.extend(map(self._function, values))
+            else:
+                self._call_journaled(self._journal, chunk, at, values, results)
+        except (Exception, SystemExit) as exc:
+            error = exc
+        seconds = time.perf_counter() - started
+        called = len(results) + (error is not None)
+        self._meter.called(called, seconds)
+        self._emit(chunk, at, results)
+        return called, seconds, error
+
+    def _call_journaled(self, journal: Journal, chunk: Chunk, at: int, values: list[Any], results: list[Any]) -> None:
+        function, add = self._function, results.append
+        if isinstance(chunk.origins, range) and (slot := journal.slot()) is not None:
+            page, number = slot
+            for value, origin in zip(values, chunk.origins[at:], strict=True):
+                add(function(value))
+                page[number] = origin
+            return
+        for k, value in enumerate(values, at):
+            add(function(value))
+            journal.mark(chunk.position(k))
+
+    async def _call_thread(self, chunk: Chunk, at: int) -> tuple[int, float, BaseException | None]:
+        kind = self.spec.kind
+        out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
+        values = chunk.values[at:] if at else chunk.values
+        function = self._function
+        if self._journal is not None:
+            function = _journaled(kind, function, self._journal, chunk, at)
+        start_calls(self._worker, kind, function, values, out)
+        called = 0
+        try:
+            while not (out.finished and not out.waiting):
+                await out.wait()
+                while (room := self._out.room) <= 0 and out.waiting:
+                    self._meter.paused = True
+                    self._wake.clear()
+                    await self._wake.wait()
+                self._meter.paused = False
+                results = out.take(room)
+                if kind in GENERATOR_KINDS:
+                    self._emit_many(chunk, at, results)
+                else:
+                    self._emit(chunk, at + called, results)
+                    called += len(results)
+        finally:
+            out.stop()
+        if kind in GENERATOR_KINDS:
+            called = out.calls
+        elif out.error is not None:
+            called += 1
+        self._meter.called(called, out.seconds)
+        return called, out.seconds, out.error
+
+    def _emit(self, chunk: Chunk, at: int, results: list[Any]) -> None:
+        """Results of the values from number `at` on, one each; None is none."""
+        if not results:
+            return
+        end = at + len(results)
+        values = [r for r in results if r is not None]
+        if values:
+            if len(values) == len(results):
+                kept: Sequence[int] = range(at, end)
+            else:
+                kept = [k for k, r in enumerate(results, at) if r is not None]
+            self._send(chunk, kept, values, chunk.complete_before(end))
+
+    def _emit_many(self, chunk: Chunk, at: int, results: list[tuple[int, Any]]) -> None:
+        """Results of a generator, each with the number of its value."""
+        pairs = [(at + k, r) for k, r in results if r is not None]
+        if pairs:
+            kept = [k for k, _ in pairs]
+            self._send(chunk, kept, [r for _, r in pairs], chunk.origins[kept[-1]] - 1)
+
+    def _send(self, chunk: Chunk, kept: Sequence[int], values: list[Any], complete: int) -> None:
+        self._meter.emitted(values)
+        if not self._out.links:
+            return
+        for bad in self._out.emit(values, chunk.owners(kept), chunk.birth, complete):
+            self._keep_aside(chunk, kept[bad.number], bad.error, 1)
+
+    # -- errors
+
+    async def _failed(self, chunk: Chunk, k: int, error: BaseException) -> None:
+        """Value `k` raised: retry it, set it aside or fail, as the operator says."""
+        attempts = 1
+        while self.spec.on_error is OnError.RETRY and attempts <= self.spec.retries:
+            self._meter.failed(error, retried=True)
+            await self._clock.sleep(min(RETRY_MOST, RETRY_FIRST * 2 ** (attempts - 1)))
+            single = Chunk([chunk.values[k]], [chunk.position(k)], chunk.birth, None)
+            _, _, again = await self._call_thread(single, 0)
+            if again is None:
+                return
+            error, attempts = again, attempts + 1
+        self._keep_aside(chunk, k, error, attempts)
+
+    def _keep_aside(self, chunk: Chunk, k: int, error: BaseException, attempts: int) -> None:
+        self._meter.failed(error, retried=False)
+        if self.spec.on_error is OnError.FAIL:
+            raise OperatorFailed(f"operator {self.spec.name} failed: {type(error).__name__}: {error}") from error
+        position = chunk.position(k)
+        try:
+            self.set_aside.add(position, self._codec.encode_one(chunk.values[k]), describe(error), attempts)
+        except NomadError as exc:
+            raise OperatorFailed(f"operator {self.spec.name}: {exc}") from error
+        if self._journal is not None:
+            self._journal.mark(position)
+        self._meter.set_aside(self.set_aside.count)
+
+    async def _rerun_next(self) -> None:
+        ids, done = self._reruns.popleft()
+        ran = failed = 0
+        for record in self.set_aside.records(ids):
+            value = self._codec.decode_one(record.value)
+            chunk = Chunk([value], [record.position], time.time_ns(), None)
+            results: list[Any] = []
+            error = await self._call_aside(chunk, results)
+            while not self._out.room:
+                self._wake.clear()
+                await self._wake.wait()
+            ran += 1
+            if error is None and self._out.links:
+                bad = self._out.emit_extra(results, chunk.birth) if results else []
+                error = bad[0].error if bad else None
+            if error is not None:
+                failed += 1
+                self.set_aside.failed_again(record, describe(error))
+            else:
+                self._meter.emitted(results)
+                self.set_aside.remove([record.id])
+        self._meter.set_aside(self.set_aside.count)
+        if not done.done():
+            done.set_result({"ran": ran, "failed": failed})
+
+    async def _call_aside(self, chunk: Chunk, results: list[Any]) -> BaseException | None:
+        """Call the function in the worker and collect, instead of emitting under the message's old position."""
+        out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
+        start_calls(self._worker, self.spec.kind, self._function, chunk.values, out)
+        while not (out.finished and not out.waiting):
+            await out.wait()
+            taken = out.take()
+            results += [r for _, r in taken] if self.spec.kind in GENERATOR_KINDS else taken
+        results[:] = [r for r in results if r is not None]
+        return out.error
+
+    # -- settling
+
+    def _finish_batch(self) -> None:
+        """The present batch is worked off."""
+        if self._batch is None:
+            return
+        self._processed = max(self._processed, self._batch.data.complete)
+        self._batch.done()
+        self._batch = self._batches = None
+        self._out.completed(self._processed)
+
+    def _settle(self) -> None:
+        receiver = self._in.receiver
+        if self._batch is None and not receiver.inbox and receiver.complete > self._processed:
+            self._processed = receiver.complete
+            self._out.completed(self._processed)
+        receiver.settle(self._out.settled(self._processed), self._clock.now())
+        self._in.flush()
+
+    async def _stretch(self, seconds: float) -> None:
+        """Make an emulated node as slow as it is meant to be."""
+        debt = self._meter.stretch(seconds)
+        if debt > 0:
+            await self._clock.sleep(debt)
+
+
+def _journaled(kind: Kind, function: Callable[..., Any], journal: Journal, chunk: Chunk, at: int) -> Callable[..., Any]:
+    """`function`, noting the position of each value that it is done with; called for the values in order."""
+    numbers = iter(range(at, len(chunk.values)))
+
+    def done() -> None:
+        journal.mark(chunk.position(next(numbers)))
+
+    def call(value: Any) -> Any:
+        result = function(value)
+        done()
+        return result
+
+    async def call_async(value: Any) -> Any:
+        result = await function(value)
+        done()
+        return result
+
+    def generate(value: Any) -> Any:
+        yield from function(value)
+        done()
+
+    async def generate_async(value: Any) -> Any:
+        async for result in function(value):
+            yield result
+        done()
+
+    return {
+        Kind.ASYNC: call_async,
+        Kind.GENERATOR: generate,
+        Kind.ASYNC_GENERATOR: generate_async,
+    }.get(kind, call)

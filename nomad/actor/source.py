@@ -1,0 +1,163 @@
+"""The actor of a source: calls a function periodically, or pulls a generator as fast as back-pressure lets it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nomad.actor.execute import Handoff, Worker, start_source
+from nomad.actor.meter import Meter
+from nomad.actor.operator import OperatorFailed
+from nomad.actor.outbox import BATCH_MESSAGES, Outbox
+from nomad.actor.progress import SOURCE_BITS
+from nomad.clock import Clock
+from nomad.errors import PayloadError
+from nomad.pipeline import Kind, OnError, OperatorSpec
+
+AHEAD = 8 * BATCH_MESSAGES
+"""Values that a generator may be ahead of the network, once their size is known to be small."""
+
+AHEAD_BYTES = 1 << 20
+
+
+class SourceFailed(OperatorFailed):
+    """A generator source raised: it can't go on, and starts anew with its process."""
+
+
+class Source:
+    """A source at work. `run` until cancelled, or until a generator has ended and all that it gave is settled."""
+
+    def __init__(
+        self,
+        spec: OperatorSpec,
+        function: Callable[..., Any],
+        outbox: Outbox,
+        worker: Worker,
+        meter: Meter,
+        clock: Clock,
+        epoch: int,
+    ):
+        self.spec = spec
+        self.service_time: float | None = None
+        self._function = function
+        self._out = outbox
+        self._worker = worker
+        self._meter = meter
+        self._clock = clock
+        self._origin = epoch << SOURCE_BITS
+        self._wake = asyncio.Event()
+        self.draining = False
+        self._handoff: Handoff | None = None
+
+    def wake(self) -> None:
+        """Something was acknowledged."""
+        self._wake.set()
+
+    def drain(self) -> None:
+        """Produce nothing more; `run` returns when all is settled."""
+        self.draining = True
+        if self._handoff is not None:
+            self._handoff.stop()
+        self.wake()
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Messages made and not yet sent on; their bytes aren't known before they are encoded."""
+        return (self._handoff.waiting if self._handoff else 0), 0
+
+    async def run(self) -> None:
+        """Work. Raises `OperatorFailed` or `SourceFailed`."""
+        await self._until(lambda: self._out.greeted)
+        if self.spec.kind in (Kind.PERIODIC, Kind.ASYNC_PERIODIC):
+            await self._periodic()
+        else:
+            await self._generator()
+        await self._until(lambda: all(link.sender.settled is None for link in self._out.links))
+
+    async def _periodic(self) -> None:
+        interval = self.spec.interval or 0.0
+        due = self._clock.now()
+        while not self.draining:
+            await self._until(lambda: self.draining or self._out.room > 0)
+            out = Handoff(asyncio.get_running_loop(), 2)
+            start_source(self._worker, self.spec.kind, self._function, out)
+            while not out.finished:
+                await out.wait()
+                self._send([v for v in out.take() if v is not None], out.birth)
+            self._called(1, out.seconds)
+            if out.error is not None:
+                self._meter.failed(out.error, retried=False)
+                if self.spec.on_error is OnError.FAIL:
+                    raise OperatorFailed(f"source {self.spec.name} failed: {out.error!r}") from out.error
+            # Missed ticks are skipped, not made up for.
+            due = max(due + interval, self._clock.now())
+            await self._sleep_until(due)
+
+    async def _generator(self) -> None:
+        out = self._handoff = Handoff(asyncio.get_running_loop(), 1)
+        start_source(self._worker, self.spec.kind, self._function, out)
+        try:
+            while not (out.finished and not out.waiting):
+                await out.wait()
+                await self._until(lambda: self._out.room > 0)
+                birth = out.birth
+                taken = out.take(self._out.room)
+                self._send([v for v in taken if v is not None], birth)
+                out.limit = self._limit(out.limit)
+                await asyncio.sleep(0)
+        finally:
+            out.stop()
+        if out.error is not None and not self.draining:
+            self._meter.failed(out.error, retried=False)
+            kind = OperatorFailed if self.spec.on_error is OnError.FAIL else SourceFailed
+            error = out.error
+            raise kind(f"source {self.spec.name} failed: {type(error).__name__}: {error}") from error
+
+    def _limit(self, limit: int) -> int:
+        """How far the generator may be ahead: doubled from 1, as far as the size of its values allows."""
+        size = self._out.output_bytes
+        return min(AHEAD, limit * 2, max(2, int(AHEAD_BYTES / size))) if size else limit
+
+    def _send(self, values: list[Any], birth: int) -> None:
+        if not values:
+            return
+        self._meter.emitted(values)
+        first = self._origin + 1
+        self._origin += len(values)
+        unsendable = self._out.emit(values, range(first, first + len(values)), birth or time.time_ns(), self._origin)
+        for bad in unsendable:
+            self._refuse(bad.error)
+
+    def _refuse(self, error: PayloadError) -> None:
+        """A source has no input to set aside: what it made and can't be sent is counted and shown."""
+        self._meter.failed(error, retried=False)
+        if self.spec.on_error is OnError.FAIL:
+            raise OperatorFailed(f"source {self.spec.name} failed: {error}") from error
+
+    def _called(self, calls: int, seconds: float) -> None:
+        self._meter.called(calls, seconds)
+        self.service_time = seconds / calls
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._meter.paused = self._out.greeted
+            self._wake.clear()
+            await self._wake.wait()
+        self._meter.paused = False
+
+    async def _sleep_until(self, due: float) -> None:
+        """Sleep, but not through `drain`."""
+        timer = asyncio.ensure_future(self._clock.sleep(max(0.0, due - self._clock.now())))
+        drained = asyncio.ensure_future(self._drained())
+        try:
+            await asyncio.wait((timer, drained), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            drained.cancel()
+
+    async def _drained(self) -> None:
+        while not self.draining:
+            self._wake.clear()
+            await self._wake.wait()

@@ -1,0 +1,161 @@
+"""The words that a pod and the master say to each other, and the channel that carries them.
+
+Messages are msgpack maps with a "type". The channel runs over any transport, after the same mutual
+handshake as data links (`nomad.delivery.handshake`), keyed with the pod's own key. It carries
+control only: data never passes through the master, except for the outputs that someone tails.
+
+    pod -> master                                   master -> pod
+    ready      address, pid                         assign   one Assignment
+    heartbeat  stats (see `PodStats`)               peers    links: [LinkPeer, ...]
+    failed     error, fatal                         stop     drain: bool, grace: seconds
+    finished   (a source ended, all of it settled)  request  id, method, args
+    outputs    items: [bytes, ...], skipped
+    set_aside  count (a record was added or left)
+    reply      id, ok, value | error
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgpack
+
+
+@dataclass(slots=True)
+class Shape:
+    """How an emulated link treats what is sent over it in one direction; the defaults leave it alone."""
+
+    latency: float = 0.0
+    """Seconds, one way."""
+    jitter: float = 0.0
+    """Seconds; uniform around the latency, order is kept."""
+    bandwidth: float | None = None
+    """Bytes per second; None is unlimited."""
+    loss: float = 0.0
+    """Probability in [0, 1) that a frame is lost once and sent again one retransmission time-out later."""
+
+
+@dataclass(slots=True)
+class LinkPeer:
+    """One data link as one of its ends sees it. The receiver listens, the sender dials."""
+
+    link: str
+    """`pipeline:from>to`, unique in the cluster."""
+    direction: str
+    """"in" or "out", seen from the pod that gets this."""
+    peer_operator: str
+    address: str | None = None
+    """Where to dial (direction "out"); None while the peer isn't ready."""
+    peer_epoch: int = 0
+    """The least epoch of the peer that may be heard."""
+    shape: Shape = field(default_factory=Shape)
+    """For what this pod sends on the link: data on "out", acknowledgements on "in"."""
+
+
+@dataclass(slots=True)
+class Assignment:
+    """All that a pod needs to become an operator."""
+
+    pipeline: str
+    operator: str
+    epoch: int
+    node: str
+    manifest: bytes
+    """The bundle's manifest, as signed."""
+    signature: bytes
+    code: bytes
+    """The operator's pickle; its hash stands in the manifest."""
+    types: bytes
+    """The pickle of the classes that messages may carry; its hash stands in the manifest."""
+    link_key: bytes
+    """32 bytes; proves membership of the pipeline on data links."""
+    listen: str
+    """Where to accept data links, e.g. `unix:` or `tcp://127.0.0.1:0`."""
+    links: list[LinkPeer]
+    speed: float = 1.0
+    """Emulated speed of the node; below 1 service times are stretched."""
+    window_messages: int = 16_384
+    window_bytes: int = 16 << 20
+    workdir: str = ""
+    """A folder of this operator's own that survives its processes (journal, set-aside messages)."""
+
+
+@dataclass(slots=True)
+class PodStats:
+    """What a heartbeat carries. Counters are of this process; None is unknown."""
+
+    received: int = 0
+    """Messages taken in."""
+    processed: int = 0
+    """Messages the function was done with, failed ones included."""
+    emitted: int = 0
+    """Messages sent on, or for the last operator values returned."""
+    failed: int = 0
+    """Calls that raised."""
+    set_aside: int = 0
+    """Messages now set aside."""
+    retried: int = 0
+    queue_messages: int = 0
+    queue_bytes: int = 0
+    """Received and not yet processed."""
+    unacked_messages: int = 0
+    unacked_bytes: int = 0
+    """Sent and not yet acknowledged: the replay buffer."""
+    duplicates: int = 0
+    """Messages recognised as already seen, and dropped."""
+    fenced: int = 0
+    """Connections refused for an old epoch."""
+    reconnects: int = 0
+    service_time: float | None = None
+    """Smoothed seconds of the function per message, stretched when the node is emulated."""
+    output_bytes: float | None = None
+    """Smoothed encoded bytes per output message."""
+    busy: float | None = None
+    """Share of the last interval that the function was running, 0 to 1."""
+    latency_p50: float | None = None
+    latency_p99: float | None = None
+    """Seconds from the source's emission to the end of this operator's function, recent messages."""
+    mode: str = "thread"
+    """Where the function runs now: "inline" or "thread"."""
+    paused: bool = False
+    """No credit downstream: back-pressure."""
+    rss: int = 0
+    """Bytes."""
+    cpu: float = 0.0
+    """Seconds of CPU since the start."""
+    last_output: bytes | None = None
+    """The last output, encoded alone by the codec; None before the first or when it is over 64 KiB."""
+    links: list[dict[str, Any]] = field(default_factory=list)
+    """Per link: link, direction, state, connected, rtt (seconds or None), messages, bytes, credits_messages, credits_bytes."""
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    """A control message as bytes."""
+    return msgpack.packb(message, use_bin_type=True, default=_plain)  # type: ignore[no-any-return]
+
+
+def unpack(data: bytes | memoryview) -> dict[str, Any]:
+    """Bytes as a control message; raises `ValueError` when they are none."""
+    message = msgpack.unpackb(data, raw=False, strict_map_key=False)
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise ValueError("not a control message")
+    return message
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return asdict(value)
+    raise TypeError(f"a control message can't carry {type(value).__name__}")
+
+
+def assignment_from(message: dict[str, Any]) -> Assignment:
+    """The `Assignment` in an "assign" message."""
+    fields = {k: v for k, v in message.items() if k != "type"}
+    fields["links"] = [peer_from(p) for p in fields["links"]]
+    return Assignment(**fields)
+
+
+def peer_from(data: dict[str, Any]) -> LinkPeer:
+    """The `LinkPeer` in a map."""
+    return LinkPeer(**{**data, "shape": Shape(**data["shape"])})

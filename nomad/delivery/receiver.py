@@ -1,0 +1,270 @@
+"""The receiving half of a data link, sans I/O: drops doubles, keeps order, settles, and grants credit.
+
+Feed it what happens (`welcome`, `receive`, `disconnected`) and the time; take batches from `inbox`; tell it
+with `settle` how far all that came of them is acknowledged downstream; drain frames with `take`; call `tick` at `deadline`.
+
+Batches keep their encoded form until they are worked on, so that the inbox is as large as its bytes on the wire.
+Credit follows settlement, not arrival: "up to what is settled, plus the window". So one number bounds
+the inbox here and the replay buffer at the sender.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from nomad.delivery import frames
+from nomad.delivery.frames import NOWHERE, Ack, Data, Position
+from nomad.delivery.states import Event, Machine, State
+from nomad.errors import Fenced, ProtocolError
+from nomad.transport.base import Frame
+
+ACK_DELAY = 0.002
+"""Seconds that an acknowledgement may wait for more to acknowledge. A wake-up costs tens of microseconds whatever it carries."""
+
+ACK_SHARE = 4
+"""An acknowledgement goes out at once when it frees a window's 1/ACK_SHARE."""
+
+
+class Batch:
+    """Messages in the order in which the function must see them."""
+
+    __slots__ = ("data", "last", "messages", "nbytes", "skip", "start", "worked")
+
+    def __init__(self, data: Data, skip: int):
+        self.data = data
+        self.last = data.last
+        self.skip = skip
+        """Messages at its head that were received before."""
+        double = skip == data.count > 0
+        self.messages, self.nbytes = (0, 0) if double else (data.count, data.nbytes)
+        """What counts against the window; a batch of doubles weighs nothing."""
+        self.start: int | None = data.seq
+        """Its number in the present sender's counting; None for a batch of an earlier sender instance."""
+        self.worked = False
+        if double:
+            self.done()
+
+    def done(self) -> None:
+        """Worked off: results, if any, are with the outgoing links. Frees its bytes; the sender keeps them."""
+        self.worked = True
+        self.data.body, self.data.buffers = b"", []
+
+
+class Receiver:
+    """One link's receiving half. `received` restores the last position that an earlier instance was done with."""
+
+    def __init__(
+        self,
+        link: str,
+        epoch: int,
+        *,
+        window_messages: int,
+        window_bytes: int,
+        received: Position = NOWHERE,
+    ):
+        self.link = link
+        self.epoch = epoch
+        self.peer_epoch = 0
+        self._sender_epoch = 0
+        self.machine = Machine(link)
+        self.inbox: deque[Batch] = deque()
+        self.received = received
+        self.accepted = 0
+        """Messages received for the first time."""
+        self.duplicates = 0
+        """Messages dropped because they had been received before."""
+        self.complete = received.origin - 1 if received.origin else 0
+        """Every message that descends from origins up to this one has been received."""
+        self._window_messages = window_messages
+        self._window_bytes = window_bytes
+        self._held: deque[Batch] = deque()
+        """Received and not settled, in order; those in the inbox are its tail."""
+        self._held_messages = 0
+        self._held_bytes = 0
+        self._seq = 0
+        """End of what was received, in the sender's numbers."""
+        self._bytes = 0
+        self._settled = 0
+        """Every message numbered up to here is settled, in the present sender's counting."""
+        self._resumed = False
+        self._due: float | None = None
+        self._freed_messages = 0
+        self._freed_bytes = 0
+        self._arrived_at = 0.0
+        self._pong = False
+
+    # -- what happens
+
+    def expect(self, epoch: int) -> None:
+        """From now on, hear only a sender of this epoch or a newer one."""
+        self.peer_epoch = max(self.peer_epoch, epoch)
+
+    def welcome(self, hello: dict[str, Any]) -> dict[str, Any]:
+        """What this side answers to a sender's hello. Raises `Fenced` for a sender of an older epoch."""
+        try:
+            epoch = int(hello["epoch"])
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ProtocolError(f"link {self.link}: malformed hello: {exc!r}") from exc
+        if epoch < self.peer_epoch:
+            raise Fenced(f"link {self.link}: the sender is of epoch {epoch}, {self.peer_epoch} has been heard")
+        return {
+            "epoch": self.epoch,
+            "origin": self.received.origin,
+            "ordinal": self.received.ordinal,
+            "room_messages": max(0, self._window_messages - self._held_messages),
+            "room_bytes": max(0, self._window_bytes - self._held_bytes),
+            "window_messages": self._window_messages,
+            "window_bytes": self._window_bytes,
+        }
+
+    def opened(self, epoch: int) -> None:
+        """The sender has proven itself; the connection is the link's from now on.
+
+        `received` may have moved on since `welcome` only if an older connection of the same link was still
+        read meanwhile: the driver stops reading that one first.
+        """
+        if epoch != self._sender_epoch:
+            for batch in self._held:
+                batch.start = None
+            self._settled, self._sender_epoch = 0, epoch
+        self.peer_epoch = max(self.peer_epoch, epoch)
+        if self.machine.state is not State.HELLO:
+            self.machine.fire(Event.CONNECTED)
+        self.machine.fire(Event.AGREED)
+        self._resumed = False
+        self._due = None
+
+    def receive(self, frame: Frame, now: float) -> bool:
+        """Take a frame; True when there is news for the operator: a batch, or `complete`. Raises `ProtocolError`."""
+        word = frames.unpack(frame)
+        if isinstance(word, Data):
+            return self._data(word, now)
+        if isinstance(word, frames.Resume):
+            self._seq, self._bytes, self._resumed = word.seq, word.nbytes, True
+            self.complete = max(self.complete, word.complete)
+            self._count_settled()
+            self._count_settled()
+            self._acknowledge_by(now)
+            return True
+        elif isinstance(word, frames.Ping):
+            self._pong = True
+        elif not isinstance(word, frames.Pong):
+            raise ProtocolError(f"link {self.link}: a sender sent {type(word).__name__}")
+        return False
+
+    def disconnected(self) -> None:
+        """The connection is gone; what was received stays."""
+        if self.machine.state in (State.HELLO, State.OPEN):
+            self.machine.fire(Event.DISCONNECTED)
+        self._due = None
+        self._pong = False
+
+    def close(self) -> None:
+        """The end of the link."""
+        self.machine.fire(Event.CLOSE)
+
+    # -- consuming
+
+    def settle(self, origin: int, now: float) -> None:
+        """All that came of the batches marked done is acknowledged downstream, for origins up to `origin`."""
+        freed = False
+        while self._held and self._held[0].worked and self._held[0].last.origin <= origin:
+            batch = self._held.popleft()
+            self._held_messages -= batch.messages
+            self._held_bytes -= batch.nbytes
+            self._freed_messages += batch.messages
+            self._freed_bytes += batch.nbytes
+            freed = True
+        if not freed:
+            return
+        self._count_settled()
+        at_once = (
+            self._freed_messages * ACK_SHARE >= self._window_messages
+            or self._freed_bytes * ACK_SHARE >= self._window_bytes
+        )
+        self._acknowledge_by(now if at_once else now + ACK_DELAY)
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Messages and bytes in the inbox."""
+        messages = sum(b.messages - b.skip for b in self.inbox)
+        return messages, sum(b.nbytes for b in self.inbox)
+
+    @property
+    def unsettled(self) -> tuple[int, int]:
+        """Messages and bytes received and not settled."""
+        return self._held_messages, self._held_bytes
+
+    # -- draining
+
+    def take(self, now: float) -> list[Frame]:
+        """Frames for the connection."""
+        taken: list[Frame] = []
+        if self.machine.state is not State.OPEN:
+            return taken
+        if self._pong:
+            self._pong = False
+            taken.append(frames.Pong().pack())
+        if self._due is not None and now >= self._due:
+            self._due = None
+            self._freed_messages = self._freed_bytes = 0
+            taken.append(
+                Ack(
+                    settled=self._settled,
+                    credit_messages=max(0, self._seq - self._held_messages + self._window_messages),
+                    credit_bytes=max(0, self._bytes - self._held_bytes + self._window_bytes),
+                    echo=self._seq,
+                    held=max(0.0, now - self._arrived_at),
+                ).pack()
+            )
+        return taken
+
+    def deadline(self) -> float | None:
+        """When `take` will have something to send that it hasn't now."""
+        return self._due if self.machine.state is State.OPEN else None
+
+    # -- inside
+
+    def _acknowledge_by(self, when: float) -> None:
+        self._due = when if self._due is None else min(self._due, when)
+
+    def _data(self, data: Data, now: float) -> bool:
+        if not self._resumed:
+            raise ProtocolError(f"link {self.link}: data before resume")
+        if data.seq != self._seq:
+            raise ProtocolError(f"link {self.link}: expected message {self._seq}, got {data.seq}")
+        nbytes = data.nbytes
+        batch = Batch(data, self._skip(data))
+        if self._held_messages and (
+            self._held_messages + batch.messages > self._window_messages
+            or self._held_bytes + batch.nbytes > self._window_bytes
+        ):
+            raise ProtocolError(f"link {self.link}: the sender exceeds its credit")
+        self._seq += data.count
+        self._bytes += nbytes
+        self._arrived_at = now
+        self.complete = max(self.complete, data.complete)
+        self.duplicates += batch.skip
+        self.accepted += data.count - batch.skip
+        if data.count:
+            self.received = max(self.received, batch.last)
+            self._held.append(batch)
+            self._held_messages += batch.messages
+            self._held_bytes += batch.nbytes
+        if not batch.worked:
+            self.inbox.append(batch)
+        return True
+
+    def _skip(self, data: Data) -> int:
+        if not data.count or data.first > self.received:
+            return 0
+        if data.last <= self.received:
+            return data.count
+        return sum(1 for p in data.positions() if p <= self.received)
+
+    def _count_settled(self) -> None:
+        if not self._held:
+            self._settled = max(self._settled, self._seq)
+        elif (start := self._held[0].start) is not None:
+            self._settled = max(self._settled, start)

@@ -1,0 +1,282 @@
+"""The sending half of a data link, sans I/O: numbers, keeps and repeats batches until they are settled.
+
+Feed it what happens (`connected`, `welcomed`, `receive`, `disconnected`) and the time; `submit` batches; drain
+frames with `take`; ask `room` before producing more and `deadline` for when to call `tick`. It doesn't know
+what carries its frames (`driver`) or where messages come from (`nomad.actor`).
+
+The replay buffer is the queue: every batch stays in it, sent or not, until the receiver says that all
+that came of it is settled. What goes on a connection is decided by a cursor into it, so that a new
+connection only moves the cursor. Buffers are kept by reference.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nomad.delivery import frames
+from nomad.delivery.frames import NOWHERE, Ack, Data, Position
+from nomad.delivery.states import Event, Machine, State
+from nomad.errors import Fenced, ProtocolError
+from nomad.transport.base import Buffer, Frame
+
+SILENCE = 5.0
+"""Seconds without a frame from the peer after which an open link asks whether it is there."""
+
+GIVE_UP = 15.0
+"""Seconds without a frame after which the connection is given up and dialed anew."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    frame: Frame
+    start: int
+    """Messages numbered before it."""
+    count: int
+    nbytes: int
+    bytes_end: int
+    """Cumulative bytes up to its end."""
+    first: Position
+    last: Position
+    complete: int
+
+
+class Sender:
+    """One link's sending half. `epoch` is that of the operator instance that owns it."""
+
+    def __init__(self, link: str, epoch: int):
+        self.link = link
+        self.epoch = epoch
+        self.peer_epoch = 0
+        """The newest epoch of the receiver that was heard or announced; older ones are fenced."""
+        self.machine = Machine(link)
+        self.resume_after = NOWHERE
+        """The newest position that a receiver of this link has told of."""
+        self.rtt: float | None = None
+        """Seconds of the newest round trip, without the time that the receiver held the acknowledgement."""
+        self._entries: deque[_Entry] = deque()
+        self._cursor = 0
+        """Entries before this index were sent on the present connection."""
+        self._numbered = 0
+        self._bytes = 0
+        self._sent = 0
+        """Messages numbered up to here went on the present connection."""
+        self._credit_messages = 0
+        self._credit_bytes = 0
+        self._window_messages = 0
+        self._window_bytes = 0
+        self._complete = 0
+        self._received_complete = 0
+        """The `complete` of what has been settled and is no longer here."""
+        self._heard_at = 0.0
+        self._pinged = False
+        self._sends: deque[tuple[int, float]] = deque(maxlen=256)
+        """When batches ending at these numbers went out, for timing the round trip."""
+        self._control: deque[Frame] = deque()
+
+    # -- what happens
+
+    def hello(self) -> dict[str, Any]:
+        """What this side says first on a new connection."""
+        return {"epoch": self.epoch}
+
+    def expect(self, epoch: int) -> None:
+        """From now on, hear only a receiver of this epoch or a newer one."""
+        self.peer_epoch = max(self.peer_epoch, epoch)
+
+    def connected(self) -> None:
+        """A connection stands and the handshake begins."""
+        self.machine.fire(Event.CONNECTED)
+
+    def welcomed(self, body: dict[str, Any], now: float) -> None:
+        """The receiver's answer: its epoch, the last position it received, and how much it has room for.
+
+        Raises `Fenced` when the receiver is of an older epoch than one already heard, `ProtocolError`
+        when the answer makes no sense.
+        """
+        try:
+            epoch = int(body["epoch"])
+            received = Position(int(body["origin"]), int(body["ordinal"]))
+            room_messages, room_bytes = int(body["room_messages"]), int(body["room_bytes"])
+            self._window_messages, self._window_bytes = int(body["window_messages"]), int(body["window_bytes"])
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ProtocolError(f"link {self.link}: malformed welcome: {exc!r}") from exc
+        if epoch < self.peer_epoch:
+            raise Fenced(f"link {self.link}: the receiver is of epoch {epoch}, {self.peer_epoch} has been heard")
+        self.peer_epoch = epoch
+        self.machine.fire(Event.AGREED)
+        self.resume_after = max(self.resume_after, received)
+        self._cursor = 0
+        complete = self._received_complete
+        for entry in self._entries:
+            if entry.last > received:
+                break
+            complete = max(complete, entry.complete)
+            self._cursor += 1
+        else:
+            complete = self._complete
+        base = self._entries[self._cursor] if self._cursor < len(self._entries) else None
+        seq = base.start if base else self._numbered
+        nbytes = base.bytes_end - base.nbytes if base else self._bytes
+        self._credit_messages, self._credit_bytes = seq + room_messages, nbytes + room_bytes
+        self._heard_at, self._pinged = now, False
+        self._sends.clear()
+        self._control.clear()
+        self._control.append(frames.Resume(seq, nbytes, complete).pack())
+        self._sent = seq
+
+    def receive(self, frame: Frame, now: float) -> bool:
+        """Take a frame from the receiver; True when it freed room. Raises `ProtocolError`."""
+        self._heard_at, self._pinged = now, False
+        word = frames.unpack(frame)
+        if isinstance(word, Ack):
+            return self._acknowledged(word, now)
+        if isinstance(word, frames.Ping):
+            self._control.append(frames.Pong().pack())
+        elif not isinstance(word, frames.Pong):
+            raise ProtocolError(f"link {self.link}: a receiver sent {type(word).__name__}")
+        return False
+
+    def disconnected(self) -> None:
+        """The connection is gone. Nothing is lost: everything unsettled will be sent again."""
+        if self.machine.state in (State.HELLO, State.OPEN):
+            self.machine.fire(Event.DISCONNECTED)
+        self._cursor = 0
+        self._control.clear()
+
+    def close(self) -> None:
+        """The end of the link; what is unsettled is given up."""
+        self.machine.fire(Event.CLOSE)
+        self._entries.clear()
+
+    # -- producing
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Messages and bytes that may be submitted now, each 0 at the least.
+
+        Nothing until the receiver has been greeted once. A window's worth in all, submitted and unsettled; one batch
+        may overshoot the bytes.
+        """
+        if not self._window_messages:
+            return 0, 0
+        messages, nbytes = self.unsettled
+        if not messages:
+            return self._window_messages, self._window_bytes
+        return max(0, self._window_messages - messages), max(0, self._window_bytes - nbytes)
+
+    @property
+    def greeted(self) -> bool:
+        """Whether a receiver has been heard once, so that it is known what it has."""
+        return self._window_messages > 0
+
+    @property
+    def unsettled(self) -> tuple[int, int]:
+        """Messages and bytes in the replay buffer."""
+        if not self._entries:
+            return 0, 0
+        first = self._entries[0]
+        return self._numbered - first.start, self._bytes - (first.bytes_end - first.nbytes)
+
+    def submit(
+        self,
+        body: Buffer,
+        buffers: Sequence[Buffer],
+        count: int,
+        first: Position,
+        advances: array[int] | None,
+        complete: int,
+        birth: int,
+    ) -> None:
+        """Queue a batch of `count` messages whose positions follow all earlier ones.
+
+        `advances` as in `frames.Data`; `complete`: no further message will descend from origins up to it.
+        """
+        data = Data(self._numbered, count, first, advances, complete, birth, body, list(buffers))
+        nbytes = data.nbytes
+        data.complete = self._complete = max(self._complete, complete)
+        self._bytes += nbytes
+        entry = _Entry(data.pack(), self._numbered, count, nbytes, self._bytes, first, data.last, data.complete)
+        self._numbered += count
+        self._entries.append(entry)
+
+    def completed(self, origin: int) -> None:
+        """Nothing more will descend from origins up to `origin`; told to the receiver only if it waits for it."""
+        if origin <= self._complete:
+            return
+        last = self._entries[-1] if self._entries else None
+        if last is not None and last.complete < last.last.origin <= origin:
+            self.submit(b"", (), 0, last.last, None, origin, 0)
+        self._complete = origin
+
+    @property
+    def settled(self) -> int | None:
+        """Origins up to this one need this link no more; None when nothing is outstanding."""
+        return self._entries[0].first.origin - 1 if self._entries else None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something waits for credit: back-pressure."""
+        return self.machine.state is State.OPEN and self._cursor < len(self._entries) and not self._may_send()
+
+    # -- draining
+
+    def take(self, now: float) -> list[Frame]:
+        """The next frames to send: one batch at the most, and what controls it. Empty when nothing may be sent."""
+        taken = list(self._control)
+        self._control.clear()
+        if self.machine.state is State.OPEN and self._cursor < len(self._entries) and self._may_send():
+            entry = self._entries[self._cursor]
+            self._cursor += 1
+            self._sent = entry.start + entry.count
+            self._sends.append((self._sent, now))
+            taken.append(entry.frame)
+        return taken
+
+    def deadline(self) -> float | None:
+        """When `tick` should be called."""
+        if self.machine.state is not State.OPEN:
+            return None
+        return self._heard_at + (GIVE_UP if self._pinged else SILENCE)
+
+    def tick(self, now: float) -> bool:
+        """Act on the time. False when the peer has been silent for too long and the connection should be given up."""
+        if self.machine.state is not State.OPEN:
+            return True
+        if now >= self._heard_at + GIVE_UP:
+            return False
+        if now >= self._heard_at + SILENCE and not self._pinged:
+            self._pinged = True
+            self._control.append(frames.Ping().pack())
+        return True
+
+    # -- inside
+
+    def _may_send(self) -> bool:
+        entry = self._entries[self._cursor]
+        if entry.start + entry.count <= self._credit_messages and entry.bytes_end <= self._credit_bytes:
+            return True
+        # The receiver holds nothing: a batch larger than its whole window travels alone, rather than never.
+        return (
+            self._credit_messages - entry.start >= self._window_messages
+            and self._credit_bytes - (entry.bytes_end - entry.nbytes) >= self._window_bytes
+        )
+
+    def _acknowledged(self, ack: Ack, now: float) -> bool:
+        if ack.echo > self._sent:
+            raise ProtocolError(f"link {self.link}: the receiver acknowledges what was never sent")
+        self._credit_messages = max(self._credit_messages, ack.credit_messages)
+        self._credit_bytes = max(self._credit_bytes, ack.credit_bytes)
+        freed = False
+        while self._cursor and self._entries[0].start + self._entries[0].count <= ack.settled:
+            self._received_complete = max(self._received_complete, self._entries.popleft().complete)
+            self._cursor -= 1
+            freed = True
+        while self._sends and self._sends[0][0] <= ack.echo:
+            end, sent_at = self._sends.popleft()
+            if end == ack.echo:
+                self.rtt = max(0.0, now - sent_at - ack.held)
+        return freed

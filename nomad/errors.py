@@ -1,0 +1,149 @@
+"""Every error that Nomad raises, by situation. The tree:
+
+    NomadError
+    ├── UsageError                 the caller's input is wrong; nothing was started
+    │   ├── PipelineError          operators, graph or options
+    │   ├── BundleError            code that can't be packed, is malformed, or is not for this Python
+    │   │   ├── BundleTampered     the signature or a hash doesn't match
+    │   │   └── EnvironmentMismatch  other Python minor version, or a package is missing
+    │   ├── PayloadError           a value that is not data for the codec in use
+    │   ├── TopologyError          nodes or links of a topology file
+    │   └── AddressError           an address no transport can use
+    ├── RequestError               the master refused; carries its problem document
+    │   ├── AuthenticationError    401
+    │   ├── NotFoundError          404
+    │   ├── ConflictError          409
+    │   └── InvalidRequestError    400, 413, 415, 422
+    ├── MasterUnreachable          nobody answers at the master's address
+    ├── StateError                 the state folder can't be used
+    ├── PodStartError              a runtime couldn't start a pod
+    ├── TransportError
+    │   ├── ConnectionClosed       closed by us
+    │   ├── ConnectionBroken       closed or broken by the peer or the network
+    │   └── FrameTooLarge          refused before anything was sent or allocated
+    └── DeliveryError
+        ├── ProtocolError          the peer sent what the state table doesn't allow
+        ├── HandshakeError         the peer couldn't prove that it holds the key
+        └── Fenced                 the peer belongs to an older epoch
+
+Errors cross process borders as text and data (`describe`), never as pickles.
+"""
+
+from __future__ import annotations
+
+import traceback as _traceback
+from typing import Any
+
+
+class NomadError(Exception):
+    """Root of the tree; catch it to catch all of them."""
+
+
+class UsageError(NomadError, ValueError):
+    """The caller's input is wrong. The message names the thing and the way out."""
+
+
+class PipelineError(UsageError):
+    """An operator, the graph or an option of a pipeline is not valid."""
+
+
+class BundleError(UsageError):
+    """Operator code can't be packed, or a bundle can't be read."""
+
+
+class BundleTampered(BundleError):
+    """A bundle's signature or one of its hashes doesn't match its bytes."""
+
+
+class EnvironmentMismatch(BundleError):
+    """A bundle needs another Python minor version or a package that isn't there."""
+
+
+class PayloadError(UsageError):
+    """A message holds a value of a type that the pipeline's codec doesn't carry."""
+
+
+class TopologyError(UsageError):
+    """A topology (nodes and links) is not valid."""
+
+
+class AddressError(UsageError):
+    """An address is malformed or names an unknown transport."""
+
+
+class RequestError(NomadError):
+    """The master refused a request.
+
+    `status` is the HTTP status, `problem` the RFC 9457 document it sent.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, problem: dict[str, Any] | None = None):
+        super().__init__(message)
+        self.status = status
+        self.problem = problem or {}
+
+
+class AuthenticationError(RequestError):
+    """The token is missing or wrong."""
+
+
+class NotFoundError(RequestError):
+    """The named thing doesn't exist."""
+
+
+class ConflictError(RequestError):
+    """The named thing exists already, or its state doesn't allow the request."""
+
+
+class InvalidRequestError(RequestError):
+    """The request's content was refused."""
+
+
+class MasterUnreachable(NomadError, ConnectionError):
+    """Nobody answers at the master's address."""
+
+
+class StateError(NomadError):
+    """The state folder is not writable, in use, or from a newer version."""
+
+
+class PodStartError(NomadError):
+    """A runtime couldn't start a pod: its node is unknown, or the system refused."""
+
+
+class TransportError(NomadError, ConnectionError):
+    """Bytes could not be carried."""
+
+
+class ConnectionClosed(TransportError):
+    """The connection was closed by this side."""
+
+
+class ConnectionBroken(TransportError):
+    """The peer closed the connection, or the network broke it."""
+
+
+class FrameTooLarge(TransportError):
+    """A frame exceeds the transport's limit."""
+
+
+class DeliveryError(NomadError):
+    """The delivery protocol can't go on over this connection."""
+
+
+class ProtocolError(DeliveryError):
+    """The peer sent something that the protocol doesn't allow."""
+
+
+class HandshakeError(DeliveryError):
+    """The peer could not prove that it holds the key, or speaks another version."""
+
+
+class Fenced(DeliveryError):
+    """The peer is an instance of an older epoch and must not be heard."""
+
+
+def describe(exc: BaseException, *, limit: int = 20_000) -> dict[str, str]:
+    """`exc` as data: its type, message and traceback text (the last `limit` characters)."""
+    text = "".join(_traceback.format_exception(exc))
+    return {"type": type(exc).__qualname__, "message": str(exc), "traceback": text[-limit:]}
