@@ -317,3 +317,10 @@ operators = pipeline(os.environ.get("FACES_FROM", ""), os.environ.get("FACES_KNO
 start_node = "edge"
 end_node = "cloud"
 pipeline_id = "faces"
+profile = [  # what to expect of each operator, for its first place; afterwards it is measured
+    {"cloud_execution_time": 0.030, "output_msg_size": WIDTH * HEIGHT * 3},
+    {"cloud_execution_time": 0.003, "output_msg_size": WIDTH * HEIGHT * 3},
+    {"cloud_execution_time": 0.040, "output_msg_size": 100_000},
+    {"cloud_execution_time": 0.100, "output_msg_size": 100},
+    {"cloud_execution_time": 0.001, "output_msg_size": 100},
+]
