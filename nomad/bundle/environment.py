@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Origin(StrEnum):
     """Where a module comes from."""
 
-    HERE_AND_THERE = "everywhere"
+    EVERYWHERE = "everywhere"
     """The standard library, or Nomad: every pod has it."""
     INSTALLED = "installed"
     """A distribution: pods need it as well."""
@@ -61,10 +61,10 @@ class Modules:
     def _find(self, name: str) -> Found:
         top = name.partition(".")[0]
         if top in ("__main__", "nomad", "cloudpickle") or top in sys.builtin_module_names:
-            return Found(Origin.HERE_AND_THERE)
+            return Found(Origin.EVERYWHERE)
         file = _file(top)
         if file is None and top in sys.stdlib_module_names:
-            return Found(Origin.HERE_AND_THERE)
+            return Found(Origin.EVERYWHERE)
         if top not in sys.stdlib_module_names or not _under(file, _stdlib()) or _under(file, _site_packages()):
             owners = [dist for dist in self._owners.get(top, ()) if file is None or _holds(dist, file)]
             if (
@@ -81,7 +81,7 @@ class Modules:
         if file is None:
             return Found(Origin.UNKNOWN)
         if _under(file, _stdlib()):
-            return Found(Origin.HERE_AND_THERE)
+            return Found(Origin.EVERYWHERE)
         own_file = _file(name)
         if own_file is None:
             return Found(Origin.UNKNOWN)

@@ -1,0 +1,80 @@
+"""Whether what a bundle needs is here, said in sentences; and where modules come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from nomad import bundle
+from nomad.bundle.environment import Modules, Origin
+from nomad.errors import EnvironmentMismatch
+from nomad.pipeline import build
+from tests.bundle.conftest import KEY, PUBLIC
+
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+MADE = bundle.read(bundle.make(build([dict, print]), KEY), PUBLIC)
+
+
+def needing(**changes) -> bundle.Bundle:
+    return dataclasses.replace(MADE, **changes)
+
+
+def test_all_is_here():
+    assert bundle.check_environment(needing(packages={"numpy": version("numpy")})) == []
+
+
+def test_another_python():
+    with pytest.raises(EnvironmentMismatch) as caught:
+        bundle.check_environment(needing(python="3.99"))
+    assert str(caught.value).startswith(f"the bundle was made with Python 3.99, but the operators run on Python {HERE}")
+    assert f"submit with Python {HERE}" in str(caught.value)
+
+
+def test_missing_packages_are_named_together():
+    with pytest.raises(EnvironmentMismatch) as caught:
+        bundle.check_environment(needing(packages={"a-lib": "1.0", "b-lib": "2.0", "numpy": "0.1"}))
+    assert "needs a-lib (1.0), b-lib (2.0), which are not installed where the operators run" in str(caught.value)
+    assert "pip install 'a-lib==1.0' 'b-lib==2.0'" in str(caught.value)
+
+
+def test_another_version_is_a_warning():
+    (warning,) = bundle.check_environment(needing(packages={"numpy": "0.1"}))
+    assert warning == f"the bundle was made with numpy 0.1, but the operators run with {version('numpy')}"
+
+
+def test_the_same_modules_from_another_distribution_are_a_warning():
+    made = needing(packages={"opencv-python": "4.9"}, imports={"opencv-python": ("cv2",)})
+    (warning,) = bundle.check_environment(made)
+    assert "opencv-python (4.9) is not installed" in warning
+    assert "opencv-python-headless" in warning
+    with pytest.raises(EnvironmentMismatch):
+        bundle.check_environment(needing(packages={"a-lib": "1"}, imports={"a-lib": ("no_such_module",)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [
+        ("builtins", Origin.EVERYWHERE),
+        ("sys", Origin.EVERYWHERE),
+        ("json.decoder", Origin.EVERYWHERE),
+        ("nomad.pipeline", Origin.EVERYWHERE),
+        ("__main__", Origin.EVERYWHERE),
+        ("numpy.linalg", Origin.INSTALLED),
+        ("yaml", Origin.INSTALLED),
+        ("no_such_module", Origin.UNKNOWN),
+        ("json.no_such_module", Origin.EVERYWHERE),
+        (__name__, Origin.LOCAL),
+        ("tests", Origin.LOCAL),
+    ],
+)
+def test_where_modules_come_from(name, origin):
+    assert Modules().find(name).origin is origin
+
+
+def test_a_file_beside_the_script_that_is_named_like_the_standard_library(project):
+    sys.modules.pop("this", None)
+    project(this="x = 1")
+    assert Modules().find("this").origin is Origin.LOCAL
