@@ -39,6 +39,9 @@ MAX_PARTS = 65_535
 HIGH_WATER = 1 << 20
 """Bytes of backlog in a connection above which `writable` is False and `drain` waits."""
 
+CLOSE_SECONDS = 3.0
+"""How long `close` waits for a peer to take what was written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:

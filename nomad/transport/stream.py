@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable
 from typing import cast
 
 from nomad.errors import ConnectionBroken, ConnectionClosed, FrameTooLarge, TransportError
+from nomad.transport import base
 from nomad.transport.base import HIGH_WATER, Frame
 from nomad.transport.framing import FRAME_OVERHEAD, SCRATCH_BYTES, Splitter, encode
 from nomad.transport.waiting import Waiter
 
 RECEIVE_LIMIT = 4 << 20
 """Bytes of received frames waiting for `recv` above which nothing more is read."""
-CLOSE_SECONDS = 3.0
-"""How long `close` waits for a peer to take what was written."""
 
 _DISCARDED = memoryview(bytearray(SCRATCH_BYTES))  # received after our close; never read
 
@@ -99,7 +98,7 @@ class StreamConnection(asyncio.BufferedProtocol):
                 self._transport.write_eof()
         self._end()
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with asyncio.timeout(base.CLOSE_SECONDS):
                 await self._lost.wait()
         except TimeoutError:
             pass

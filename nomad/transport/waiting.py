@@ -1,6 +1,6 @@
 """How a task waits for something that a callback of the event loop brings about.
 
-Used by the connections of all transports, which have one reader and one writer each.
+Used by the connections of all transports.
 """
 
 from __future__ import annotations
@@ -9,23 +9,30 @@ import asyncio
 
 
 class Waiter:
-    """Lets one task wait; a wake-up without a waiting task is forgotten, so look at the state again after `wait`."""
+    """Lets tasks wait; a wake-up without a waiting task is forgotten, so look at the state before and after `wait`.
 
-    __slots__ = ("_future",)
+    Unlike an `asyncio.Event` it holds no state that could differ from the one that is waited for.
+    """
+
+    __slots__ = ("_futures",)
 
     def __init__(self) -> None:
-        self._future: asyncio.Future[None] | None = None
+        self._futures: list[asyncio.Future[None]] = []
 
     async def wait(self) -> None:
         """Wait for the next `wake`."""
-        if self._future is not None:
-            raise RuntimeError("another task waits for this already; a connection has one reader and one writer")
-        self._future = asyncio.get_running_loop().create_future()
+        future = asyncio.get_running_loop().create_future()
+        self._futures.append(future)
         try:
-            await self._future
+            await future
         finally:
-            self._future = None
+            if future in self._futures:  # cancelled before a `wake`
+                self._futures.remove(future)
 
     def wake(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        """Let all go on that wait now."""
+        if self._futures:
+            futures, self._futures = self._futures, []
+            for future in futures:
+                if not future.done():
+                    future.set_result(None)
