@@ -119,13 +119,13 @@ class OutLink:
         while True:
             await self._known.wait()
             self._retry.clear()
+            before = self.reconnects
             try:
-                welcomed = await self._connection()
+                await self._connection()
             except (TransportError, DeliveryError) as exc:
                 self.last_error = f"{type(exc).__name__}: {exc}"
                 self.fenced += isinstance(exc, Fenced)
-                welcomed = False
-            backoff = BACKOFF_FIRST if welcomed else min(BACKOFF_MOST, backoff * 2)
+            backoff = BACKOFF_FIRST if self.reconnects > before else min(BACKOFF_MOST, backoff * 2)
             await self._pause(backoff * random.uniform(0.5, 1.0))
 
     def flush(self) -> None:
@@ -155,8 +155,8 @@ class OutLink:
         if self._conn is not None:
             self._conn.abort()
 
-    async def _connection(self) -> bool:
-        """One connection from dial to end; True when it had been agreed."""
+    async def _connection(self) -> None:
+        """One connection from dial to end; counted in `reconnects` when it had been agreed."""
         address = self._address
         assert address is not None
         raw = await registry.connect(address)
@@ -176,7 +176,6 @@ class OutLink:
             self.sender.disconnected()
             self.reconnects += agreed
             conn.abort()
-        return agreed
 
     async def _read(self, conn: Connection) -> None:
         while True:
