@@ -100,9 +100,7 @@ class Splitter:
     that nobody else uses. After an exception the stream is out of step and the splitter is useless.
     """
 
-    def __init__(
-        self, max_bytes: int = MAX_FRAME_BYTES, allocate: Callable[[int], memoryview] = allocate
-    ) -> None:
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES, allocate: Callable[[int], memoryview] = allocate) -> None:
         self._max_bytes = max_bytes
         self._allocate = allocate
         self._scratch = memoryview(bytearray(PAGE_OFFSET + SCRATCH_BYTES))[PAGE_OFFSET:]
@@ -132,19 +130,18 @@ class Splitter:
             return self._scratch[self._end : max(self._want, self._until_large())]
         return self._scratch[self._end :]
 
-    def buffer_updated(self, count: int) -> list[Frame]:
-        """Take the `count` bytes that were put in the buffer; the frames that they complete.
+    def buffer_updated(self, count: int, frames: list[Frame]) -> None:
+        """Take the `count` bytes that were put in the buffer, and append to `frames` those that they complete.
 
-        Raises `FrameTooLarge` when the stream announces a frame over a limit.
+        Raises `FrameTooLarge` when the stream announces a frame over a limit, after appending those before it.
         """
-        frames: list[Frame] = []
         scratch, start, end = self._scratch, 0, self._end
         if self._target is None:
             end += count
         else:
             self._filled += count
             if self._filled < self._want:
-                return frames
+                return
             target, self._target = self._target, None
             self._advance(target.toreadonly(), frames)
         while True:
@@ -173,7 +170,6 @@ class Splitter:
         self._end = end - start
         if start and self._end:
             scratch[: self._end] = scratch[start:end]
-        return frames
 
     def _advance(self, piece: bytes | memoryview, frames: list[Frame]) -> None:
         """Take the piece that was wanted and find what is wanted next."""

@@ -142,14 +142,15 @@ class StreamConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._splitter is None:
             return
+        before = len(self._received)
         try:
-            frames = self._splitter.buffer_updated(nbytes)
+            self._splitter.buffer_updated(nbytes, self._received)
         except FrameTooLarge as exc:
             self._break(f"{self._peer} doesn't speak this protocol: {exc}", exc)
             return
-        self._waiting_bytes += nbytes + FRAME_OVERHEAD * len(frames)
+        frames = len(self._received) - before
+        self._waiting_bytes += nbytes + FRAME_OVERHEAD * frames
         if frames:
-            self._received += frames
             self._reader.wake()
         if self._waiting_bytes > RECEIVE_LIMIT and self._received:
             self._read(False)

@@ -1,0 +1,181 @@
+"""Any way of cutting a stream gives the same frames, and no length from the wire is trusted."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nomad.errors import FrameTooLarge
+from nomad.transport import framing
+from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS, Frame
+from nomad.transport.framing import IN_PLACE_BYTES, JOIN_BYTES, SCRATCH_BYTES, Splitter, encode
+
+BORDERS = [0, 1, 8, JOIN_BYTES - 1, JOIN_BYTES, IN_PLACE_BYTES - 1, IN_PLACE_BYTES, IN_PLACE_BYTES + 1, SCRATCH_BYTES]
+sizes = st.one_of(st.integers(0, 40), st.sampled_from(BORDERS), st.integers(0, 2 * SCRATCH_BYTES))
+frames = st.lists(st.lists(sizes, min_size=1, max_size=6).map(lambda found: tuple(map(content, found))), max_size=8)
+
+
+def content(size: int) -> bytes:
+    """`size` bytes that are different for other sizes and at other places."""
+    return (struct.pack("<I", size * 2_654_435_761 & 0xFFFFFFFF) + bytes(range(251))) [: size % 255] + bytes(
+        range(255)
+    ) * (size // 255)
+
+
+def feed(splitter: Splitter, data: bytes, chunks: Iterable[int]) -> list[Frame]:
+    """What comes of `data` that arrives in reads of at most `chunks` bytes each, over and over."""
+    found: list[Frame] = []
+    view = memoryview(data)
+    limits = list(chunks) or [len(data)]
+    turn = 0
+    while view:
+        buffer = splitter.get_buffer()
+        assert len(buffer) > 0
+        count = min(len(buffer), len(view), limits[turn % len(limits)])
+        buffer[:count] = view[:count]
+        view = view[count:]
+        splitter.buffer_updated(count, found)
+        turn += 1
+    return found
+
+
+def plain(found: Iterable[Frame]) -> list[tuple[bytes, ...]]:
+    return [tuple(map(bytes, frame)) for frame in found]
+
+
+def stream(sent: Iterable[Frame]) -> bytes:
+    return b"".join(encode(sent))
+
+
+@given(frames, st.lists(st.integers(1, 3 * SCRATCH_BYTES), max_size=5))
+def test_any_chunks_give_the_same_frames(sent: list[tuple[bytes, ...]], chunks: list[int]) -> None:
+    splitter = Splitter()
+    assert plain(feed(splitter, stream(sent), chunks)) == sent
+    assert not splitter.partial
+
+
+@given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=4), max_size=5))
+def test_byte_by_byte(shapes: list[list[int]]) -> None:
+    sent = [tuple(map(content, shape)) for shape in shapes]
+    assert plain(feed(Splitter(), stream(sent), [1])) == sent
+
+
+@given(frames, st.data())
+def test_a_cut_stream_is_partial(sent: list[tuple[bytes, ...]], data: st.DataObject) -> None:
+    whole = stream([*sent, (b"head", b"part")])
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    splitter = Splitter()
+    found = plain(feed(splitter, whole[:cut], []))
+    assert found == sent[: len(found)]
+    assert splitter.partial is (cut > len(stream(found)))
+
+
+def test_received_buffers_own_their_bytes() -> None:
+    splitter = Splitter()
+    sent = [(b"a" * 10, b"b" * 100_000), (b"c" * 10, b"d" * 100_000)]
+    first = feed(splitter, stream(sent[:1]), [50_000])
+    second = feed(splitter, stream(sent[1:]), [50_000])
+    assert plain(first + second) == sent
+    assert all(isinstance(buffer, bytes) or buffer.readonly for frame in first + second for buffer in frame)
+
+
+def test_a_large_payload_is_received_in_place() -> None:
+    """From the second frame on, not a byte of the payload goes through scratch."""
+    allocated: list[memoryview] = []
+
+    def allocate(size: int) -> memoryview:
+        allocated.append(framing.allocate(size))
+        return allocated[-1]
+
+    splitter = Splitter(allocate=allocate)
+    frame = (b"head", b"p" * 921_600, b"tail")
+    for _ in range(2):
+        feed(splitter, stream([frame]), [])
+    allocated.clear()
+    data = memoryview(stream([frame]))
+    reads: list[int] = []
+    found: list[Frame] = []
+    while data:
+        buffer = splitter.get_buffer()
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        data = data[count:]
+        splitter.buffer_updated(count, found)
+        reads.append(count)
+    header = 8 + 2 * 8 + len(b"head")
+    assert reads == [header, 921_600, len(b"tail")]
+    assert plain(found) == [frame]
+    (target,) = allocated
+    assert found[0][1].obj is target.obj
+
+
+def test_what_follows_a_large_payload_is_read_at_once_when_it_turns_out_small() -> None:
+    splitter = Splitter()
+    feed(splitter, stream([(b"h", b"p" * 921_600)]), [])
+    found = feed(splitter, stream([(b"small",)] * 2), [])
+    assert plain(found) == [(b"small",)] * 2
+    assert len(splitter.get_buffer()) == SCRATCH_BYTES
+
+
+def test_many_parts() -> None:
+    sent = [(b"head", *[b"x"] * MAX_PARTS), (b"", *[b""] * 100)]
+    assert plain(feed(Splitter(), stream(sent), [10_000])) == sent
+
+
+@pytest.mark.parametrize(
+    "announced",
+    [
+        struct.pack("<II", MAX_FRAME_BYTES + 1, 0),
+        struct.pack("<II", 0, MAX_PARTS + 1),
+        struct.pack("<IIQ", 1, 1, MAX_FRAME_BYTES),
+        struct.pack("<IIQQ", 0, 2, 2**63, 2**63),
+        struct.pack("<IIQ", 0, 1, 2**64 - 1),
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_what_is_announced_too_large_is_refused_before_memory_is_taken(announced: bytes) -> None:
+    for chunk in (1, len(announced)):
+        splitter = Splitter()
+        tracemalloc.start()
+        with pytest.raises(FrameTooLarge):
+            feed(splitter, announced, [chunk])
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 100_000
+
+
+def test_what_was_complete_before_the_stream_went_wrong_is_kept() -> None:
+    splitter = Splitter()
+    data = stream([(b"fine",), (b"head", b"part")]) + b"\xff" * 8
+    splitter.get_buffer()[: len(data)] = data
+    found: list[Frame] = []
+    with pytest.raises(FrameTooLarge):
+        splitter.buffer_updated(len(data), found)
+    assert found == [(b"fine",), (b"head", b"part")]
+
+
+def test_limits_of_encode() -> None:
+    with pytest.raises(FrameTooLarge, match="11 bytes"):
+        encode([(b"123456", b"12345")], max_bytes=10)
+    with pytest.raises(FrameTooLarge, match="parts"):
+        encode([(b"", *[b""] * (MAX_PARTS + 1))])
+    with pytest.raises(ValueError, match="head"):
+        encode([()])
+    with pytest.raises(TypeError):
+        encode([(memoryview(bytes(10))[::2],)])
+
+
+def test_small_buffers_are_joined_and_large_ones_are_not_copied() -> None:
+    large = bytes(JOIN_BYTES)
+    out = encode([(b"a", b"b")] * 100 + [(b"head", large, b"c")] + [(b"d",)] * 100)
+    assert len(out) == 3
+    assert out[1] is large
+
+
+def test_no_frames() -> None:
+    assert encode([]) == []
