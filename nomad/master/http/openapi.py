@@ -15,9 +15,10 @@ from openapi_pydantic import OpenAPI
 from pydantic import TypeAdapter
 
 from nomad.master.http import problems, sse
-from nomad.master.http.routing import Operation, Parameter
+from nomad.master.http.routing import JSON, Operation, Parameter
 
 _REFS = "#/components/schemas/{model}"
+_PROBLEM = {"$ref": _REFS.format(model=problems.Problem.__name__)}
 
 
 def document(
@@ -108,12 +109,11 @@ def _answer(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         content[media_type] = {"schema": schemas.of(operation.result) if operation.result else {"type": "string"}}
     described: dict[str, Any] = {"description": HTTPStatus(operation.status).phrase}
     if operation.item is not None:
-        content[sse.MEDIA_TYPE] = {"schema": {"type": "string"}}
+        content[sse.MEDIA_TYPE] = {"schema": _event(schemas.of(operation.item))}
         described["description"] += (
-            f". As {sse.MEDIA_TYPE}: each event's data is one JSON object (see x-event); an event named `end` is the "
-            "last of a finished stream, one named `problem` carries the error that ended it."
+            f". As {sse.MEDIA_TYPE} the schema is that of each event: an item, the mark that the stream is "
+            "complete, or the problem that ended it."
         )
-        described["x-event"] = schemas.of(operation.item)
     if content:
         described["content"] = content
     if operation.location:
@@ -121,10 +121,22 @@ def _answer(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     return described
 
 
+def _event(item: Any) -> dict[str, Any]:
+    """One event of a stream. (OpenAPI 3.2 has `itemSchema` for it; before, tools take the stream's schema so.)"""
+
+    def kind(data: Any, name: str | None = None) -> dict[str, Any]:
+        properties: dict[str, Any] = {"data": {"type": "string", "contentMediaType": JSON, "contentSchema": data}}
+        if name is None:
+            return {"type": "object", "required": ["data"], "properties": properties, "not": {"required": ["event"]}}
+        return {"type": "object", "required": ["event", "data"], "properties": properties | {"event": {"const": name}}}
+
+    return {"oneOf": [kind(item), kind({"type": "object"}, "end"), kind(_PROBLEM, "problem")]}
+
+
 def _problem(status: int) -> dict[str, Any]:
     described: dict[str, Any] = {
         "description": HTTPStatus(status).phrase,
-        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": _REFS.format(model=problems.Problem.__name__)}}},
+        "content": {problems.MEDIA_TYPE: {"schema": _PROBLEM}},
     }
     if status == 401:
         described["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}}

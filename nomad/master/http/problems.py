@@ -16,6 +16,7 @@ from typing import Annotated, Self
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from nomad import errors
 
@@ -98,8 +99,8 @@ def type_of(kind: type[errors.NomadError]) -> str:
 
 def from_validation(exc: ValidationError, place: str) -> InvalidInput:
     """pydantic's findings about the part of the request at `place`, as our error."""
-    found = exc.errors(include_url=False, include_input=False, include_context=False)
-    return InvalidInput.at({".".join([place, *map(str, error["loc"])]): _sentence(error["msg"]) for error in found})
+    found = exc.errors(include_url=False, include_input=False)
+    return InvalidInput.at({".".join([place, *map(str, error["loc"])]): _sentence(error) for error in found})
 
 
 def response(problem: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -157,5 +158,7 @@ def _title(status: int) -> str:
     return HTTPStatus(status).phrase
 
 
-def _sentence(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _sentence(error: ErrorDetails) -> str:
+    if error["type"] == "value_error":  # from a check of our own, which words it itself
+        return str(error["ctx"]["error"])
+    return error["msg"][:1].lower() + error["msg"][1:]

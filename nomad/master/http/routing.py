@@ -58,7 +58,7 @@ class Parameter:
                     raise InvalidInput.at({self.location: "given more than once"})
                 given = given[0]
         try:
-            return self.type.validate_strings(given)
+            return self.type.validate_python(given) if self.many else self.type.validate_strings(given)
         except ValidationError as exc:
             raise problems.from_validation(exc, self.location) from exc
 
@@ -183,7 +183,7 @@ class Routes:
                     body = Body(body_types, None if kind is bytes else TypeAdapter(kind))
                 else:
                     place = "path" if name in in_path else "query"
-                    many = get_origin(kind) is list
+                    many = list in map(get_origin, (kind, *get_args(kind)))
                     parameters.append(Parameter(name, place, TypeAdapter(kind), spec.default is spec.empty, many))
             streams = handler if get_origin(answer) is AsyncIterator else stream
             item = get_args(get_type_hints(streams, include_extras=True)["return"])[0] if streams is not None else None

@@ -35,11 +35,7 @@ def wanted(request: web.Request) -> bool:
 
 
 async def respond(
-    request: web.Request,
-    items: AsyncIterator[Any],
-    encode: Callable[[Any], bytes],
-    *,
-    keep_alive: float = KEEP_ALIVE,
+    request: web.Request, items: AsyncIterator[Any], encode: Callable[[Any], bytes]
 ) -> web.StreamResponse:
     """Send `items`, each as `encode` gives it (JSON on one line), until they end or the reader is gone."""
     response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"})
@@ -49,7 +45,7 @@ async def respond(
     try:
         await response.prepare(request)
         while True:
-            done, _ = await asyncio.wait((upcoming,), timeout=keep_alive)
+            done, _ = await asyncio.wait((upcoming,), timeout=KEEP_ALIVE)
             if not done:
                 await response.write(b": still here\n\n")
                 continue

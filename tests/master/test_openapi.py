@@ -1,0 +1,107 @@
+"""The OpenAPI document says what the interface does: schemathesis, with all of its checks, finds no difference."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+from openapi_pydantic import OpenAPI
+
+from nomad import bundle
+from nomad.fanout import Fanout, Subscription
+from nomad.master import api
+from nomad.master.views import EventView, LogLine, TailItem
+from nomad.pipeline import build
+from tests.master.facade import NODES, SIGNING_KEY, TOKEN, FakeMaster, serve
+from tests.master.schemathesis_hooks import numbers, square
+
+ROOT = Path(__file__).parents[2]
+SEED = 20261122
+"""Fixed: this test asks whether document and interface agree, and must answer the same every time."""
+
+
+class Ending(FakeMaster):
+    """Streams end at once, where schemathesis would wait for them."""
+
+    def tail(self, id: str, operator: str) -> AsyncIterator[TailItem]:
+        return ended()
+
+    def follow_logs(self, id: str, operator: str | None = None) -> AsyncIterator[LogLine]:
+        return ended()
+
+    def subscribe_events(self) -> AsyncIterator[EventView]:
+        return ended()
+
+
+def ended() -> Subscription:
+    fanout: Fanout = Fanout()
+    fanout.close()
+    return fanout.subscribe()
+
+
+async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    master = Ending()
+    await master.submit(bundle.make(build([numbers, square]), SIGNING_KEY), id="test", start="edge", end="cloud")
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(
+        f"""
+        seed = {SEED}
+        headers = {{ Authorization = "Bearer {TOKEN}" }}
+        request-timeout = 5
+        continue-on-failure = true
+        generation.max-examples = 5
+        [parameters]
+        "query.start" = "{NODES[0]}"
+        "query.end" = "{NODES[1]}"
+        "path.operator" = "square"
+        # What no schema can say: a profile has as many entries as the pipeline has operators.
+        [[operations]]
+        include-operation-id = "replace_profile"
+        checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
+        """
+    )
+    async with serve(master) as url:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "schemathesis.cli", "--no-color", "--config-file", str(config)),
+            *("run", f"{url}/openapi.json", "--checks", "all"),
+            cwd=tmp_path,
+            env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.master.schemathesis_hooks", "PYTHONPATH": str(ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+
+
+async def test_the_document_is_valid_and_complete() -> None:
+    async with (
+        serve(FakeMaster()) as url,
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session,
+        session.get(f"{url}/openapi.json") as response,
+    ):
+        assert response.content_type == "application/json"
+        text = await response.read()
+    OpenAPI.model_validate_json(text)
+    document = json.loads(text)
+    described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    app = api.application(FakeMaster(), token=TOKEN)
+    known = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None}
+    assert described == {pair for pair in known if pair[0] != "HEAD"} - {("GET", "/openapi.json")}
+
+
+async def test_the_document_says_who_may_ask_and_what_fields_mean() -> None:
+    document = json.loads(api.openapi_document())
+    assert document["security"] == [{"token": []}]
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            assert (operation.get("security") == []) == (path in api.OPEN_PATHS), path
+            assert operation["summary"]
+    schemas = document["components"]["schemas"]
+    assert schemas["NodeView"]["properties"]["speed"]["description"].startswith("Reference-seconds")
+    assert schemas["LinkChange"]["additionalProperties"] is False
+    assert "PipelineView" in json.dumps(document["paths"]["/api/v1/pipelines"]["post"]["responses"]["201"])
