@@ -6,12 +6,14 @@ control only: data never passes through the master, except for the outputs that 
 
     pod -> master                                   master -> pod
     ready      address, pid                         assign   one Assignment
-    heartbeat  stats (see `PodStats`)               peers    links: [LinkPeer, ...]
+    heartbeat  stats (see `PodStats`), error        peers    links: [LinkPeer, ...], speed
     failed     error, fatal                         stop     drain: bool, grace: seconds
     finished   (a source ended, all of it settled)  request  id, method, args
     outputs    items: [bytes, ...], skipped
-    set_aside  count (a record was added or left)
     reply      id, ok, value | error
+
+In the handshake a pod says whether it has its assignment ("assigned"). It then also sends `ready`, if it is, after
+every connect, so that a master that was restarted knows it again. `peers` names the links that changed.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class PodStats:
     last_output: bytes | None = None
     """The last output, encoded alone by the codec; None before the first or when it is over 64 KiB."""
     links: list[dict[str, Any]] = field(default_factory=list)
-    """Per link: link, direction, state, connected, rtt (seconds or None), messages, bytes, credits_messages, credits_bytes."""
+    """Per link: link, direction, state, connected, rtt (seconds or None), unsettled_messages, unsettled_bytes."""
 
 
 def pack(message: dict[str, Any]) -> bytes:

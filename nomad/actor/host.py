@@ -111,6 +111,8 @@ class Host:
                 task.cancel()
             await asyncio.gather(*tasks, *self._requests, return_exceptions=True)
             if self._conn is not None:
+                self._send_outputs()
+                self._send_stats()  # the last: what the master keeps of this process
                 await self._conn.close()
 
     def close(self) -> bool:
@@ -131,7 +133,7 @@ class Host:
             try:
                 conn = await registry.connect(self._control)
                 try:
-                    hello = {"epoch": self._epoch, "pid": os.getpid()}
+                    hello = {"epoch": self._epoch, "pid": os.getpid(), "assigned": self._work is not None}
                     await shake_dialer(conn, self._key, self._pod, hello)
                     self._conn, backoff = conn, BACKOFF_FIRST
                     self._send_state()
@@ -173,6 +175,8 @@ class Host:
         elif kind == "peers" and self._instance is not None:
             peers = [control.peer_from(p) for p in message["links"]]
             self._data.run(self._instance.set_peers, peers)
+            if "speed" in message:
+                self._data.run(self._instance.meter.set_speed, float(message["speed"]))
         elif kind == "stop":
             self._stop(bool(message["drain"]), float(message["grace"]))
         elif kind == "request":
@@ -302,9 +306,12 @@ class Host:
     async def _forward(self) -> None:
         while True:
             await asyncio.sleep(TAP_EVERY if self._taps.busy else TAP_EVERY * 2)
-            items, skipped = self._taps.take()
-            if items or skipped:
-                self._send({"type": "outputs", "items": items, "skipped": skipped})
+            self._send_outputs()
+
+    def _send_outputs(self) -> None:
+        items, skipped = self._taps.take()
+        if items or skipped:
+            self._send({"type": "outputs", "items": items, "skipped": skipped})
 
 
 class Taps:

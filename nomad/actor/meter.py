@@ -26,11 +26,15 @@ class Meter:
         """The newest failure of a message."""
         self.tap: Callable[[list[Any]], None] | None = None
         """Gets every list of outputs while somebody looks on; must not block."""
-        self.slowdown = max(1.0, 1.0 / speed)
+        self.set_speed(speed)
         self._latencies: deque[float] = deque(maxlen=512)
         self._debt = 0.0
         self._busy = 0.0
         self._busy_since = (time.monotonic(), 0.0)
+
+    def set_speed(self, speed: float) -> None:
+        """The emulated node became faster or slower."""
+        self.slowdown = max(1.0, 1.0 / speed)
 
     def called(self, calls: int, seconds: float) -> None:
         """`calls` messages were worked off in `seconds`."""

@@ -99,10 +99,9 @@ class DataLinkView:
     state: str = ""
     connected: bool = False
     rtt: float | None = None
-    messages: int = 0
-    bytes: int = 0
-    credits_messages: int | None = None
-    credits_bytes: int | None = None
+    unsettled_messages: int = 0
+    """Sent and not acknowledged ("out"), or received and not settled ("in")."""
+    unsettled_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
