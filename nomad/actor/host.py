@@ -141,9 +141,10 @@ class Host:
                         for frame in await conn.recv():
                             self._receive(control.unpack(bytes(frame[0])))
                 finally:
-                    if self._conn is conn:
-                        self._conn, alone_since = None, time.monotonic()
-                    conn.abort()
+                    alone_since = time.monotonic()
+                    if self._conn is not conn or not self._ending:  # else `run` has something left to say over it
+                        self._conn = None
+                        conn.abort()
             except (TransportError, DeliveryError) as exc:
                 log.debug("no master at %s: %s", self._control, exc)
             if time.monotonic() - alone_since > self._master_timeout:
@@ -267,6 +268,10 @@ class Host:
             asyncio.get_running_loop().call_later(grace, self._end, Exit.STOPPED)
         else:
             self._end(Exit.STOPPED)
+
+    @property
+    def _ending(self) -> bool:
+        return self._exit is not None and self._exit.done()
 
     def _end(self, code: Exit) -> None:
         if self._exit is not None and not self._exit.done():
