@@ -24,7 +24,7 @@ from nomad import bundle, credentials, program
 from nomad.delivery.codec import Codec
 from nomad.errors import AuthenticationError, PayloadError, UsageError
 from nomad.master.views import EventView, LinkView, LogLine, NodeView, PipelineView
-from nomad.pipeline import build, check_id
+from nomad.pipeline import Pipeline, build, check_id
 from nomad.rest import Rest, view
 
 Operators = Iterable[Callable[..., Any]]
@@ -111,14 +111,19 @@ class Cluster:
                 raise UsageError("a bundle holds its codec and its profile already; they can't be given again")
             data = bytes(operators)
         else:
-            data = self.bundle(operators, codec=codec, profile=profile)
+            pipeline = build(operators, codec=codec, profile=profile)
+            if self._signing_key is None:
+                await self.nodes()  # most likely there is no master at all, which is the better thing to say
+            data = self._bundle(pipeline)
         query = {"id": None if id is None else check_id(id), "start": start, "end": end}
         answer = await self._rest.upload("pipelines", query=query, data=data, media_type=bundle.MEDIA_TYPE)
         return self._handle(view(PipelineView, answer))
 
     def bundle(self, operators: Operators, *, codec: str = "data", profile: Profile | None = None) -> bytes:
         """`operators`, packed and signed, as `submit` sends them. Raises `PipelineError` and `BundleError`."""
-        pipeline = build(operators, codec=codec, profile=profile)
+        return self._bundle(build(operators, codec=codec, profile=profile))
+
+    def _bundle(self, pipeline: Pipeline) -> bytes:
         if self._signing_key is None:
             raise AuthenticationError(
                 f"No key is known to sign operator code for {self.url}. It is looked for in NOMAD_SIGNING_KEY, then in "

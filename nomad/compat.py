@@ -199,9 +199,15 @@ def _run(
         async with connect(connection_str if connection_str is not None else master_conn_str) as cluster:
             return await call(cluster)
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _loop_runs():
         return asyncio.run(connected())
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="nomad-call") as thread:
         return thread.submit(asyncio.run, connected()).result()
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

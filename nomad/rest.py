@@ -12,7 +12,7 @@ import io
 import json
 import typing
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from http import HTTPStatus
 from types import NoneType
@@ -143,7 +143,8 @@ class Rest:
 
     def _json(self, response: aiohttp.ClientResponse, body: bytes) -> Any:
         if response.content_type in ("application/json", "application/problem+json"):
-            return json.loads(body)
+            with suppress(ValueError):
+                return json.loads(body)
         raise MasterUnreachable(
             f"What answers at {self.url} is no Nomad master (status {response.status}, {response.content_type}). "
             f"{self._what_to_do()}"
@@ -188,6 +189,7 @@ class EventDecoder:
         self._searched = 0
         self._name = "message"
         self._data: list[bytes] = []
+        self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """The events that end in `chunk`. Raises `MasterUnreachable` for one that is larger than `MAX_EVENT`."""
@@ -201,10 +203,10 @@ class EventDecoder:
                 continue
             if self._data:
                 yield Event(self._name, b"\n".join(self._data))
-            self._name, self._data = "message", []
+            self._name, self._data, self._size = "message", [], 0
         del self._rest[:start]
         self._searched = len(self._rest)
-        if self._searched > MAX_EVENT:
+        if self._size + self._searched > MAX_EVENT:
             raise MasterUnreachable(f"The master sent an event of more than {MAX_EVENT >> 20} MiB.")
 
     def _field(self, line: bytes) -> None:
@@ -212,6 +214,7 @@ class EventDecoder:
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
+            self._size += len(value)
         elif name == b"event":
             self._name = value.decode()
 

@@ -183,7 +183,7 @@ class Routes:
                     body = Body(body_types, None if kind is bytes else TypeAdapter(kind))
                 else:
                     place = "path" if name in in_path else "query"
-                    many = list in map(get_origin, (kind, *get_args(kind)))
+                    many = any(get_origin(part) is list for part in (kind, *get_args(kind)))
                     parameters.append(Parameter(name, place, TypeAdapter(kind), spec.default is spec.empty, many))
             streams = handler if get_origin(answer) is AsyncIterator else stream
             item = get_args(get_type_hints(streams, include_extras=True)["return"])[0] if streams is not None else None
