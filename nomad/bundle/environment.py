@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import site
 import sys
 import sysconfig
+import urllib.parse
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +22,8 @@ from typing import TYPE_CHECKING
 from nomad.errors import EnvironmentMismatch
 
 if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
     from nomad.bundle.read import Bundle
 
 
@@ -62,36 +66,61 @@ class Modules:
         top = name.partition(".")[0]
         if top in ("__main__", "nomad", "cloudpickle") or top in sys.builtin_module_names:
             return Found(Origin.EVERYWHERE)
-        file = _file(top)
-        if file is None and top in sys.stdlib_module_names:
+        file = _file(name)
+        anchor = file or _file(top)  # `name` may be something else in a module
+        if anchor is None:
+            return Found(Origin.EVERYWHERE if top in sys.stdlib_module_names else Origin.UNKNOWN)
+        owners = [dist for dist in self._installed if dist.owns(anchor, top)]
+        if owners or _under(anchor, _site_packages()):
+            return Found(Origin.INSTALLED, tuple(sorted({dist.name_and_version() for dist in owners})))
+        if _under(anchor, _stdlib()):
             return Found(Origin.EVERYWHERE)
-        if top not in sys.stdlib_module_names or not _under(file, _stdlib()) or _under(file, _site_packages()):
-            owners = [dist for dist in self._owners.get(top, ()) if file is None or _holds(dist, file)]
-            if (
-                not owners and file is not None and _under(file, _site_packages())
-            ):  # its distribution lists its modules wrongly
-                owners = _listing(file)
-            if len(owners) > 1:  # a namespace package, or two distributions of the same library
-                own_file = _file(name)
-                owners = [dist for dist in owners if own_file is not None and _lists(dist, own_file)] or owners
-            if owners or _under(file, _site_packages()):
-                from importlib.metadata import version
-
-                return Found(Origin.INSTALLED, tuple(sorted((dist, version(dist)) for dist in owners)))
         if file is None:
             return Found(Origin.UNKNOWN)
-        if _under(file, _stdlib()):
-            return Found(Origin.EVERYWHERE)
-        own_file = _file(name)
-        if own_file is None:
-            return Found(Origin.UNKNOWN)
-        return Found(Origin.LOCAL if own_file.suffix == ".py" or own_file.is_dir() else Origin.EXTENSION)
+        return Found(Origin.LOCAL if file.suffix == ".py" or file.is_dir() else Origin.EXTENSION)
 
     @functools.cached_property
-    def _owners(self) -> dict[str, list[str]]:
-        from importlib.metadata import packages_distributions
+    def _installed(self) -> list[_Installed]:
+        from importlib.metadata import distributions
 
-        return {top: sorted(set(dists)) for top, dists in packages_distributions().items()}
+        return [_Installed(dist) for dist in distributions()]
+
+
+class _Installed:
+    """A distribution and the files that it says it consists of.
+
+    Its record is searched as text: taking the records of a hundred distributions apart takes most of a second,
+    and `packages_distributions` does that too.
+    """
+
+    def __init__(self, dist: Distribution) -> None:
+        self._dist = dist
+        self._root = Path(os.path.abspath(str(dist.locate_file(""))))
+        record = dist.read_text("RECORD")
+        self._record = None if record is None else f"\n{record}"
+
+    def owns(self, file: Path, top: str) -> bool:
+        """Whether `file`, of the top-level module `top`, is part of it."""
+        if self._record is None:  # installed by something else than pip, or in place by an old setuptools
+            return file.is_relative_to(self._root) and top in self._top_levels
+        if file.is_relative_to(self._root) and f"\n{file.relative_to(self._root).as_posix()}," in self._record:
+            return True
+        return self._in_place is not None and file.is_relative_to(self._in_place) and top in self._top_levels
+
+    def name_and_version(self) -> tuple[str, str]:
+        return self._dist.metadata["Name"], self._dist.version
+
+    @functools.cached_property
+    def _top_levels(self) -> frozenset[str]:
+        return frozenset((self._dist.read_text("top_level.txt") or "").split())
+
+    @functools.cached_property
+    def _in_place(self) -> Path | None:
+        """The folder of its source, when it is installed in place ("editable")."""
+        direct_url = json.loads(self._dist.read_text("direct_url.json") or "{}")
+        if not direct_url.get("dir_info", {}).get("editable"):
+            return None
+        return Path(urllib.parse.unquote(urllib.parse.urlsplit(direct_url["url"]).path))
 
 
 def check_environment(bundle: Bundle) -> list[str]:
@@ -149,52 +178,24 @@ def _file(name: str) -> Path | None:
             return None
         places = [spec.origin if spec.has_location else None, *list(spec.submodule_search_locations or [])[:1]]
     place = next((place for place in places if isinstance(place, str)), None)
-    return Path(place).resolve() if place is not None else None
+    return Path(os.path.abspath(place)) if place is not None else None
 
 
-def _under(file: Path | None, folders: tuple[Path, ...]) -> bool:
-    return file is not None and any(file.is_relative_to(folder) for folder in folders)
+def _under(file: Path, folders: tuple[Path, ...]) -> bool:
+    return any(file.is_relative_to(folder) for folder in folders)
 
 
 @functools.cache
 def _stdlib() -> tuple[Path, ...]:
-    return tuple({Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "platstdlib")})
+    return _both_forms({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 
 
 @functools.cache
 def _site_packages() -> tuple[Path, ...]:
     places = {*site.getsitepackages(), site.getusersitepackages()}
-    places |= {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    return tuple(Path(place).resolve() for place in sorted(places))
+    return _both_forms(places | {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 
 
-def _holds(dist: str, file: Path) -> bool:
-    """Whether `file` lies where `dist` is installed, or `dist` is installed in place ("editable")."""
-    from importlib.metadata import distribution
-
-    found = distribution(dist)
-    if _under(file, (Path(str(found.locate_file(""))).resolve(),)):
-        return True
-    direct_url = json.loads(found.read_text("direct_url.json") or "{}")
-    return bool(direct_url.get("dir_info", {}).get("editable"))
-
-
-def _lists(dist: str, file: Path) -> bool:
-    from importlib.metadata import files
-
-    return any(Path(str(entry.locate())).resolve() == file for entry in files(dist) or ())
-
-
-def _listing(file: Path) -> list[str]:
-    """The distributions that `file` was installed by, from the files that they list. Slow: tens of milliseconds."""
-    from importlib.metadata import distributions
-
-    name = file.name
-    return sorted(
-        {
-            dist.metadata["Name"]
-            for dist in distributions()
-            for entry in dist.files or ()
-            if entry.name == name and Path(str(entry.locate())).resolve() == file
-        }
-    )
+def _both_forms(places: set[str]) -> tuple[Path, ...]:
+    """The folders as they are named, and where their links lead: modules know one or the other."""
+    return tuple(sorted({form for place in places for form in (Path(os.path.abspath(place)), Path(place).resolve())}))
