@@ -1,8 +1,8 @@
-"""What the benchmarks share: the machine described, repeats interleaved, medians, a table, results as JSON.
+"""What the benchmarks share: the machine described, medians, a table, results as JSON.
 
-Wall figures on a shared machine move several times over within minutes. So whatever is to be compared
-is run in turns (A, B, A, B, ...) and compared by the median of its runs; CPU time per message, over
-all processes, decides when wall figures disagree.
+Wall figures on a shared machine move several times over within minutes. So what is to be compared is
+run in turns (A, B, A, B, ...) and compared by the median of its runs; CPU time per message, over all
+processes, decides when wall figures disagree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,6 @@ class Run:
     def cpu_us(self) -> float:
         """Microseconds of CPU per message."""
         return self.cpu / self.messages * 1e6
-
-
-def interleave(cases: Mapping[str, Callable[[], Run]], repeats: int) -> dict[str, list[Run]]:
-    """Runs of all cases in turns."""
-    runs: dict[str, list[Run]] = {name: [] for name in cases}
-    for _ in range(repeats):
-        for name, case in cases.items():
-            runs[name].append(case())
-    return runs
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
