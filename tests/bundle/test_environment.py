@@ -78,3 +78,39 @@ def test_a_file_beside_the_script_that_is_named_like_the_standard_library(projec
     sys.modules.pop("this", None)
     project(this="x = 1")
     assert Modules().find("this").origin is Origin.LOCAL
+
+
+def installed(folder, name, **files):
+    """A distribution's metadata in `folder`."""
+    info = folder / f"{name}-1.2.dist-info"
+    info.mkdir(parents=True)
+    for file, text in {"METADATA": f"Name: {name}\nVersion: 1.2\n", **files}.items():
+        (info / file.replace("_txt", ".txt").replace("_json", ".json")).write_text(text)
+
+
+def test_a_distribution_is_found_by_the_files_that_it_lists(project, tmp_path):
+    project(space__one="", space__two="", script="")
+    installed(tmp_path, "first", RECORD="space/one.py,sha256=x,1\n")
+    installed(tmp_path, "second", RECORD="space/__init__.py,,\nspace/two.py,sha256=x,1\n")
+    modules = Modules()
+    assert modules.find("space.one").distributions == (("first", "1.2"),)
+    assert modules.find("space.two").distributions == (("second", "1.2"),)
+    assert modules.find("script").origin is Origin.LOCAL
+
+
+def test_a_distribution_that_is_installed_in_place(project, tmp_path):
+    project(library__one="", beside="")
+    url = f'{{"url": "file://{tmp_path}", "dir_info": {{"editable": true}}}}'
+    installed(tmp_path / "elsewhere", "in-place", RECORD="x.pth,,\n", direct_url_json=url, top_level_txt="library\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "elsewhere")
+        modules = Modules()
+        assert modules.find("library.one").distributions == (("in-place", "1.2"),)
+        assert modules.find("beside").origin is Origin.LOCAL
+
+
+def test_a_distribution_without_a_record(project, tmp_path):
+    project(library__one="", beside="")
+    installed(tmp_path, "from-the-system", top_level_txt="library\n")
+    assert Modules().find("library.one").distributions == (("from-the-system", "1.2"),)
+    assert Modules().find("beside").origin is Origin.LOCAL
