@@ -77,7 +77,7 @@ class Assignment:
     links: list[LinkPeer]
     speed: float = 1.0
     """Emulated speed of the node; below 1 service times are stretched."""
-    window_messages: int = 16_384
+    window_messages: int = 65_536
     window_bytes: int = 16 << 20
     workdir: str = ""
     """A folder of this operator's own that survives its processes (journal, set-aside messages)."""

@@ -27,7 +27,7 @@ class Stopped(BaseException):
 class Handoff:
     """Values on their way from a thread to the loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int):
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, ready: Callable[[], None] | None = None):
         self.limit = limit
         self.seconds = 0.0
         """What the thread has spent in the function for what it has handed over; written when it finishes."""
@@ -42,6 +42,9 @@ class Handoff:
         self._signalled = False
         self._stopped = False
         self._ready = asyncio.Event()
+        self._call = ready or self._ready.set
+        """What happens in the loop when there is something to take: `wait` returns, or what the owner wants instead."""
+        self._full = False
         self._space = threading.Event()
         self._async_space: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
@@ -50,12 +53,20 @@ class Handoff:
     def put(self, item: Any) -> None:
         """Hand over a value; waits while `limit` values wait."""
         self._append(item)
-        while len(self._items) >= self.limit and not self._stopped:
-            self._space.clear()
-            if len(self._items) >= self.limit and not self._stopped:
-                self._space.wait()
-        if self._stopped:
-            raise Stopped
+        if len(self._items) >= self.limit or self._stopped:
+            self._wait()
+
+    def put_all(self, items: Iterable[Any]) -> None:
+        """Hand over all of a generator's values, each as soon as it is there. `put`, without a call per value."""
+        waiting, append, now = self._items, self._items.append, time.time_ns
+        for item in items:
+            if not waiting:
+                self.birth = now()
+            append(item)
+            if not self._signalled:
+                self._signal()
+            if len(waiting) >= self.limit or self._stopped:
+                self._wait()
 
     async def put_async(self, item: Any) -> None:
         """The same in a thread that runs a loop."""
@@ -105,6 +116,16 @@ class Handoff:
 
     # -- inside
 
+    def _wait(self) -> None:
+        while len(self._items) >= self.limit and not self._stopped:
+            self._space.clear()
+            self._full = True
+            if len(self._items) >= self.limit and not self._stopped:
+                self._space.wait()
+            self._full = False
+        if self._stopped:
+            raise Stopped
+
     def _append(self, item: Any) -> None:
         # Appending, slicing and deleting a list are atomic under the GIL, and only the loop removes.
         if not self._items:
@@ -115,10 +136,11 @@ class Handoff:
 
     def _signal(self) -> None:
         self._signalled = True
-        self._loop.call_soon_threadsafe(self._ready.set)
+        self._loop.call_soon_threadsafe(self._call)
 
     def _free(self) -> None:
-        self._space.set()
+        if self._full:
+            self._space.set()
         if self._async_space is not None:
             loop, event = self._async_space
             loop.call_soon_threadsafe(event.set)
@@ -243,9 +265,7 @@ async def _calls_async(kind: Kind, function: Callable[..., Any], values: Iterabl
 
 
 def _pull(function: Callable[..., Any], out: Handoff) -> None:
-    put = out.put
-    for value in function():
-        put(value)
+    out.put_all(function())
 
 
 async def _pull_async(function: Callable[..., Any], out: Handoff) -> None:

@@ -310,7 +310,8 @@ class Host:
 
     async def _forward(self) -> None:
         while True:
-            await asyncio.sleep(TAP_EVERY if self._taps.busy else TAP_EVERY * 2)
+            await self._taps.waiting.wait()
+            await asyncio.sleep(TAP_EVERY)
             self._send_outputs()
 
     def _send_outputs(self) -> None:
@@ -323,14 +324,17 @@ class Taps:
     """Outputs on their way to somebody who looks on; from the data thread to the main one."""
 
     def __init__(self) -> None:
-        self.busy = False
+        self.waiting = asyncio.Event()
+        """Set, in the main loop, when there is something to take."""
+        self._loop = asyncio.get_running_loop()
         self._items: deque[bytes] = deque()
         self._bytes = 0
         self._skipped = 0
 
     def put(self, values: list[Any], codec: Codec) -> None:
         """Keep what there is room for, encoded."""
-        self.busy = True
+        if not self._items and not self._skipped:
+            self._loop.call_soon_threadsafe(self.waiting.set)
         for number, value in enumerate(values):
             if len(self._items) >= TAP_ITEMS or self._bytes >= TAP_BYTES:
                 self._skipped += len(values) - number
@@ -345,6 +349,7 @@ class Taps:
 
     def take(self) -> tuple[list[bytes], int]:
         """All that waits, and how many were skipped since the last time."""
+        self.waiting.clear()
         items = [self._items.popleft() for _ in range(len(self._items))]
         skipped, self._skipped, self._bytes = self._skipped, 0, 0
         return items, skipped
@@ -401,8 +406,8 @@ def main() -> None:
     boot = json.loads(os.environ.pop("NOMAD_POD"))
     sys.setswitchinterval(SWITCH_INTERVAL)
     _keep_large_buffers()
-    host = Host(boot)
     with asyncio.Runner(loop_factory=new_loop) as runner:
+        host = runner.run(_make(boot))
         code = runner.run(host.run())
     ended = host.close()
     sys.stdout.flush()
@@ -410,6 +415,10 @@ def main() -> None:
     if not ended:
         os._exit(code)  # a function that hangs in its thread would keep the interpreter from ending
     sys.exit(code)
+
+
+async def _make(boot: dict[str, Any]) -> Host:
+    return Host(boot)
 
 
 def _keep_large_buffers() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nomad.actor.execute import GENERATOR_KINDS, Handoff, Worker, start_calls
@@ -38,6 +39,19 @@ RETRY_FIRST, RETRY_MOST = 0.1, 5.0
 
 class OperatorFailed(NomadError):
     """A message's function raised under on_error="fail", or its input can't be decoded; ends the pipeline."""
+
+
+@dataclass(slots=True)
+class _Rest:
+    """How far a chunk has been worked off, and what is to be done before it goes on."""
+
+    chunk: Chunk
+    at: int
+    """Number of the next value."""
+    error: BaseException | None
+    """What value `at - 1` raised."""
+    debt: float
+    """Seconds to sleep, to be as slow as the emulated node."""
 
 
 class Operator:
@@ -73,23 +87,48 @@ class Operator:
         self._processed = inbox.receiver.complete
         self._reruns: deque[tuple[list[int] | None, asyncio.Future[dict[str, int]]]] = deque()
         self._entered = False
+        self._parked = False
+        """`run` waits, and nothing of it is under way."""
+        self._rest: _Rest | None = None
+        self._broken: OperatorFailed | None = None
 
     def wake(self) -> None:
-        """Something arrived, was acknowledged, or was asked for."""
-        self._wake.set()
+        """Something arrived, was acknowledged, or was asked for.
+
+        A function that runs inline is called right here, which saves the detour over the task; what takes
+        longer than one chunk, or needs waiting, is left to `run`.
+        """
+        if not (self._parked and self.mode.inline and not self._reruns) or self._wake.is_set():
+            self._wake.set()
+            return
+        self._parked = False
+        try:
+            self._rest = self._step()
+        except OperatorFailed as exc:
+            self._broken = exc
+        self._parked = True
+        if self._rest is not None or self._broken is not None or self._batches or self._in.receiver.inbox:
+            self._wake.set()
 
     async def run(self) -> None:
         """Work until cancelled. Raises `OperatorFailed`."""
         while True:
             self._wake.clear()
+            if self._broken is not None:
+                raise self._broken
             if self._reruns and self._out.greeted:
                 await self._rerun_next()
-            chunk = self._next()
-            if chunk is None:
-                self._settle()
-                await self._wake.wait()
-            else:
-                await self._work(chunk)
+            rest = self._rest
+            self._rest = None
+            if rest is None and (chunk := self._next()) is not None:
+                rest = _Rest(chunk, 0, None, 0.0)
+            if rest is not None:
+                await self._work(rest)
+                continue
+            self._settle()
+            self._parked = True
+            await self._wake.wait()
+            self._parked = False
 
     async def rerun(self, ids: list[int] | None) -> dict[str, int]:
         """Run messages that were set aside once more, between two chunks: how many ran, and how many failed again."""
@@ -142,28 +181,55 @@ class Operator:
         span = INLINE_SPAN if self.mode.inline else THREAD_SPAN
         return max(1, min(BATCH_MESSAGES, int(span / each) if each > 0 else BATCH_MESSAGES))
 
-    async def _work(self, chunk: Chunk) -> None:
-        if len(chunk.values) == 1 and self.set_aside.holds(chunk.position(0)):
-            return
-        at = 0
-        while at < len(chunk.values):
-            inline = self.mode.inline
-            called, seconds, error = self._call_inline(chunk, at) if inline else await self._call_thread(chunk, at)
-            if called:
-                self.mode.observe(called, seconds)
-            at += called
-            if error is not None:
-                await self._failed(chunk, at - 1, error)
-            await self._stretch(seconds)
-            if inline:
+    def _step(self) -> _Rest | None:
+        """Work off one chunk inline, if there is one; what is left of it when something needs waiting."""
+        chunk = self._next()
+        if chunk is None:
+            self._settle()
+            return None
+        if self._known(chunk):
+            return None
+        rest = self._call_inline(chunk, 0)
+        if rest.error is not None or rest.debt > 0:
+            return rest
+        self._worked(chunk)
+        return None
+
+    async def _work(self, rest: _Rest) -> None:
+        """Work off a chunk from where it stands."""
+        chunk = rest.chunk
+        while True:
+            if rest.error is not None:
+                await self._failed(chunk, rest.at - 1, rest.error)
+            if rest.debt > 0:
+                await self._clock.sleep(rest.debt)
+            if rest.at == len(chunk.values) or self._known(chunk):
+                break
+            if self.mode.inline:
+                rest = self._call_inline(chunk, rest.at)
                 await asyncio.sleep(0)
+            else:
+                rest = await self._call_thread(chunk, rest.at)
+        self._worked(chunk)
+
+    def _known(self, chunk: Chunk) -> bool:
+        """Whether the chunk is a message that an earlier instance has set aside."""
+        return len(chunk.values) == 1 and self.set_aside.holds(chunk.position(0))
+
+    def _worked(self, chunk: Chunk) -> None:
         self._meter.worked(chunk.birth)
         if not self._batches:
             self._finish_batch()
             self._settle()
 
-    def _call_inline(self, chunk: Chunk, at: int) -> tuple[int, float, BaseException | None]:
-        """Calls made, seconds they took, and the error of the last."""
+    def _called(self, chunk: Chunk, at: int, calls: int, seconds: float, error: BaseException | None) -> _Rest:
+        if calls:
+            self.mode.observe(calls, seconds)
+            self._meter.called(calls, seconds)
+        return _Rest(chunk, at + calls, error, self._meter.stretch(seconds))
+
+    def _call_inline(self, chunk: Chunk, at: int) -> _Rest:
+        """Call for the values from number `at` on, until one raises."""
         results: list[Any] = []
         error: BaseException | None = None
         values = chunk.values[at:] if at else chunk.values
@@ -177,24 +243,23 @@ class Operator:
         except (Exception, SystemExit) as exc:
             error = exc
         seconds = time.perf_counter() - started
-        called = len(results) + (error is not None)
-        self._meter.called(called, seconds)
         self._emit(chunk, at, results)
-        return called, seconds, error
+        return self._called(chunk, at, len(results) + (error is not None), seconds, error)
 
     def _call_journaled(self, journal: Journal, chunk: Chunk, at: int, values: list[Any], results: list[Any]) -> None:
         function, add = self._function, results.append
         if isinstance(chunk.origins, range) and (slot := journal.slot()) is not None:
             page, number = slot
-            for value, origin in zip(values, chunk.origins[at:], strict=True):
-                add(function(value))
-                page[number] = origin
+            # The loop's own target is the store that marks a message, right after its call has returned.
+            for result, page[number] in zip(map(function, values), chunk.origins[at:], strict=True):
+                add(result)
             return
         for k, value in enumerate(values, at):
             add(function(value))
             journal.mark(chunk.position(k))
 
-    async def _call_thread(self, chunk: Chunk, at: int) -> tuple[int, float, BaseException | None]:
+    async def _call_thread(self, chunk: Chunk, at: int) -> _Rest:
+        """The same in the function's thread."""
         kind = self.spec.kind
         out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
         values = chunk.values[at:] if at else chunk.values
@@ -223,8 +288,7 @@ class Operator:
             called = out.calls
         elif out.error is not None:
             called += 1
-        self._meter.called(called, out.seconds)
-        return called, out.seconds, out.error
+        return self._called(chunk, at, called, out.seconds, out.error)
 
     def _emit(self, chunk: Chunk, at: int, results: list[Any]) -> None:
         """Results of the values from number `at` on, one each; None is none."""
@@ -262,10 +326,10 @@ class Operator:
             self._meter.failed(error, retried=True)
             await self._clock.sleep(min(RETRY_MOST, RETRY_FIRST * 2 ** (attempts - 1)))
             single = Chunk([chunk.values[k]], [chunk.position(k)], chunk.birth, None)
-            _, _, again = await self._call_thread(single, 0)
-            if again is None:
+            rest = await self._call_thread(single, 0)
+            if rest.error is None:
                 return
-            error, attempts = again, attempts + 1
+            error, attempts = rest.error, attempts + 1
         self._keep_aside(chunk, k, error, attempts)
 
     def _keep_aside(self, chunk: Chunk, k: int, error: BaseException, attempts: int) -> None:
@@ -335,12 +399,6 @@ class Operator:
             self._out.completed(self._processed)
         receiver.settle(self._out.settled(self._processed), self._clock.now())
         self._in.flush()
-
-    async def _stretch(self, seconds: float) -> None:
-        """Make an emulated node as slow as it is meant to be."""
-        debt = self._meter.stretch(seconds)
-        if debt > 0:
-            await self._clock.sleep(debt)
 
 
 def _journaled(kind: Kind, function: Callable[..., Any], journal: Journal, chunk: Chunk, at: int) -> Callable[..., Any]:

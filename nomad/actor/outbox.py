@@ -17,7 +17,7 @@ from nomad.delivery.frames import Position
 from nomad.errors import PayloadError
 from nomad.transport.base import Buffer
 
-BATCH_MESSAGES = 512
+BATCH_MESSAGES = 4096
 BATCH_BYTES = 256 * 1024
 """The most that goes into one batch: enough to make its cost per message vanish, little enough to flow."""
 

@@ -16,7 +16,7 @@ from nomad.clock import Clock
 from nomad.errors import PayloadError
 from nomad.pipeline import Kind, OnError, OperatorSpec
 
-AHEAD = 8 * BATCH_MESSAGES
+AHEAD = 2 * BATCH_MESSAGES
 """Values that a generator may be ahead of the network, once their size is known to be small."""
 
 AHEAD_BYTES = 1 << 20
@@ -50,10 +50,15 @@ class Source:
         self._wake = asyncio.Event()
         self.draining = False
         self._handoff: Handoff | None = None
+        """While a generator is being pulled."""
+        self._broken: OperatorFailed | None = None
 
     def wake(self) -> None:
         """Something was acknowledged."""
-        self._wake.set()
+        if self._handoff is not None:
+            self._pump()
+        else:
+            self._wake.set()
 
     def drain(self) -> None:
         """Produce nothing more; `run` returns when all is settled."""
@@ -96,24 +101,38 @@ class Source:
             await self._sleep_until(due)
 
     async def _generator(self) -> None:
-        out = self._handoff = Handoff(asyncio.get_running_loop(), 1)
+        out = self._handoff = Handoff(asyncio.get_running_loop(), 1, self._pump)
         start_source(self._worker, self.spec.kind, self._function, out)
         try:
             while not (out.finished and not out.waiting):
-                await out.wait()
-                await self._until(lambda: self._out.room > 0)
-                birth = out.birth
-                taken = out.take(self._out.room)
-                self._send([v for v in taken if v is not None], birth)
-                out.limit = self._limit(out.limit)
-                await asyncio.sleep(0)
+                self._wake.clear()
+                await self._wake.wait()
+                if self._broken is not None:
+                    raise self._broken
         finally:
             out.stop()
+            self._handoff = None
         if out.error is not None and not self.draining:
             self._meter.failed(out.error, retried=False)
             kind = OperatorFailed if self.spec.on_error is OnError.FAIL else SourceFailed
             error = out.error
             raise kind(f"source {self.spec.name} failed: {type(error).__name__}: {error}") from error
+
+    def _pump(self) -> None:
+        """Send what the generator has made, as far as there is room: called when it made something, and on credit."""
+        out = self._handoff
+        if out is None or self._broken is not None:
+            return
+        try:
+            while out.waiting and (room := self._out.room) > 0:
+                birth = out.birth
+                self._send([v for v in out.take(room) if v is not None], birth)
+                out.limit = self._limit(out.limit)
+        except OperatorFailed as exc:
+            self._broken = exc
+        self._meter.paused = out.waiting > 0
+        if self._broken is not None or (out.finished and not out.waiting):
+            self._wake.set()
 
     def _limit(self, limit: int) -> int:
         """How far the generator may be ahead: doubled from 1, as far as the size of its values allows."""

@@ -135,14 +135,10 @@ class OutLink:
             return
         now = self._clock.now()
         while conn.writable:
-            batch: list[Frame] = []
-            size = 0
-            while size < FLUSH_BYTES and (taken := self.sender.take(now)):
-                batch += taken
-                size += sum(len(part) for frame in taken for part in frame)
-            if not batch:
+            frames = self.sender.take(now, FLUSH_BYTES)
+            if not frames:
                 return
-            _write(conn, batch)
+            _write(conn, frames)
         self._clogged.set()
 
     @property

@@ -224,16 +224,21 @@ class Sender:
 
     # -- draining
 
-    def take(self, now: float) -> list[Frame]:
-        """The next frames to send: one batch at the most, and what controls it. Empty when nothing may be sent."""
-        taken = list(self._control)
-        self._control.clear()
-        if self.machine.state is State.OPEN and self._cursor < len(self._entries) and self._may_send():
+    def take(self, now: float, most: int) -> list[Frame]:
+        """The next frames to send, until they reach `most` bytes. Empty when nothing may be sent."""
+        taken: list[Frame] = []
+        if self._control:
+            taken.extend(self._control)
+            self._control.clear()
+        if self.machine.state is not State.OPEN:
+            return taken
+        while most > 0 and self._cursor < len(self._entries) and self._may_send():
             entry = self._entries[self._cursor]
             self._cursor += 1
             self._sent = entry.start + entry.count
             self._sends.append((self._sent, now))
             taken.append(entry.frame)
+            most -= entry.nbytes
         return taken
 
     def deadline(self) -> float | None:
