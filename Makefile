@@ -35,7 +35,9 @@ lint: $(STAMPS)/dev
 	$(BIN)/lint-imports
 
 bench: $(STAMPS)/test
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.data_path
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.idle
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov
