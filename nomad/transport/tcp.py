@@ -8,19 +8,15 @@ listener closes.
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import socket
-import stat
-import tempfile
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable
 
-from nomad.errors import ConnectionBroken, TransportError
-from nomad.transport.address import MAX_UNIX_PATH, format_host_port, parse_host_port, parse_path, reachable
+from nomad.transport.address import format_host_port, parse_host_port, parse_path, reachable
 from nomad.transport.base import Capabilities, Connection, Listener, OnConnection
 from nomad.transport.listening import Handlers
+from nomad.transport.mapping import cannot_listen, dialling
 from nomad.transport.stream import StreamConnection
+from nomad.transport.unixfiles import SocketFile
 
 BACKLOG = 128
 UNIX_BUFFER_BYTES = 4 << 20
@@ -35,10 +31,11 @@ class TcpTransport:
 
     async def connect(self, address: str, *, timeout: float = 10.0) -> Connection:
         host, port = parse_host_port(address)
-        loop = asyncio.get_running_loop()
-        return await _dial(
-            address, timeout, lambda: loop.create_connection(lambda: StreamConnection(_set_up_tcp), host, port)
-        )
+        async with dialling(address, timeout):
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: StreamConnection(_set_up_tcp), host, port
+            )
+        return connection
 
     async def listen(self, address: str, on_connection: OnConnection, *, advertise: str | None = None) -> Listener:
         host, port = parse_host_port(address, listening=True)
@@ -49,7 +46,7 @@ class TcpTransport:
             family, kind, proto, _, sockaddr = found[0]
             sock = _bound_socket(family, kind, proto, sockaddr)
         except OSError as exc:
-            raise _cannot_listen(address, exc) from exc
+            raise cannot_listen(address, exc) from exc
         host, port = sock.getsockname()[:2]
         bound = format_host_port(self.scheme, host, port)
         handlers = Handlers(on_connection, bound)
@@ -65,29 +62,28 @@ class UnixTransport:
 
     async def connect(self, address: str, *, timeout: float = 10.0) -> Connection:
         path = parse_path(address)
-        loop = asyncio.get_running_loop()
-        return await _dial(
-            address, timeout, lambda: loop.create_unix_connection(lambda: StreamConnection(_set_up_unix), path)
-        )
+        async with dialling(address, timeout):
+            _, connection = await asyncio.get_running_loop().create_unix_connection(
+                lambda: StreamConnection(_set_up_unix), path
+            )
+        return connection
 
     async def listen(self, address: str, on_connection: OnConnection, *, advertise: str | None = None) -> Listener:
         """`advertise` has no meaning for a path and is ignored."""
         path = parse_path(address, listening=True)
-        folder = None if path else _private_folder()
-        path = path or f"{folder}/s"
-        bound = f"{self.scheme}:{path}"
+        file = SocketFile(path)
+        bound = f"{self.scheme}:{file.path}"
         try:
-            _remove_stale(path)
-            sock = _bound_socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, path)
+            sock = _bound_socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, file.path)
         except OSError as exc:
-            raise _cannot_listen(bound, exc) from exc
-        os.chmod(path, 0o600)  # nobody can connect before `listen`
-        inode = os.stat(path).st_ino
+            file.remove()
+            raise cannot_listen(bound, exc) from exc
+        file.bound()  # nobody can connect before the socket listens
         handlers = Handlers(on_connection, bound)
         server = await asyncio.get_running_loop().create_unix_server(
             lambda: StreamConnection(_set_up_unix, handlers.start), sock=sock, backlog=BACKLOG
         )
-        return StreamListener(server, handlers, bound, bound, lambda: _remove_socket(path, inode, folder))
+        return StreamListener(server, handlers, bound, bound, file.remove)
 
 
 class StreamListener:
@@ -122,20 +118,6 @@ class StreamListener:
         await self._server.wait_closed()
 
 
-Opened = Awaitable[tuple[asyncio.BaseTransport, StreamConnection]]
-
-
-async def _dial(address: str, timeout: float, open_: Callable[[], Opened]) -> StreamConnection:
-    try:
-        async with asyncio.timeout(timeout):
-            _, connection = await open_()
-    except TimeoutError as exc:
-        raise ConnectionBroken(f"{address} didn't answer within {timeout:g} s") from exc
-    except OSError as exc:
-        raise ConnectionBroken(f"{address} can't be reached: {exc.strerror or exc}") from exc
-    return connection
-
-
 def _bound_socket(family: int, kind: int, proto: int, sockaddr: object) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
@@ -146,12 +128,6 @@ def _bound_socket(family: int, kind: int, proto: int, sockaddr: object) -> socke
         sock.close()
         raise
     return sock
-
-
-def _cannot_listen(address: str, exc: OSError) -> TransportError:
-    if exc.errno == errno.EADDRINUSE:
-        return TransportError(f"{address} is taken by another listener; port 0 or an empty path picks a free one")
-    return TransportError(f"can't listen at {address}: {exc.strerror or exc}")
 
 
 def _set_up_tcp(transport: asyncio.Transport) -> tuple[str, str]:
@@ -171,39 +147,3 @@ def _set_up_unix(transport: asyncio.Transport) -> tuple[str, str]:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNIX_BUFFER_BYTES)
     local, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
     return f"unix:{local or ''}", f"unix:{peer or ''}"
-
-
-def _private_folder() -> str:
-    """A new folder for one socket, with a path short enough for the kernel."""
-    for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
-        if parent and len(os.fsencode(parent)) + 32 <= MAX_UNIX_PATH and os.access(parent, os.W_OK | os.X_OK):
-            return tempfile.mkdtemp(prefix="nomad-", dir=parent)
-    return tempfile.mkdtemp(prefix="nomad-", dir="/tmp")
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket of ours that no process listens at any more; leaves everything else alone."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except BlockingIOError:
-            pass  # it listens, and its queue is full
-
-
-def _remove_socket(path: str, inode: int, folder: str | None) -> None:
-    """Remove our own socket, but not one that somebody else has put in its place, and its folder."""
-    with suppress(FileNotFoundError):
-        if os.stat(path).st_ino == inode:
-            os.unlink(path)
-    if folder is not None:
-        with suppress(OSError):
-            os.rmdir(folder)

@@ -11,7 +11,6 @@ import pytest
 
 from nomad.control import Shape
 from nomad.transport import base
-from nomad.transport.base import Transport
 from nomad.transport.registry import transport_for
 from nomad.transport.shaping import ShapedTransport
 from tests.contract.transport import CHECKS, Check
@@ -28,37 +27,42 @@ ADDRESSES = {
     "inproc": "inproc:",
     "tcp": "tcp://127.0.0.1:0",
     "unix": "unix:{folder}/socket",
+    "zmq+tcp": "zmq+tcp://127.0.0.1:0",
+    "zmq+ipc": "zmq+ipc:{folder}/socket",
+    "zmq+tcp by pyzmq": "zmq+tcp://127.0.0.1:0",  # as on Python 3.14
 }
 
 
-def plain(address: str) -> Transport:
-    return transport_for(address)
+LATENCY = Shape(latency=0.003, jitter=0.001)
+# Shaping is the same code on every loop.
+RUNS = [(backend, loop, None) for backend in ADDRESSES for loop in LOOPS]
+RUNS += [(backend, list(LOOPS)[-1], LATENCY) for backend in ADDRESSES if "pyzmq" not in backend]
 
 
-def shaped(address: str) -> Transport:
-    return ShapedTransport(transport_for(address), Shape(latency=0.003, jitter=0.001), random=Random(1))
+def name(run: tuple[str, str, Shape | None]) -> str:
+    backend, loop, shape = run
+    return f"{backend}-{loop}" + ("-shaped" if shape else "")
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("link", [plain, shaped], ids=lambda link: link.__name__)
-@pytest.mark.parametrize("address", ADDRESSES.values(), ids=ADDRESSES)
+@pytest.mark.parametrize("run", RUNS, ids=name)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract(
-    check: Check,
-    address: str,
-    link: Callable[[str], Transport],
-    loop: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    check: Check, run: tuple[str, str, Shape | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    backend, loop, shape = run
     if "clogged" in check.__name__:
-        monkeypatch.setattr(base, "CLOSE_SECONDS", 0.1)
-    address = address.format(folder=tmp_path)
+        monkeypatch.setattr(base, "CLOSE_SECONDS", 0.05)
+    if backend.endswith("by pyzmq"):
+        monkeypatch.setattr("nomad.transport.zmq.aiozmq", None)
+    address = ADDRESSES[backend].format(folder=tmp_path)
+    transport = transport_for(address)
+    if shape is not None:
+        transport = ShapedTransport(transport, shape, random=Random(1))
 
-    async def run() -> None:
-        await check(link(address), address)
+    async def checked() -> None:
+        await check(transport, address)
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"tasks left behind: {left}"
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        runner.run(run())
+        runner.run(checked())

@@ -34,8 +34,8 @@ PATIENCE = 10.0
 CLOGGED_BYTES = 48 << 20
 """What a connection may take at most, at both ends and in between, while nobody reads."""
 
-STILL = 0.04
-"""Seconds without progress after which a writer is taken to wait for its reader; too short makes a check weaker only."""
+STILL = 0.03
+"""Seconds without progress after which a writer is taken to wait for its reader; too short only makes checks weaker."""
 
 T = TypeVar("T")
 Check = Callable[[Transport, str], Awaitable[None]]
@@ -194,7 +194,7 @@ async def check_large_frames(transport: Transport, address: str) -> None:
 
 @contract
 async def check_many_small_frames_stay_in_order(transport: Transport, address: str) -> None:
-    frames = numbered(10_000)
+    frames = numbered(5_000)
     async with pair(transport, address) as (dialer, acceptor):
         taking = asyncio.ensure_future(take(acceptor, len(frames)))
         for start in range(0, len(frames), 250):
@@ -233,7 +233,7 @@ async def check_both_directions_at_once(transport: Transport, address: str) -> N
 @contract
 async def check_question_and_answer(transport: Transport, address: str) -> None:
     async with pair(transport, address) as (dialer, acceptor):
-        for number in range(20):
+        for number in range(10):
             dialer.write([(b"%d" % number,)])
             acceptor.write(await take(acceptor, 1))
             assert plain(await take(dialer, 1)) == [(b"%d" % number,)]

@@ -16,8 +16,8 @@ from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS, Frame
 from nomad.transport.framing import IN_PLACE_BYTES, JOIN_BYTES, SCRATCH_BYTES, Splitter, encode
 
 BORDERS = [0, 1, 8, JOIN_BYTES - 1, JOIN_BYTES, IN_PLACE_BYTES - 1, IN_PLACE_BYTES, IN_PLACE_BYTES + 1, SCRATCH_BYTES]
-sizes = st.one_of(st.integers(0, 40), st.sampled_from(BORDERS), st.integers(0, 2 * SCRATCH_BYTES))
-frames = st.lists(st.lists(sizes, min_size=1, max_size=6).map(lambda found: tuple(map(content, found))), max_size=8)
+sizes = st.one_of(st.integers(0, 40), st.sampled_from(BORDERS), st.integers(0, SCRATCH_BYTES))
+frames = st.lists(st.lists(sizes, min_size=1, max_size=5).map(lambda found: tuple(map(content, found))), max_size=5)
 
 
 def content(size: int) -> bytes:

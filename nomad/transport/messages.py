@@ -1,0 +1,213 @@
+"""A connection over a message queue that has none: opening, closing and flow control by small messages.
+
+Used by `nomad.transport.zmq`; knows nothing of sockets. ZeroMQ delivers messages in order, but its
+queues are counted in messages, a ROUTER throws away what doesn't fit, and neither end sees the other
+close. So each connection says these things itself:
+
+    HELLO  version       dialer: open            WELCOME  listener: it is open
+    FRAME  buffers...    one frame               TAKEN    u64: cost of all frames that recv has given out
+    BYE                  nothing more comes, and nothing more is read; answered with BYE
+    RESET                gone, at once
+
+A sender has at most `WINDOW` of cost, and one frame, on the way; the rest waits at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from nomad.errors import ConnectionBroken, ConnectionClosed, TransportError
+from nomad.transport import base
+from nomad.transport.base import HIGH_WATER, MAX_FRAME_BYTES, MAX_PARTS, Buffer, Frame
+from nomad.transport.framing import FRAME_OVERHEAD, check
+from nomad.transport.waiting import Waiter
+
+WINDOW = 4 << 20
+"""Cost (bytes, and `FRAME_OVERHEAD` per frame) that may be on the way, or waiting for `recv`."""
+VERSION = b"1"
+
+HELLO, WELCOME, FRAME, TAKEN, BYE, RESET = b"H", b"W", b"F", b"T", b"B", b"R"
+_COUNT = struct.Struct("<Q")
+
+
+class MessageConnection:
+    """`nomad.transport.base.Connection` over `send`, which takes one message, and `message`, called for each."""
+
+    def __init__(
+        self, local: str, peer: str, send: Callable[[Sequence[Buffer]], None], release: Callable[[bool], None]
+    ) -> None:
+        """`release(gracefully)` is called once, when no message shall be carried any more."""
+        self._local = local
+        self._peer = peer
+        self._send = send
+        self._release = release
+        self._released = False
+        self._received: list[Frame] = []
+        self._waiting_cost = 0  # received and not taken by recv
+        self._taken = 0  # cost of all that recv has given out
+        self._told = 0  # what the peer knows of that
+        self._queue: deque[tuple[int, list[Buffer]]] = deque()
+        self._queue_cost = 0
+        self._sent = 0  # cost of all frames sent
+        self._sent_taken = 0  # cost of those that the peer's recv has given out
+        self._reader = Waiter()
+        self._drainer = Waiter()
+        self._broken: str | None = None  # why it can't be used any more, if by the peer
+        self._closed = False  # by us
+        self._said_bye = False
+        self.gone = asyncio.Event()
+        """Set by the owner when what it released is closed."""
+
+    # Connection
+
+    @property
+    def local(self) -> str:
+        return self._local
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def closed(self) -> bool:
+        return self._closed or self._broken is not None
+
+    @property
+    def writable(self) -> bool:
+        return self._queue_cost < HIGH_WATER
+
+    def write(self, frames: Iterable[Frame]) -> None:
+        if self.closed:
+            raise self._error()
+        for buffers in [check(frame) for frame in frames]:
+            cost = FRAME_OVERHEAD + sum(map(len, buffers))
+            self._queue.append((cost, buffers))
+            self._queue_cost += cost
+        self._flush()
+
+    async def drain(self) -> None:
+        while not self.closed and not self.writable:
+            await self._drainer.wait()
+        if self.closed:
+            raise self._error()
+
+    async def recv(self) -> list[Frame]:
+        while not self._received and not self.closed:
+            await self._reader.wait()
+        if self._closed or not self._received:
+            raise self._error()
+        frames, self._received = self._received, []
+        self._taken += self._waiting_cost
+        self._waiting_cost = 0
+        if self._taken - self._told >= WINDOW // 4 and self._broken is None:
+            self._told = self._taken
+            self._send([TAKEN, _COUNT.pack(self._taken)])
+        return frames
+
+    async def close(self) -> None:
+        if not self.closed:
+            self._end()
+            self._flush()
+        self._end()
+        try:
+            async with asyncio.timeout(base.CLOSE_SECONDS):
+                await self.gone.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self.abort()
+        await self.gone.wait()
+
+    def abort(self) -> None:
+        self._end()
+        if not self._released:
+            self._send([RESET])
+            self._let_go(gracefully=False)
+
+    # What the owner tells
+
+    def message(self, kind: bytes, parts: Sequence[Buffer]) -> None:
+        """Take a message of the peer's; buffers must be immutable and owned by nobody else."""
+        if self._released:
+            return
+        if kind == FRAME:
+            self._frame(parts)
+        elif kind == TAKEN and len(parts) == 1 and len(parts[0]) == _COUNT.size:
+            (taken,) = _COUNT.unpack(parts[0])
+            if self._sent_taken <= taken <= self._sent:
+                self._sent_taken = taken
+                self._flush()
+            else:
+                self._violated("it has taken what was never sent")
+        elif kind == BYE:
+            if not self._said_bye:
+                self._send([BYE])
+            self._break(f"{self._peer} closed the connection", gracefully=True)
+        elif kind == RESET:
+            self._break(f"{self._peer} is gone: it dropped the connection")
+        else:
+            self._violated("it sent a message of an unknown kind")
+
+    def lost(self, reason: str) -> None:
+        """The peer can't be reached any more."""
+        self._break(f"{self._peer} is gone: {reason}")
+
+    # Inside
+
+    def _frame(self, parts: Sequence[Buffer]) -> None:
+        size = sum(map(len, parts))
+        if not parts or size > MAX_FRAME_BYTES or len(parts) - 1 > MAX_PARTS:
+            self._violated(f"it sent a frame of {size} bytes in {len(parts)} buffers")
+        elif self._waiting_cost >= WINDOW:
+            self._violated("it sent more than was asked for")
+        elif not self._closed:
+            self._received.append(tuple(parts))
+            self._waiting_cost += FRAME_OVERHEAD + size
+            self._reader.wake()
+
+    def _flush(self) -> None:
+        """Send what the peer has room for; when we are closing and that is all, say so."""
+        while self._queue and self._sent - self._sent_taken < WINDOW:
+            cost, buffers = self._queue.popleft()
+            self._queue_cost -= cost
+            self._sent += cost
+            self._send([FRAME, *buffers])
+        if self.writable:
+            self._drainer.wake()
+        if self._closed and not self._queue and not self._said_bye and not self._released:
+            self._said_bye = True
+            self._send([BYE])
+
+    def _violated(self, what: str) -> None:
+        self._send([RESET])
+        self._break(f"{self._peer} doesn't speak this protocol: {what}")
+
+    def _end(self) -> None:
+        """Nothing is received or sent by the user any more, by our own wish."""
+        self._closed = True
+        self._received = []
+        self._reader.wake()
+        self._drainer.wake()
+
+    def _break(self, reason: str, gracefully: bool = False) -> None:
+        """The peer ended it. What has arrived stays for `recv`."""
+        if self._broken is None:
+            self._broken = reason
+            self._reader.wake()
+            self._drainer.wake()
+        self._let_go(gracefully)
+
+    def _let_go(self, gracefully: bool) -> None:
+        self._queue.clear()
+        self._queue_cost = 0
+        if not self._released:
+            self._released = True
+            self._release(gracefully)
+
+    def _error(self) -> TransportError:
+        if self._closed:
+            return ConnectionClosed(f"the connection to {self._peer} was closed on this side")
+        return ConnectionBroken(self._broken)
