@@ -217,7 +217,7 @@ def build(
         kind, interval = _source_kind(fn, options[index], where[index]) if index == 0 else (_kind(fn), None)
         known = {k: v for k, v in options[index].items() if k not in ("name", "interval", "source")}
         built.append(Operator(OperatorSpec(names[index], kind, interval, **known), fn))
-    return Pipeline(tuple(built), tuple(zip(names, names[1:], strict=False)), codec, _profile(profile, names))
+    return Pipeline(tuple(built), tuple(zip(names, names[1:], strict=False)), codec, check_profile(profile, names))
 
 
 def check_id(pipeline_id: str) -> str:
@@ -309,7 +309,8 @@ def _names(functions: Sequence[Any], options: Sequence[Mapping[str, Any]], where
     return names
 
 
-def _profile(profile: Any, names: Sequence[str]) -> tuple[dict[str, float], ...]:
+def check_profile(profile: Any, names: Sequence[str]) -> tuple[dict[str, float], ...]:
+    """What is expected of each operator, in order; None is nothing. Raises `PipelineError`."""
     if profile is None:
         return ()
     entries = list(profile)

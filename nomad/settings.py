@@ -70,7 +70,7 @@ class Heartbeats:
 class Windows:
     """Credits of each data link: what may be under way and unprocessed. They bound an actor's memory."""
 
-    messages: int = 16_384
+    messages: int = 65_536
     bytes: int = 16 << 20
 
 
@@ -123,6 +123,8 @@ class Settings:
     heartbeats: Heartbeats = field(default_factory=Heartbeats)
     windows: Windows = field(default_factory=Windows)
     pods: Pods = field(default_factory=Pods)
+    control: str = ""
+    """Address where pods dial the master; "" is a unix socket of its own."""
     history: History = field(default_factory=History)
 
     @classmethod

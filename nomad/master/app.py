@@ -8,10 +8,27 @@ Reads answer from memory and are synchronous; calls that write return once what 
 
 from __future__ import annotations
 
+import asyncio
+import random
+import secrets
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from nomad import bundle
+from nomad.clock import Clock, SystemClock
+from nomad.control import Shape
+from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
+from nomad.master import show
+from nomad.master.assembly import Parts, assemble, overrides
+from nomad.master.follow import follow
+from nomad.master.metrics import Metrics
+from nomad.master.placing import place
+from nomad.master.state import DesiredPipeline, Goal, History, operator_id
 from nomad.master.views import (
     EventView,
     LinkView,
@@ -21,51 +38,75 @@ from nomad.master.views import (
     SetAsideView,
     TailItem,
 )
+from nomad.pipeline import check_profile
+from nomad.runtime.base import Runtime
 from nomad.settings import Settings
 from nomad.topology import Topology
+
+T = TypeVar("T")
 
 
 class Master:
     """The whole master; one per state folder."""
 
-    def __init__(self, settings: Settings, topology: Topology) -> None: ...
+    def __init__(
+        self, settings: Settings, topology: Topology, *, runtime: Runtime | None = None, clock: Clock | None = None
+    ) -> None:
+        """Without a `runtime`, pods are processes of this machine."""
+        self._settings = settings
+        self._assembly: AbstractAsyncContextManager[Parts] = assemble(
+            settings, topology, runtime, clock or SystemClock()
+        )
+        self._opened: Parts | None = None
+        self._submitting = asyncio.Lock()
+        self._metrics = Metrics(self)
 
     async def __aenter__(self) -> Self:
-        """Raises `StateError` (folder in use, not writable, newer version) and `TopologyError`."""
-        raise NotImplementedError
+        """Raises `StateError` (folder in use, not writable, newer version) and `TransportError`."""
+        self._opened = await self._assembly.__aenter__()
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        """Stop the pods, unless they are to outlive the master. What is wanted of pipelines stays as it is."""
+        await self._assembly.__aexit__(kind, exc, tb)
+        self._opened = None
 
     @property
     def ready(self) -> bool:
         """Whether the state is loaded, the control listener is bound and the loop runs."""
-        raise NotImplementedError
+        return self._opened is not None and not self._opened.desired.closing
 
     @property
     def token(self) -> str:
         """What REST callers must present; kept in the state folder with mode 0600."""
-        raise NotImplementedError
+        return self._parts.token
 
     @property
     def signing_key(self) -> bytes:
         """The Ed25519 seed that bundles for this master are signed with."""
-        raise NotImplementedError
+        return self._parts.signing_key
 
     def metrics(self) -> bytes:
         """Prometheus text."""
-        raise NotImplementedError
+        return self._metrics.text()
 
     # nodes and links
+
     def nodes(self) -> list[NodeView]:
-        raise NotImplementedError
+        """All nodes."""
+        parts = self._parts
+        return show.nodes(parts.desired, parts.loop.requested, parts.observed)
 
     def node(self, node: str) -> NodeView:
-        raise NotImplementedError
+        """One node. Raises `NotFoundError`."""
+        self._check_node(node)
+        return next(view for view in self.nodes() if view.id == node)
 
     def links(self) -> list[LinkView]:
-        raise NotImplementedError
+        """Every ordered pair of nodes."""
+        return show.links(self._parts.desired, self._parts.observed)
 
     async def set_link(
         self,
@@ -78,65 +119,290 @@ class Master:
         loss: float | None = None,
         unlimited: bool = False,
     ) -> LinkView:
-        """None leaves a field as it is; `unlimited` takes the bandwidth limit away. Seconds, bytes per second."""
-        raise NotImplementedError
+        """Change how a directed link is emulated, at once.
+
+        None leaves a field as it is; `unlimited` takes the bandwidth limit away. Seconds, bytes per second.
+        Raises `NotFoundError`, `InvalidRequestError`.
+        """
+        self._check_node(source)
+        self._check_node(target)
+        if source == target:
+            raise InvalidRequestError("a link leads from one node to another; inside a node there is none", status=422)
+        desired = self._parts.desired
+        given = {"latency": latency, "jitter": jitter, "bandwidth": bandwidth, "loss": loss}
+        shape = replace(desired.shape(source, target), **{k: v for k, v in given.items() if v is not None})
+        if unlimited:
+            shape.bandwidth = None
+        _check_shape(shape)
+        before = desired.shapes.get((source, target))
+        desired.shapes[source, target] = shape
+        await self._keep_overrides(lambda: _put_back(desired.shapes, (source, target), before))
+        self._parts.events.add(
+            "link.changed", f"the link from {source} to {target} was changed", data={"source": source, "target": target}
+        )
+        return next(view for view in self.links() if (view.source, view.target) == (source, target))
 
     async def update_node(self, node: str, *, speed: float) -> NodeView:
-        raise NotImplementedError
+        """Change how fast a node is emulated, at once. Raises `NotFoundError`, `InvalidRequestError`."""
+        self._check_node(node)
+        if not 0 < speed < float("inf"):
+            raise InvalidRequestError(f"speed must be a number above 0, not {speed:g}", status=422)
+        speeds = self._parts.desired.speeds
+        before = speeds.get(node)
+        speeds[node] = speed
+        await self._keep_overrides(lambda: _put_back(speeds, node, before))
+        self._parts.events.add("node.changed", f"the speed of {node} is now {speed:g}", data={"node": node})
+        return self.node(node)
 
     # pipelines
+
     async def submit(
         self, data: bytes, *, id: str | None = None, start: str, end: str, profile: Sequence[dict[str, float]] = ()
     ) -> PipelineView:
-        raise NotImplementedError
+        """Run the pipeline in a bundle. Without an id it gets a readable one; a profile replaces the bundle's.
+
+        Raises `BundleError` and its kin, `PipelineError`, `ConflictError` (the id is taken), `InvalidRequestError`
+        (unknown nodes, nowhere to place it), `StateError` (it can't be stored).
+        """
+        parts = self._parts
+        found = await asyncio.to_thread(bundle.read, data, bundle.public_key(parts.signing_key))
+        warnings = await asyncio.to_thread(bundle.check_environment, found)
+        for name, node in (("start", start), ("end", end)):
+            if node not in parts.observed.nodes:
+                known = ", ".join(parts.observed.nodes)
+                raise InvalidRequestError(f"the {name} node {node!r} is unknown; known nodes: {known}", status=422)
+        async with self._submitting:
+            spec = found.spec(id if id is not None else self._new_id(), start, end)
+            if profile:
+                names = [op.name for op in spec.operators]
+                spec = replace(spec, profile=check_profile(profile, names))
+            if spec.id in parts.desired.pipelines:
+                raise ConflictError(
+                    f"there is a pipeline {spec.id!r} already; take another id, or remove it: nomad rm {spec.id}",
+                    status=409,
+                )
+            wanted = DesiredPipeline(
+                spec=spec,
+                bundle=found.digest,
+                link_key=secrets.token_bytes(32),
+                created=parts.clock.wall(),
+                placement=place(
+                    spec,
+                    parts.observed.nodes.values(),
+                    parts.desired.shapes,
+                    parts.desired.speeds,
+                    show.memory_used(parts.desired, parts.loop.requested),
+                ),
+                warnings=tuple(warnings),
+                epoch_floor=parts.desired.epoch_floor,
+            )
+            await parts.store.add_pipeline(wanted, data)
+            parts.desired.pipelines[spec.id] = wanted
+        self._caused(spec.id, "pipeline.submitted", f"{spec.id} was submitted, with {len(spec.operators)} operators")
+        for warning in warnings:
+            parts.events.add("pipeline.warning", warning, pipeline=spec.id)
+        return self.pipeline(spec.id)
 
     def pipelines(self) -> list[PipelineView]:
-        raise NotImplementedError
+        """All pipelines, oldest first."""
+        return [self.pipeline(id) for id in self._parts.desired.pipelines]
 
     def pipeline(self, id: str) -> PipelineView:
-        raise NotImplementedError
+        """One pipeline. Raises `NotFoundError`."""
+        self._wanted(id)
+        parts = self._parts
+        return show.pipeline(id, parts.desired, parts.loop.requested, parts.observed, parts.clock.now())
 
     async def stop(self, id: str) -> PipelineView:
-        raise NotImplementedError
+        """Stop a pipeline; one that is over stays as it is. Raises `NotFoundError`."""
+        wanted = self._wanted(id)
+        if wanted.goal is Goal.RUN and not self._parts.loop.is_over(id):
+            await self._parts.store.set_goal(id, Goal.STOP)
+            if wanted.goal is Goal.RUN:  # it may have been removed in the meantime
+                wanted.goal = Goal.STOP
+                self._caused(id, "pipeline.stopping", f"{id} is to be stopped")
+        return self.pipeline(id)
 
     async def remove(self, id: str) -> None:
-        raise NotImplementedError
+        """Stop a pipeline at once if it runs, and forget it with all that it kept. Raises `NotFoundError`."""
+        wanted = self._wanted(id)
+        if wanted.goal is not Goal.REMOVE:
+            await self._parts.store.set_goal(id, Goal.REMOVE)
+            wanted.goal = Goal.REMOVE
+            self._caused(id, "pipeline.removing", f"{id} is to be removed")
+        await self._parts.loop.until(lambda: self._parts.desired.pipelines.get(id) is not wanted)
 
     async def update_profile(self, id: str, profile: Sequence[dict[str, float]]) -> PipelineView:
-        raise NotImplementedError
+        """Say what is expected of each operator, in order. Raises `NotFoundError`, `PipelineError`."""
+        wanted = self._wanted(id)
+        names = [op.name for op in wanted.spec.operators]
+        spec = replace(wanted.spec, profile=check_profile(profile or None, names))
+        await self._parts.store.set_spec(spec)
+        wanted.spec = spec
+        return self.pipeline(id)
 
     # what happened
+
     def events(self, pipeline: str | None = None, after: int = 0, limit: int = 1000) -> list[EventView]:
         """Oldest first, ids above `after`; the newest `limit` of them."""
-        raise NotImplementedError
+        return self._parts.events.list(pipeline, after, limit)
 
     def subscribe_events(self) -> AsyncIterator[EventView]:
         """Events from now on, until the master closes."""
-        raise NotImplementedError
+        return self._parts.events.subscribe()
 
     async def logs(self, id: str, operator: str | None = None, tail: int | None = None) -> list[LogLine]:
-        raise NotImplementedError
+        """The last `tail` lines of each operator, by operator; of its earlier pods too, as far as they are kept.
+
+        Raises `NotFoundError`.
+        """
+        runtime = self._parts.runtime
+        pods = sorted(await runtime.list(), key=lambda pod: pod.epoch)
+        found: list[LogLine] = []
+        for name in self._names(id, operator):
+            mine = [pod.id for pod in pods if pod.id.rpartition("-e")[0] == operator_id(id, name)]
+            lines = [LogLine(name, pod, line) for pod in mine for line in await runtime.logs(pod, tail=tail)]
+            found += lines if tail is None else lines[len(lines) - tail :] if tail < len(lines) else lines
+        return found
 
     def follow_logs(self, id: str, operator: str | None = None) -> AsyncIterator[LogLine]:
-        """Lines from now on, across restarts, until the pipeline is over."""
-        raise NotImplementedError
+        """Lines from now on, across restarts, until the pipeline is over. Raises `NotFoundError`."""
+        return follow(self._parts.loop, self._parts.observed, self._parts.runtime, id, self._names(id, operator))
 
     # operators
+
     async def set_aside(self, id: str, operator: str) -> list[SetAsideView]:
-        raise NotImplementedError
+        """The messages whose function raised. Raises `NotFoundError`, `ConflictError` when the operator doesn't run."""
+        return _understood(_RECORDS, await self._ask(id, operator, "set_aside"))
 
     async def rerun(self, id: str, operator: str, ids: Sequence[str] | None = None) -> dict[str, Any]:
         """{"ran": n, "failed": n}; None runs all of them."""
-        raise NotImplementedError
+        return _understood(_COUNTS, await self._ask(id, operator, "rerun", ids=_numbers(ids)))
 
     async def drop(self, id: str, operator: str, ids: Sequence[str] | None = None) -> dict[str, Any]:
-        """{"dropped": n}."""
-        raise NotImplementedError
+        """{"dropped": n}; None drops all of them."""
+        return _understood(_COUNTS, await self._ask(id, operator, "drop", ids=_numbers(ids)))
 
     def last_output(self, id: str, operator: str) -> bytes | None:
-        """Encoded by the codec; the last that a heart-beat brought, or that a pod left behind."""
-        raise NotImplementedError
+        """Encoded by the codec; the last that a heart-beat brought, or a pod left behind. Raises `NotFoundError`."""
+        (name,) = self._names(id, operator)
+        pod = self._pod(id, name)
+        state = self._parts.observed.pods.get(pod) if pod else None
+        if state is not None and state.stats.last_output is not None:
+            return state.stats.last_output
+        return self._parts.observed.history.get(operator_id(id, name), History()).totals.last_output
 
     def tail(self, id: str, operator: str) -> AsyncIterator[TailItem]:
-        """Live outputs from now on, until the pipeline is over. Drops the oldest when the reader is slow."""
-        raise NotImplementedError
+        """Live outputs from now on, until the pipeline is over. Drops the oldest when the reader is slow.
+
+        Raises `NotFoundError`.
+        """
+        (name,) = self._names(id, operator)
+        outputs = self._parts.port.tail(operator_id(id, name))
+        if self._parts.loop.is_over(id):
+            self._parts.port.end_tails(operator_id(id, name))
+        return outputs
+
+    # Inside
+
+    @property
+    def _parts(self) -> Parts:
+        if self._opened is None:
+            raise RequestError("the master isn't running", status=503)
+        return self._opened
+
+    def _wanted(self, id: str) -> DesiredPipeline:
+        wanted = self._parts.desired.pipelines.get(id)
+        if wanted is None:
+            raise NotFoundError(f"there is no pipeline {id!r}", status=404)
+        return wanted
+
+    def _names(self, id: str, operator: str | None) -> list[str]:
+        names = [op.name for op in self._wanted(id).spec.operators]
+        if operator is None:
+            return names
+        if operator not in names:
+            raise NotFoundError(f"pipeline {id!r} has no operator {operator!r}; it has {', '.join(names)}", status=404)
+        return [operator]
+
+    def _check_node(self, node: str) -> None:
+        known = self._parts.observed.nodes
+        if node not in known:
+            raise NotFoundError(f"there is no node {node!r}; known nodes: {', '.join(known)}", status=404)
+
+    def _pod(self, id: str, operator: str) -> str | None:
+        have = self._parts.loop.requested.pipelines.get(id)
+        return have.operators[operator].pod if have is not None else None
+
+    async def _ask(self, id: str, operator: str, method: str, **args: Any) -> Any:
+        (name,) = self._names(id, operator)
+        pod = self._pod(id, name)
+        if pod is None:
+            raise ConflictError(f"operator {name!r} of {id!r} doesn't run now", status=409)
+        return await self._parts.port.ask(pod, method, **args)
+
+    def _caused(self, id: str, kind: str, message: str) -> None:
+        """Note what a user asked for: what follows follows from it."""
+        self._parts.loop.caused(id, self._parts.events.add(kind, message, pipeline=id))
+        self._parts.woken.set()
+
+    async def _keep_overrides(self, undo: Any) -> None:
+        try:
+            await self._parts.store.set_meta("overrides", overrides(self._parts.desired, self._parts.topology))
+        except BaseException:
+            undo()
+            raise
+        self._parts.woken.set()
+
+    def _new_id(self) -> str:
+        while True:
+            id = f"{random.choice(_ADJECTIVES)}-{random.choice(_NOUNS)}-{random.randrange(100, 1000)}"
+            if id not in self._parts.desired.pipelines:
+                return id
+
+
+_RECORDS = TypeAdapter(list[SetAsideView], config=ConfigDict(coerce_numbers_to_str=True))
+_COUNTS = TypeAdapter(dict[str, int])
+
+
+def _understood(adapter: TypeAdapter[T], reply: Any) -> T:
+    """A pod's reply; users' code runs there, so that it may be anything."""
+    try:
+        return adapter.validate_python(reply)
+    except ValidationError as exc:
+        raise RequestError("the operator's process gave an answer that isn't valid", status=503) from exc
+
+
+def _numbers(ids: Sequence[str] | None) -> list[int] | None:
+    if ids is None:
+        return None
+    wrong = [id for id in ids if not (id.isascii() and id.isdigit() and len(id) < 20)]
+    if wrong:
+        raise InvalidRequestError(f"{wrong[0]!r} is no id of a message that was set aside", status=422)
+    return [int(id) for id in ids]
+
+
+def _check_shape(shape: Shape) -> None:
+    """Raises `InvalidRequestError` that says what isn't possible."""
+    if not 0 <= shape.latency < float("inf"):
+        problem = f"latency can't be {shape.latency:g} s"
+    elif not 0 <= shape.jitter <= shape.latency:
+        problem = f"jitter ({shape.jitter:g} s) must be between 0 and the latency ({shape.latency:g} s); set both"
+    elif shape.bandwidth is not None and not 0 < shape.bandwidth < float("inf"):
+        problem = f"bandwidth can't be {shape.bandwidth:g} bytes per second"
+    elif not 0 <= shape.loss < 1:
+        problem = f"loss must be from 0 to below 1, not {shape.loss:g}"
+    else:
+        return
+    raise InvalidRequestError(problem, status=422)
+
+
+def _put_back(values: dict[Any, Any], key: Any, before: Any) -> None:
+    if before is None:
+        values.pop(key, None)
+    else:
+        values[key] = before
+
+
+_ADJECTIVES = ("amber", "brave", "calm", "dusty", "eager", "fair", "gentle", "happy", "icy", "jolly", "keen", "lucky")
+_NOUNS = ("badger", "camel", "dingo", "eagle", "falcon", "gull", "heron", "ibis", "jackal", "kite", "lemur", "moose")

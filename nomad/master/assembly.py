@@ -1,0 +1,275 @@
+"""Puts a master together and takes it apart again: opens, restores, wires, starts the tasks, and winds down.
+
+`assemble` is called by `app.Master`. After a crash of the master everything needed is in the state folder:
+what is wanted, the epochs and pods that were asked for, and, with the runtime, the processes. After a
+normal end it is the same, but that pods were stopped first (unless they are to outlive the master).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nomad import bundle, credentials
+from nomad.clock import Clock
+from nomad.control import Shape
+from nomad.errors import RequestError, StateError
+from nomad.master import secret
+from nomad.master.enact import Enactor, Keys
+from nomad.master.events import EventLog
+from nomad.master.loop import Loop
+from nomad.master.observe import Observer
+from nomad.master.pods import PodPort
+from nomad.master.state import Desired, History, Observed, Requested, RequestedOperator, RequestedPipeline, operator_id
+from nomad.master.store import Store, StoredPipeline
+from nomad.runtime import sockets
+from nomad.runtime.base import ObservedPod, PodPhase, Runtime
+from nomad.settings import Settings
+from nomad.topology import Topology
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Parts:
+    """A master's parts, wired."""
+
+    settings: Settings
+    clock: Clock
+    topology: Topology
+    store: Store
+    runtime: Runtime
+    desired: Desired
+    observed: Observed
+    observer: Observer
+    loop: Loop
+    events: EventLog
+    port: PodPort
+    woken: asyncio.Event
+    token: str
+    signing_key: bytes
+
+
+@asynccontextmanager
+async def assemble(
+    settings: Settings, topology: Topology, runtime: Runtime | None, clock: Clock
+) -> AsyncIterator[Parts]:
+    """A running master. Without a `runtime` it has local processes. Raises `StateError` and `TransportError`."""
+    async with AsyncExitStack() as stack:
+        store = await Store.open(settings.state)
+        stack.push_async_callback(store.close)
+        meta = await store.meta()
+        token = secret.kept(settings.state / "token", credentials.new_token)
+        signing_key = _signing_key(settings.state / "signing_key")
+        pod_key = await _pod_key(store, meta)
+        folder = sockets.open_folder(meta["sockets"].decode() if "sockets" in meta else None)
+        stack.callback(sockets.remove_folder, folder)
+        await store.set_meta("sockets", str(folder).encode())
+        if runtime is None:
+            from nomad.runtime.local import LocalRuntime
+
+            runtime = await LocalRuntime.open(topology.nodes, settings.state, folder, settings.pods)
+        stack.push_async_callback(runtime.close)
+
+        events = EventLog(store, clock, await store.events(settings.history.events), settings.history.events)
+        stack.push_async_callback(_last_events, events)
+        desired, observed, woken = Desired(), Observed(), asyncio.Event()
+        desired.epoch_floor = int(meta.get("epoch_floor", b"0"))
+        observed.nodes = {node.id: node for node in runtime.nodes}
+        restore_overrides(desired, topology, meta.get("overrides"))
+        observer = Observer(observed, clock, woken.set, settings.heartbeats.overdue)
+        requested = _restore(desired, observer, await store.pipelines(), clock.now())
+        keys = Keys(pod_key, bundle.public_key(signing_key))
+        port = PodPort(
+            observer,
+            lambda pod: keys.of_pod(pod) if loop.requested.operator_of(pod) else None,
+            settings.heartbeats,
+            settings.history.tail_queue,
+        )
+
+        def over(pipeline: str) -> None:
+            if wanted := desired.pipelines.get(pipeline):
+                for op in wanted.spec.operators:
+                    port.end_tails(operator_id(pipeline, op.name))
+
+        loop = Loop(
+            desired=desired,
+            requested=requested,
+            observed=observed,
+            observer=observer,
+            events=events,
+            woken=woken,
+            settings=settings,
+            clock=clock,
+            over=over,
+        )
+        # Pods are seen before the loop looks for the first time: none is taken for missing.
+        changes = runtime.watch()
+        for pod in await runtime.list():
+            observer.runtime(pod)
+        _miss(requested, observed, observer)
+        control = await port.listen(settings.control or f"unix:{folder}/master")
+        stack.push_async_callback(port.close)
+        enactor = Enactor(
+            runtime=runtime,
+            port=port,
+            control=control,
+            store=store,
+            observer=observer,
+            observed=observed,
+            desired=desired,
+            requested=lambda: loop.requested,
+            keys=keys,
+            settings=settings,
+            clock=clock,
+        )
+        parts = Parts(
+            settings=settings,
+            clock=clock,
+            topology=topology,
+            store=store,
+            runtime=runtime,
+            desired=desired,
+            observed=observed,
+            observer=observer,
+            loop=loop,
+            events=events,
+            port=port,
+            woken=woken,
+            token=token,
+            signing_key=signing_key,
+        )
+        pods = sum(op.pod is not None for p in requested.pipelines.values() for op in p.operators.values())
+        events.add("master.started", f"a master started, with {len(desired.pipelines)} pipelines and {pods} pods")
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(loop.run(enactor), name="master loop"),
+                group.create_task(_watch(changes, observer, port, clock), name="watch pods"),
+                group.create_task(events.run(), name="write events"),
+            ]
+            try:
+                yield parts
+            finally:
+                if not settings.pods.outlive_master:
+                    await _wind_down(parts)
+                for task in tasks:
+                    task.cancel()
+
+
+def overrides(desired: Desired, topology: Topology) -> bytes:
+    """What was changed of the topology while it ran, to be kept."""
+    declared = {(link.source, link.target): link.shape for link in topology.links}
+    content = {
+        "topology": _digest(topology),
+        "shapes": [[*pair, asdict(shape)] for pair, shape in desired.shapes.items() if declared.get(pair) != shape],
+        "speeds": desired.speeds,
+    }
+    return json.dumps(content).encode()
+
+
+def restore_overrides(desired: Desired, topology: Topology, kept: bytes | None) -> None:
+    """Declared links, with the changes that were made to them; a topology that was edited since counts as it is."""
+    desired.shapes = {(link.source, link.target): link.shape for link in topology.links}
+    content = json.loads(kept) if kept is not None else {}
+    if content.get("topology") == _digest(topology):
+        for source, target, shape in content["shapes"]:
+            desired.shapes[source, target] = Shape(**shape)
+        desired.speeds = dict(content["speeds"])
+
+
+def _digest(topology: Topology) -> str:
+    text = repr(([(node.id, node.speed) for node in topology.nodes], topology.links))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _signing_key(path: Path) -> bytes:
+    text = secret.kept(path, lambda: bundle.new_signing_key().hex())
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise StateError(f"{path} must hold 64 hex digits; delete it to have a new key made")
+    return key
+
+
+async def _pod_key(store: Store, meta: dict[str, bytes]) -> bytes:
+    if "pod_key" not in meta:
+        meta["pod_key"] = secrets.token_bytes(32)
+        await store.set_meta("pod_key", meta["pod_key"])
+    return meta["pod_key"]
+
+
+def _restore(desired: Desired, observer: Observer, stored: list[StoredPipeline], now: float) -> Requested:
+    """What an earlier master knew. Its pods are asked for as if by this one, and given time to report."""
+    pipelines = {}
+    for pipeline in stored:
+        id = pipeline.wanted.spec.id
+        desired.pipelines[id] = pipeline.wanted
+        first = RequestedOperator(epoch=pipeline.wanted.epoch_floor)
+        operators = {op.name: first for op in pipeline.wanted.spec.operators}
+        for op in pipeline.operators:
+            operators[op.name] = RequestedOperator(
+                epoch=op.epoch,
+                pod=op.pod,
+                last_pod=op.last_pod,
+                asked_at=now,
+                adopted=op.pod is not None,
+                restarts=op.restarts,
+            )
+            observer.restore(operator_id(id, op.name), History(op.totals, op.failure))
+        pipelines[id] = RequestedPipeline(operators, pipeline.outcome, pipeline.reason)
+    return Requested(pipelines)
+
+
+def _miss(requested: Requested, observed: Observed, observer: Observer) -> None:
+    """Pods that were asked for and that the runtime knows nothing of never ran."""
+    for pipeline in requested.pipelines.values():
+        for op in pipeline.operators.values():
+            if op.pod is not None and op.pod not in observed.pods:
+                observer.runtime(ObservedPod(op.pod, PodPhase.EXITED, "", op.epoch))
+
+
+async def _watch(changes: AsyncIterator[ObservedPod], observer: Observer, port: PodPort, clock: Clock) -> None:
+    async with asyncio.TaskGroup() as group:
+        async for pod in changes:
+            observer.runtime(pod)
+            if pod.phase is PodPhase.EXITED:
+                group.create_task(_hang_up(pod.id, port, clock), name=f"hang up on {pod.id}")
+
+
+LAST_WORDS = 1.0
+"""Seconds that a connection may outlive its process: what was sent before is heard, what hangs is cut."""
+
+
+async def _hang_up(pod: str, port: PodPort, clock: Clock) -> None:
+    await clock.sleep(LAST_WORDS)
+    port.drop(pod)
+
+
+async def _wind_down(parts: Parts) -> None:
+    """Stop all pods and wait for them; what is wanted of pipelines stays as it is."""
+    parts.desired.closing = True
+    parts.woken.set()
+    settings = parts.settings.reconcile
+    patience = settings.drain_grace + 4 * (settings.stop_grace + settings.retry)
+    try:
+        async with asyncio.timeout(patience):
+            await parts.loop.until(lambda: parts.loop.idle)
+    except (TimeoutError, RequestError):
+        log.warning("not all pods have ended; the next master will find them")
+
+
+async def _last_events(events: EventLog) -> None:
+    events.close()
+    try:
+        await events.flush()
+    except StateError as exc:
+        log.warning("the last events are lost: %s", exc)

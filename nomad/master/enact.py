@@ -1,0 +1,196 @@
+"""Carries out single actions of `reconcile`: calls the runtime, tells pods, writes to the store.
+
+Called by the loop only, action after action for each pod. Decides nothing: whether an action worked is
+seen by its effect, and one that can't be carried out is reported to the observer or logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nomad import bundle
+from nomad.bundle import Bundle
+from nomad.clock import Clock
+from nomad.control import Assignment
+from nomad.errors import NomadError, StateError
+from nomad.master.observe import Observer
+from nomad.master.pods import PodPort
+from nomad.master.reconcile import Action, AskStop, Assign, Ended, Finish, Forget, Kill, Start, TellPeers
+from nomad.master.state import Desired, History, Observed, Requested, operator_id
+from nomad.master.store import Store, StoredOperator
+from nomad.runtime.base import PodSpec, Runtime
+from nomad.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BUNDLES_KEPT = 4
+"""Bundles held in memory; the operators of a pipeline are assigned at about the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The master's secrets, as far as pods need them."""
+
+    pods: bytes
+    """Every pod's own key is derived from this one and its id, so that none needs to be kept."""
+    verify: bytes
+    """Public key that bundles must be signed with."""
+
+    def of_pod(self, pod: str) -> bytes:
+        return hmac.new(self.pods, pod.encode(), hashlib.sha256).digest()
+
+
+class Enactor:
+    """Carries out actions. `requested` gives what is asked for at the moment of the call."""
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        port: PodPort,
+        control: str,
+        store: Store,
+        observer: Observer,
+        observed: Observed,
+        desired: Desired,
+        requested: Callable[[], Requested],
+        keys: Keys,
+        settings: Settings,
+        clock: Clock,
+    ) -> None:
+        self._runtime = runtime
+        self._port = port
+        self._control = control
+        self._store = store
+        self._observer = observer
+        self._observed = observed
+        self._desired = desired
+        self._requested = requested
+        self._keys = keys
+        self._settings = settings
+        self._clock = clock
+        self._bundles: OrderedDict[str, Bundle] = OrderedDict()
+
+    async def enact(self, action: Action) -> None:
+        """Carry out one action. Raises `NomadError` when it can't and nothing else will tell."""
+        match action:
+            case Start():
+                await self._start(action)
+            case Assign():
+                await self._assign(action)
+            case TellPeers():
+                self._port.peers(action.pod, action.links, action.speed)
+            case AskStop():
+                if not self._port.stop(action.pod, drain=action.drain, grace=action.grace):
+                    await self._runtime.stop(action.pod, grace=self._settings.reconcile.stop_grace)
+            case Kill():
+                await self._runtime.stop(action.pod, grace=action.grace)
+            case Ended():
+                await self._ended(action)
+            case Finish():
+                await self._store.set_outcome(action.pipeline, action.outcome, action.reason)
+            case Forget():
+                await self._forget(action.pipeline)
+            case _:
+                pass  # only to be noted
+
+    async def _start(self, action: Start) -> None:
+        try:
+            # Before anything runs, so that its epoch is never given again.
+            await self._save(action.pipeline, action.operator)
+            await self._runtime.start(
+                PodSpec(
+                    id=action.pod,
+                    pipeline=action.pipeline,
+                    operator=action.operator,
+                    epoch=action.epoch,
+                    node=action.node,
+                    control=self._control,
+                    key=self._keys.of_pod(action.pod),
+                    verify_key=self._keys.verify,
+                    master_timeout=self._settings.pods.master_timeout,
+                )
+            )
+        except NomadError as exc:
+            self._observer.start_failed(action.pod, str(exc))
+
+    async def _assign(self, action: Assign) -> None:
+        wanted = self._desired.pipelines.get(action.pipeline)
+        if wanted is None:
+            return
+        try:
+            code = await self._bundle(wanted.bundle)
+        except NomadError as exc:
+            self._observer.start_failed(action.pod, str(exc))
+            return
+        windows = self._settings.windows
+        self._port.assign(
+            action.pod,
+            Assignment(
+                pipeline=action.pipeline,
+                operator=action.operator,
+                epoch=self._requested().pipelines[action.pipeline].operators[action.operator].epoch,
+                node=wanted.node_of(action.operator),
+                manifest=code.manifest_bytes,
+                signature=code.signature,
+                code=code.code[action.operator],
+                types=code.types,
+                link_key=wanted.link_key,
+                listen=self._runtime.listen_address(action.pod),
+                links=list(action.links),
+                speed=action.speed,
+                window_messages=windows.messages,
+                window_bytes=windows.bytes,
+                workdir=self._runtime.workdir(action.pipeline, action.operator),
+            ),
+        )
+
+    async def _bundle(self, digest: str) -> Bundle:
+        """A pipeline's bundle. Raises `StateError` or `BundleError`."""
+        if digest not in self._bundles:
+            self._bundles[digest] = bundle.read(await self._store.bundle(digest), self._keys.verify)
+        self._bundles.move_to_end(digest)
+        while len(self._bundles) > BUNDLES_KEPT:
+            self._bundles.popitem(last=False)
+        return self._bundles[digest]
+
+    async def _ended(self, action: Ended) -> None:
+        operator = operator_id(action.pipeline, action.operator)
+        failure = self._observed.history.get(operator, History()).failure
+        if failure is not None and not failure.log:
+            lines = await self._runtime.logs(action.pod, tail=self._settings.history.failure_lines)
+            self._observer.log_lines(operator, failure, list(lines))
+        await self._save(action.pipeline, action.operator)
+
+    async def _forget(self, pipeline: str) -> None:
+        have = self._requested().pipelines[pipeline]
+        highest = max(op.epoch for op in have.operators.values())
+        self._desired.epoch_floor = max(self._desired.epoch_floor, highest)
+        while True:
+            try:
+                await self._runtime.forget(pipeline)
+                await self._store.remove_pipeline(pipeline, self._desired.epoch_floor)
+                break
+            except StateError as exc:
+                log.warning("pipeline %s can't be removed yet: %s", pipeline, exc)
+                await self._clock.sleep(self._settings.reconcile.retry)
+        for name in have.operators:
+            self._observer.forget(operator_id(pipeline, name))
+        del self._desired.pipelines[pipeline]
+
+    async def _save(self, pipeline: str, operator: str) -> None:
+        """Write down what is asked for an operator now, and what is left of its ended pods. Raises `StateError`."""
+        have = self._requested().pipelines.get(pipeline)
+        if have is None:
+            return
+        op = have.operators[operator]
+        history = self._observed.history.get(operator_id(pipeline, operator), History())
+        await self._store.save_operator(
+            pipeline,
+            StoredOperator(operator, op.epoch, op.pod, op.last_pod, op.restarts, history.totals, history.failure),
+        )

@@ -1,0 +1,142 @@
+"""Metrics for Prometheus, made from the views at the moment of the scrape: nothing is counted twice.
+
+Each master has a registry of its own, so that several can live in one process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from nomad.master.views import LinkView, NodeView, OperatorState, Phase, PipelineView, StatsView
+
+_COUNTERS = {
+    "received": "Messages taken in.",
+    "processed": "Messages the function was done with, failed ones included.",
+    "emitted": "Messages sent on, or returned by the last operator.",
+    "failed": "Calls that raised.",
+    "retried": "Calls made again after they raised.",
+    "duplicates": "Messages recognised as already seen, and dropped.",
+    "fenced": "Connections refused for an old epoch.",
+    "reconnects": "Data links connected again.",
+}
+_GAUGES = {
+    "set_aside": ("set_aside_messages", "Messages set aside."),
+    "queue_messages": ("queue_messages", "Messages received and not yet processed."),
+    "queue_bytes": ("queue_bytes", "Bytes received and not yet processed."),
+    "unacked_messages": ("unacked_messages", "Messages sent and not yet acknowledged."),
+    "unacked_bytes": ("unacked_bytes", "Bytes sent and not yet acknowledged."),
+    "service_time": ("service_seconds", "Smoothed seconds of the function per message."),
+    "output_bytes": ("output_bytes", "Smoothed bytes per output message."),
+    "busy": ("busy_ratio", "Share of the time that the function runs."),
+    "rss": ("resident_memory_bytes", "Memory of the operator's process."),
+    "paused": ("paused", "1 while the operator waits for credit downstream."),
+}
+
+
+class Views(Protocol):
+    """What a scrape reads: the master's facade."""
+
+    def pipelines(self) -> list[PipelineView]: ...
+
+    def nodes(self) -> list[NodeView]: ...
+
+    def links(self) -> list[LinkView]: ...
+
+
+class Metrics(Collector):
+    """The metrics of one master."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+        # Not registered by the constructor's own scrape: there is nothing to show before the master runs.
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        pipelines = self._views.pipelines()
+        yield from _pipelines(pipelines)
+        yield from _operators(pipelines)
+        yield from _nodes(self._views.nodes())
+        yield from _links(self._views.links())
+
+
+def _pipelines(pipelines: list[PipelineView]) -> Iterator[Metric]:
+    phases = Counter(pipeline.phase for pipeline in pipelines)
+    family = GaugeMetricFamily("nomad_pipelines", "Pipelines by phase.", labels=["phase"])
+    for phase in Phase:
+        family.add_metric([phase], phases[phase])
+    yield family
+
+
+def _operators(pipelines: list[PipelineView]) -> Iterator[Metric]:
+    names = ["pipeline", "operator", "node"]
+    rows: list[tuple[list[str], StatsView]] = []
+    up = GaugeMetricFamily("nomad_operator_up", "1 while the operator is at work.", labels=names)
+    restarts = CounterMetricFamily("nomad_operator_restarts", "Pods started after the first.", labels=names)
+    age = GaugeMetricFamily("nomad_operator_heartbeat_age_seconds", "Since the last heart-beat.", labels=names)
+    cpu = CounterMetricFamily("nomad_operator_cpu_seconds", "CPU time of the operator's processes.", labels=names)
+    latency = GaugeMetricFamily(
+        "nomad_operator_latency_seconds",
+        "From the source's emission to the end of the operator's function, recent messages.",
+        labels=[*names, "quantile"],
+    )
+    for pipeline in pipelines:
+        for op in pipeline.operators:
+            labels = [pipeline.id, op.name, op.node]
+            rows.append((labels, op.stats))
+            up.add_metric(labels, op.state is OperatorState.RUNNING)
+            restarts.add_metric(labels, op.restarts)
+            cpu.add_metric(labels, op.stats.cpu)
+            if op.heartbeat_age is not None:
+                age.add_metric(labels, op.heartbeat_age)
+            for quantile, value in (("0.5", op.stats.latency_p50), ("0.99", op.stats.latency_p99)):
+                if value is not None:
+                    latency.add_metric([*labels, quantile], value)
+    yield from (up, restarts, age, cpu, latency)
+    for name, text in _COUNTERS.items():
+        counter = CounterMetricFamily(f"nomad_operator_{name}", text, labels=names)
+        for labels, stats in rows:
+            counter.add_metric(labels, getattr(stats, name))
+        yield counter
+    for name, (shown, text) in _GAUGES.items():
+        gauge = GaugeMetricFamily(f"nomad_operator_{shown}", text, labels=names)
+        for labels, stats in rows:
+            if (value := getattr(stats, name)) is not None:
+                gauge.add_metric(labels, value)
+        yield gauge
+
+
+def _nodes(nodes: list[NodeView]) -> Iterator[Metric]:
+    yield GaugeMetricFamily("nomad_nodes", "Nodes of the cluster.", value=len(nodes))
+    placed = GaugeMetricFamily("nomad_node_operators", "Operators placed on the node.", labels=["node"])
+    used = GaugeMetricFamily("nomad_node_memory_used_bytes", "Memory that they ask for.", labels=["node"])
+    memory = GaugeMetricFamily("nomad_node_memory_bytes", "Memory of the node.", labels=["node"])
+    for node in nodes:
+        placed.add_metric([node.id], len(node.operators))
+        used.add_metric([node.id], node.memory_used_mb * 2**20)
+        memory.add_metric([node.id], node.memory_mb * 2**20)
+    yield from (placed, used, memory)
+
+
+def _links(links: list[LinkView]) -> Iterator[Metric]:
+    rtt = GaugeMetricFamily(
+        "nomad_link_round_trip_seconds", "Least round trip of the data links now.", labels=["source", "target"]
+    )
+    for link in links:
+        if link.rtt is not None:
+            rtt.add_metric([link.source, link.target], link.rtt)
+    yield rtt

@@ -1,0 +1,186 @@
+"""Writes what is seen: of pods by the runtime, and what pods say of themselves. The only writer of `Observed`.
+
+Everything from a pod is checked here before it is believed: its process runs users' code. What matters to
+the loop wakes it; heart-beats of healthy pods don't.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from nomad.clock import Clock
+from nomad.control import PodStats
+from nomad.master.state import History, Observed, PodState
+from nomad.master.views import DataLinkView, FailureView
+from nomad.runtime.base import ObservedPod, reason_of
+
+log = logging.getLogger(__name__)
+
+COUNTERS = (
+    "received",
+    "processed",
+    "emitted",
+    "failed",
+    "retried",
+    "duplicates",
+    "fenced",
+    "reconnects",
+    "cpu",
+)
+"""Fields of `PodStats` that are added up over an operator's processes; the others are of the present one."""
+
+MAX_TEXT = 20_000
+"""Characters of an error's text that are kept."""
+
+_STATS = TypeAdapter(PodStats)
+_LINKS = TypeAdapter(list[DataLinkView])
+
+
+class Observer:
+    """Takes in what is seen. Calls `wake` when the loop should look."""
+
+    def __init__(self, observed: Observed, clock: Clock, wake: Callable[[], None], overdue: float) -> None:
+        """`overdue`: seconds after which a heart-beat that comes is worth a look of the loop."""
+        self._observed = observed
+        self._clock = clock
+        self._wake = wake
+        self._overdue = overdue
+
+    # What the runtime sees
+
+    def runtime(self, pod: ObservedPod) -> None:
+        self._state(pod.id).runtime = pod
+        self._wake()
+
+    def start_failed(self, pod: str, reason: str) -> None:
+        self._state(pod).start_error = reason
+        self._wake()
+
+    # What pods say
+
+    def connected(self, pod: str, connection: int, *, assigned: bool) -> None:
+        state = self._state(pod)
+        state.connection, state.assigned = connection, assigned
+        self._wake()
+
+    def disconnected(self, pod: str, connection: int) -> None:
+        state = self._observed.pods.get(pod)
+        if state is not None and state.connection == connection:
+            state.connection = None
+            self._wake()
+
+    def said(self, pod: str, operator: str, message: dict[str, Any]) -> None:
+        """Take in a `ready`, `heartbeat`, `failed` or `finished`. Raises `ValueError` when it isn't valid."""
+        state = self._state(pod)
+        kind = message["type"]
+        if kind == "heartbeat":
+            self._heartbeat(operator, state, message)
+            return
+        if kind == "ready":
+            address, pid = message.get("address"), message.get("pid")
+            if not (address is None or isinstance(address, str)) or not isinstance(pid, int):
+                raise ValueError("a ready without a valid address and pid")
+            state.assigned, state.address, state.pid = True, address, pid
+            state.ready_at = state.ready_at or self._clock.now()
+        elif kind == "finished":
+            state.finished = True
+        elif kind == "failed":
+            state.error, state.fatal = _error(message.get("error")), message.get("fatal") is True
+            self._failed(operator, state.error)
+        else:
+            raise ValueError(f"a pod doesn't say {kind!r}")
+        self._wake()
+
+    # What the loop is done with
+
+    def bury(self, pod: str, operator: str, *, expected: bool) -> FailureView | None:
+        """A pod has ended: keep its counters, and how it ended unless that was `expected`."""
+        state = self._observed.pods.pop(pod, PodState())
+        history = self._history(operator)
+        if state.heartbeat_at is not None:
+            history.totals = replace(added(history.totals, state.stats), links=[], rss=0, paused=False)
+        if not expected:
+            error = state.error or {}
+            how = state.start_error or f"its process {reason_of(state.exit_code)}"
+            history.failure = FailureView(
+                time=self._clock.wall(),
+                message=error.get("message") or how,
+                type=error.get("type", ""),
+                traceback=error.get("traceback", ""),
+                exit_code=state.exit_code,
+            )
+        return history.failure
+
+    def log_lines(self, operator: str, failure: FailureView, lines: list[str]) -> None:
+        """The last lines that the pod of this failure printed."""
+        history = self._history(operator)
+        if history.failure is failure:
+            history.failure = replace(failure, log=lines)
+
+    def prune(self, present: Collection[str | None]) -> None:
+        """Forget ended pods that nobody asks for any more."""
+        for pod in [pod for pod, state in self._observed.pods.items() if state.ended and pod not in present]:
+            del self._observed.pods[pod]
+
+    def forget(self, operator: str) -> None:
+        """The operator's pipeline was removed."""
+        self._observed.history.pop(operator, None)
+
+    def restore(self, operator: str, history: History) -> None:
+        """What an earlier master kept."""
+        self._observed.history[operator] = history
+
+    # Inside
+
+    def _heartbeat(self, operator: str, state: PodState, message: dict[str, Any]) -> None:
+        try:
+            stats = _STATS.validate_python(message.get("stats"))
+            links = _LINKS.validate_python(stats.links)
+        except ValidationError as exc:
+            raise ValueError(f"a heart-beat without valid stats: {exc.errors()[0]['msg']}") from None
+        now = self._clock.now()
+        last = state.heartbeat_at
+        if last is not None and now > last:
+            rate = max(0.0, (stats.processed - state.stats.processed) / (now - last))
+            state.rate = rate if state.rate is None else (rate + state.rate) / 2
+        if stats.last_output is None:
+            stats.last_output = state.stats.last_output
+        state.stats, state.links, state.heartbeat_at = stats, links, now
+        if message.get("error") is not None:
+            self._failed(operator, _error(message["error"]))
+        if last is not None and now >= last + self._overdue:
+            self._wake()
+
+    def _failed(self, operator: str, error: dict[str, str]) -> None:
+        history = self._history(operator)
+        known = history.failure
+        if known is None or (known.type, known.message, known.traceback) != (
+            error["type"],
+            error["message"],
+            error["traceback"],
+        ):
+            history.failure = FailureView(self._clock.wall(), error["message"], error["type"], error["traceback"])
+
+    def _state(self, pod: str) -> PodState:
+        return self._observed.pods.setdefault(pod, PodState())
+
+    def _history(self, operator: str) -> History:
+        return self._observed.history.setdefault(operator, History())
+
+
+def added(before: PodStats, now: PodStats) -> PodStats:
+    """Counters of an operator over its processes: those of ended ones plus those of the present one."""
+    sums = {name: getattr(before, name) + getattr(now, name) for name in COUNTERS}
+    return replace(now, **sums, last_output=before.last_output if now.last_output is None else now.last_output)
+
+
+def _error(value: Any) -> dict[str, str]:
+    """An error as pods describe it: type, message and traceback, all text."""
+    if not isinstance(value, dict):
+        raise ValueError("an error must be a map")
+    return {key: str(value.get(key, ""))[-MAX_TEXT:] for key in ("type", "message", "traceback")}

@@ -1,0 +1,86 @@
+"""A master with its REST interface, in this process: what `nomad up` runs and what programs embed.
+
+    async with serve(settings, topology) as served:
+        async with nomad.connect(served.url, served.token, signing_key=served.signing_key) as cluster:
+            ...
+
+The port is taken first: when it can't be, nothing else has been started. At the end the interface closes before
+the master does, so that no request meets a master that is going down.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from nomad.errors import UsageError
+from nomad.master import api
+from nomad.master.app import Master
+from nomad.master.http.guard import LOOPBACK_HOSTS
+from nomad.settings import Rest, Settings
+from nomad.topology import Topology
+
+SHUTDOWN = 2.0
+"""Seconds that requests under way get to finish when the interface closes."""
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running master."""
+
+    master: Master
+    url: str
+    """Where this machine reaches it."""
+    token: str = field(repr=False)
+    signing_key: bytes = field(repr=False)
+
+
+@asynccontextmanager
+async def serve(settings: Settings, topology: Topology) -> AsyncIterator[Served]:
+    """Run a master until the block ends.
+
+    Raises `UsageError` when the port is taken or the host is none of this machine's, and what `Master` raises.
+    """
+    sock = _listen(settings.rest)
+    try:
+        async with Master(settings, topology) as master:
+            loopback = settings.rest.host in LOOPBACK_HOSTS
+            app = api.application(
+                master,
+                token=master.token,
+                hosts=LOOPBACK_HOSTS if loopback else None,
+                max_body=settings.rest.max_body,
+            )
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN)
+            await runner.setup()
+            try:
+                await web.SockSite(runner, sock).start()
+                host = _ANY.get(settings.rest.host, settings.rest.host)
+                yield Served(master, f"http://{host}:{sock.getsockname()[1]}", master.token, master.signing_key)
+            finally:
+                await runner.cleanup()
+    finally:
+        sock.close()
+
+
+def _listen(rest: Rest) -> socket.socket:
+    try:
+        return socket.create_server(
+            (rest.host, rest.port), family=socket.AF_INET6 if ":" in rest.host else socket.AF_INET
+        )
+    except socket.gaierror as exc:
+        raise UsageError(f"{rest.host!r} is no address of this machine: {exc.strerror}") from exc
+    except PermissionError as exc:
+        raise UsageError(f"port {rest.port} may not be used here; take one above 1023, --port 30000") from exc
+    except OverflowError as exc:
+        raise UsageError(f"{rest.port} is no port: 0 to 65535") from exc
+    except OSError as exc:
+        raise UsageError(
+            f"can't listen on {rest.host} port {rest.port}: {(exc.strerror or str(exc)).lower()}. "
+            "Is another `nomad up` running? Take another port with --port (0: any that is free)"
+        ) from exc

@@ -1,0 +1,205 @@
+"""Builds the views from the state: pure, and only for readers. Nothing decides by what is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from nomad.master.observe import added
+from nomad.master.state import (
+    Desired,
+    DesiredPipeline,
+    Goal,
+    History,
+    Observed,
+    PodState,
+    Requested,
+    RequestedOperator,
+    RequestedPipeline,
+    link_id,
+    operator_id,
+)
+from nomad.master.views import (
+    LinkView,
+    NodeView,
+    OperatorState,
+    OperatorView,
+    Phase,
+    PipelineView,
+    StatsView,
+)
+
+_GAUGES = {f.name for f in fields(StatsView)} - {"links", "rate"}
+
+
+def pipeline(id: str, desired: Desired, requested: Requested, observed: Observed, now: float) -> PipelineView:
+    """A pipeline and its operators."""
+    wanted = desired.pipelines[id]
+    have = requested.pipelines.get(id) or RequestedPipeline({})
+    phase = _phase(desired, wanted, have, observed)
+    operators = [
+        _operator(wanted, op.name, have.operators.get(op.name, RequestedOperator()), observed, phase, now)
+        for op in wanted.spec.operators
+    ]
+    return PipelineView(
+        id=id,
+        phase=phase,
+        reason=have.reason or "; ".join(f"operator {op.name}: {op.reason}" for op in operators if op.reason),
+        created=wanted.created,
+        start=wanted.spec.start,
+        end=wanted.spec.end,
+        codec=wanted.spec.codec,
+        operators=operators,
+        edges=list(wanted.spec.edges),
+        profile=[dict(entry) for entry in wanted.spec.profile],
+        warnings=list(wanted.warnings),
+    )
+
+
+def nodes(desired: Desired, requested: Requested, observed: Observed) -> list[NodeView]:
+    """All nodes, in the runtime's order."""
+    placed: dict[str, list[str]] = {}
+    for node, operator, _ in _claims(desired, requested):
+        placed.setdefault(node, []).append(operator)
+    used = memory_used(desired, requested)
+    return [
+        NodeView(
+            id=node.id,
+            speed=desired.speeds.get(node.id, node.speed),
+            cores=node.cores,
+            memory_mb=node.memory_mb,
+            memory_used_mb=used.get(node.id, 0.0),
+            arch=node.arch,
+            labels=sorted(node.labels),
+            python=node.python,
+            operators=placed.get(node.id, []),
+        )
+        for node in observed.nodes.values()
+    ]
+
+
+def memory_used(desired: Desired, requested: Requested) -> dict[str, float]:
+    """Node -> MiB that the operators placed there ask for."""
+    used: dict[str, float] = {}
+    for node, _, memory_mb in _claims(desired, requested):
+        used[node] = used.get(node, 0.0) + memory_mb
+    return used
+
+
+def links(desired: Desired, observed: Observed) -> list[LinkView]:
+    """Every ordered pair of nodes: what is declared, and the least round trip that data links measure."""
+    measured = _round_trips(desired, observed)
+    names = list(observed.nodes)
+    found = []
+    for source, target in ((a, b) for a in names for b in names if a != b):
+        shape = desired.shape(source, target)
+        found.append(
+            LinkView(
+                source=source,
+                target=target,
+                latency=shape.latency,
+                jitter=shape.jitter,
+                bandwidth=shape.bandwidth,
+                loss=shape.loss,
+                rtt=measured.get((source, target)),
+            )
+        )
+    return found
+
+
+def stats(history: History, state: PodState | None) -> StatsView:
+    """An operator's counters over its processes, with the gauges of the present one."""
+    total = history.totals
+    if state is not None and state.heartbeat_at is not None:
+        total = added(history.totals, state.stats)
+    return StatsView(
+        **{name: getattr(total, name) for name in _GAUGES},
+        rate=state.rate if state is not None else None,
+        links=list(state.links) if state is not None else [],
+    )
+
+
+def _phase(desired: Desired, wanted: DesiredPipeline, have: RequestedPipeline, observed: Observed) -> Phase:
+    if have.outcome is not None:
+        return Phase(have.outcome)
+    if wanted.goal is not Goal.RUN or desired.closing:
+        return Phase.STOPPING
+    states = [observed.pods.get(op.pod or "") for op in have.operators.values()]
+    if states and all(state is not None and state.ready_at is not None for state in states):
+        return Phase.RUNNING
+    if have.was_running:
+        return Phase.DEGRADED
+    return Phase.STARTING if any(op.last_pod for op in have.operators.values()) else Phase.PENDING
+
+
+def _operator(
+    wanted: DesiredPipeline, name: str, op: RequestedOperator, observed: Observed, phase: Phase, now: float
+) -> OperatorView:
+    id = operator_id(wanted.spec.id, name)
+    state = observed.pods.get(op.pod) if op.pod else None
+    history = observed.history.get(id, History())
+    shown, reason = _operator_state(op, state, history, phase, now)
+    return OperatorView(
+        id=id,
+        name=name,
+        kind=next(spec.kind for spec in wanted.spec.operators if spec.name == name),
+        node=wanted.node_of(name),
+        state=shown,
+        pod=op.last_pod,
+        pid=None if state is None else state.pid or (state.runtime.pid if state.runtime else None),
+        epoch=op.epoch,
+        restarts=op.restarts,
+        heartbeat_age=None if state is None or state.heartbeat_at is None else max(0.0, now - state.heartbeat_at),
+        stats=stats(history, state),
+        last_failure=history.failure,
+        placement=wanted.placement[name],
+        reason=reason,
+    )
+
+
+def _operator_state(
+    op: RequestedOperator, state: PodState | None, history: History, phase: Phase, now: float
+) -> tuple[OperatorState, str]:
+    if phase.final or phase is Phase.STOPPING:
+        if op.pod is not None:
+            return OperatorState.STOPPING, ""
+        if phase is Phase.FAILED and history.failure is not None:
+            return OperatorState.FAILED, ""
+        return (OperatorState.FINISHED if phase is Phase.COMPLETED else OperatorState.STOPPED), ""
+    if op.pod is None:
+        if not op.last_pod:
+            return OperatorState.PENDING, ""
+        why = history.failure.message if history.failure else "its pod ended"
+        return OperatorState.RESTARTING, f"{why}; restarted in {max(0.0, op.retry_at - now):.1f} s"
+    if state is None or state.ready_at is None:
+        return OperatorState.STARTING, ""
+    if state.finished:
+        return OperatorState.FINISHED, ""
+    if op.silent:
+        return OperatorState.UNRESPONSIVE, "its process lives, but its heart-beats are overdue"
+    return OperatorState.RUNNING, ""
+
+
+def _round_trips(desired: Desired, observed: Observed) -> dict[tuple[str, str], float]:
+    ends = {
+        link_id(id, source, target): (wanted.node_of(source), wanted.node_of(target))
+        for id, wanted in desired.pipelines.items()
+        for source, target in wanted.spec.edges
+    }
+    least: dict[tuple[str, str], float] = {}
+    for state in observed.pods.values():
+        for link in state.links:
+            pair = ends.get(link.link)
+            if pair is not None and link.rtt is not None and link.direction == "out":
+                least[pair] = min(link.rtt, least.get(pair, link.rtt))
+    return least
+
+
+def _claims(desired: Desired, requested: Requested) -> Iterator[tuple[str, str, float]]:
+    """Node, operator id and MiB of all operators that run, or are to run again."""
+    for id, wanted in desired.pipelines.items():
+        have = requested.pipelines.get(id) or RequestedPipeline({})
+        over = wanted.goal is not Goal.RUN or have.outcome is not None
+        for op in wanted.spec.operators:
+            if not over or have.operators.get(op.name, RequestedOperator()).pod is not None:
+                yield wanted.node_of(op.name), operator_id(id, op.name), op.memory_mb

@@ -1,0 +1,235 @@
+"""What the master knows, as three values that are never mixed.
+
+    Desired     what users want. Written by the facade (`app`) only, after it was stored; a pipeline that is to be
+                removed is taken out by the loop, once nothing is left of it.
+    Requested   what was asked of the runtime and told to pods. Replaced by the loop only, with what
+                `reconcile.step` returns; its values are never changed in place.
+    Observed    what was seen: of pods by the runtime, and from pods themselves. Written by `observe` only.
+
+Plain data. Times are of the master's monotonic clock unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from nomad.control import LinkPeer, PodStats, Shape
+from nomad.master.views import DataLinkView, FailureView, PlacementView
+from nomad.pipeline import PipelineSpec
+from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase
+
+
+class Goal(StrEnum):
+    """What the user wants of a pipeline."""
+
+    RUN = "run"
+    STOP = "stop"
+    """Drained, then ended; it stays visible."""
+    REMOVE = "remove"
+    """Ended at once and forgotten."""
+
+
+class Outcome(StrEnum):
+    """How a pipeline ended, for good."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class DesiredPipeline:
+    """A pipeline as it was submitted, and what is wanted of it now."""
+
+    spec: PipelineSpec
+    bundle: str
+    """Digest of its bundle in the store."""
+    link_key: bytes
+    """32 bytes, made for this pipeline: what its pods prove to each other."""
+    created: float
+    """Seconds since the epoch."""
+    placement: dict[str, PlacementView]
+    """Operator name -> node and why."""
+    warnings: tuple[str, ...] = ()
+    goal: Goal = Goal.RUN
+    epoch_floor: int = 0
+    """Epochs of its operators are above this, so that no pod id is ever used twice."""
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The operators that nothing leads to."""
+        return frozenset(op.name for op in self.spec.operators) - {target for _, target in self.spec.edges}
+
+    def node_of(self, operator: str) -> str:
+        return self.placement[operator].node
+
+
+@dataclass(slots=True)
+class Desired:
+    """All that users want."""
+
+    pipelines: dict[str, DesiredPipeline] = field(default_factory=dict)
+    shapes: dict[tuple[str, str], Shape] = field(default_factory=dict)
+    """Directed pair of nodes -> how their link is emulated; others aren't."""
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Node -> emulated speed, where it isn't the declared one."""
+    epoch_floor: int = 0
+    """The highest epoch that a removed pipeline has used."""
+    closing: bool = False
+    """The master ends: all pods are stopped, and what is wanted of pipelines stays as it is."""
+
+    def shape(self, source: str, target: str) -> Shape:
+        return self.shapes.get((source, target), Shape()) if source != target else Shape()
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a pod was told over one connection."""
+
+    connection: int
+    links: tuple[LinkPeer, ...]
+    """All of its links; an address that isn't known is None."""
+    speed: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOperator:
+    """What was asked for one operator."""
+
+    epoch: int = 0
+    """Of the present or last pod; grows with every pod, also over restarts of the master."""
+    pod: str | None = None
+    """The pod that was asked for and isn't known to have ended."""
+    last_pod: str = ""
+    asked_at: float = 0.0
+    """When the pod was asked for, or adopted."""
+    adopted: bool = False
+    """An earlier master asked for the pod."""
+    restarts: int = 0
+    failures: int = 0
+    """In a row, for the pause before the next pod."""
+    retry_at: float = 0.0
+    """No next pod before this."""
+    told: Told | None = None
+    ready: bool = False
+    """The pod was ready, and that was noted."""
+    silent: bool = False
+    """Its heart-beats are overdue, and that was noted."""
+    stop_by: float | None = None
+    """It was asked to end until then."""
+    kill_by: float | None = None
+    """The runtime was asked to end it until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedPipeline:
+    """What was asked for one pipeline."""
+
+    operators: Mapping[str, RequestedOperator]
+    outcome: Outcome | None = None
+    reason: str = ""
+    drain_until: float | None = None
+    """Stopping has begun; the operators behind the source go on until it has drained, or until then."""
+    was_running: bool = False
+    """All operators have been ready at the same time once."""
+    forgetting: bool = False
+    """Nothing of it runs any more, and what is left is being deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """All that was asked for."""
+
+    pipelines: Mapping[str, RequestedPipeline] = field(default_factory=dict)
+    strays: Mapping[str, float] = field(default_factory=dict)
+    """Pods that run and that nobody wants -> until when the runtime was asked to end them."""
+
+    def operator_of(self, pod: str) -> tuple[str, str] | None:
+        """Pipeline and operator that `pod` is the present pod of."""
+        pipeline, _, rest = pod.partition(".")
+        operator = rest.rpartition("-e")[0]
+        found = self.pipelines.get(pipeline)
+        if found is None or operator not in found.operators or found.operators[operator].pod != pod:
+            return None
+        return pipeline, operator
+
+
+@dataclass(slots=True)
+class PodState:
+    """What is seen of one pod."""
+
+    runtime: ObservedPod | None = None
+    """What the runtime sees; None before it has said anything."""
+    start_error: str | None = None
+    """The runtime couldn't start it."""
+    connection: int | None = None
+    """The number of its present control connection."""
+    assigned: bool = False
+    """It has said that it has its assignment."""
+    ready_at: float | None = None
+    """When it was first seen ready by this master."""
+    address: str | None = None
+    """Where it accepts data links, once it is ready."""
+    pid: int | None = None
+    heartbeat_at: float | None = None
+    stats: PodStats = field(default_factory=PodStats)
+    links: list[DataLinkView] = field(default_factory=list)
+    """What the stats say of its links."""
+    rate: float | None = None
+    """Messages processed per second, smoothed over the last heart-beats."""
+    finished: bool = False
+    error: dict[str, str] | None = None
+    """type, message and traceback of what it reported last."""
+    fatal: bool = False
+    """The error ends the pipeline."""
+
+    @property
+    def exited(self) -> bool:
+        """Its process is gone."""
+        return self.runtime is not None and self.runtime.phase is PodPhase.EXITED
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will be seen of it: its process is gone, and all that it said has been heard."""
+        return self.start_error is not None or (self.exited and self.connection is None)
+
+    @property
+    def exit_code(self) -> int | None:
+        return self.runtime.exit_code if self.runtime is not None else None
+
+
+@dataclass(slots=True)
+class History:
+    """What is left of an operator's ended pods."""
+
+    totals: PodStats = field(default_factory=PodStats)
+    """Their counters, added up; gauges are of the last."""
+    failure: FailureView | None = None
+
+
+@dataclass(slots=True)
+class Observed:
+    """All that is seen."""
+
+    nodes: dict[str, NodeInfo] = field(default_factory=dict)
+    pods: dict[str, PodState] = field(default_factory=dict)
+    """Present pods, and ended ones until the loop has noticed."""
+    history: dict[str, History] = field(default_factory=dict)
+    """By operator id."""
+
+
+def operator_id(pipeline: str, operator: str) -> str:
+    """How an operator is called in the cluster."""
+    return f"{pipeline}.{operator}"
+
+
+def pod_id(pipeline: str, operator: str, epoch: int) -> str:
+    """How a pod is called; unique for ever, as epochs are."""
+    return f"{pipeline}.{operator}-e{epoch}"
+
+
+def link_id(pipeline: str, source: str, target: str) -> str:
+    """How a data link is called."""
+    return f"{pipeline}:{source}>{target}"
