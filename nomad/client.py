@@ -15,7 +15,7 @@ answers, and a kind of `RequestError` with the master's own words when it refuse
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -33,16 +33,23 @@ DEFAULT_TIMEOUT = 60.0
 """Seconds. Running many set-aside messages again may take the master this long to answer."""
 
 
-def connect(url: str | None = None, token: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> Cluster:
+def connect(
+    url: str | None = None,
+    token: str | None = None,
+    *,
+    signing_key: bytes | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> Cluster:
     """The cluster of the master at `url`, for use in `async with`. Nothing is sent yet.
 
-    Without arguments the address comes from NOMAD_MASTER or is the default of `nomad up`, and the token from
-    NOMAD_TOKEN or the credentials file. A call that is `timeout` seconds without an answer raises `MasterUnreachable`.
+    Without arguments the address comes from NOMAD_MASTER or is the default of `nomad up`, the token from NOMAD_TOKEN
+    and the key that signs operator code from NOMAD_SIGNING_KEY, or both from the credentials file. A call that is
+    `timeout` seconds without an answer raises `MasterUnreachable`.
     Raises `UsageError` when `url` isn't an http(s) address.
     """
     address = credentials.master_url(url)
     found = credentials.find(address)
-    return Cluster(Rest(address, token or found.token, timeout=timeout), found.signing_key)
+    return Cluster(Rest(address, token or found.token, timeout=timeout), signing_key or found.signing_key)
 
 
 async def submit(
@@ -180,7 +187,9 @@ class Cluster:
         query = {"pipeline": pipeline, "after": after, "limit": limit}
         return view(list[EventView], await self._rest.request("GET", "events", query=query))
 
-    async def follow_events(self, *, pipeline: str | None = None, after: int | None = None) -> AsyncIterator[EventView]:
+    async def follow_events(
+        self, *, pipeline: str | None = None, after: int | None = None
+    ) -> AsyncGenerator[EventView]:
         """Events as they happen; with `after`, first those that are kept and newer than that one."""
         query = {"pipeline": pipeline, "after": after}
         async with self._rest.events("events", query=query) as items:
@@ -313,20 +322,18 @@ class PipelineHandle:
         query = {"operator": operator, "tail": tail}
         return view(list[LogLine], await self._rest.request("GET", "pipelines", self.id, "logs", query=query))
 
-    async def follow_logs(self, operator: str | None = None, *, tail: int = 0) -> AsyncIterator[LogLine]:
+    async def follow_logs(self, operator: str | None = None, *, tail: int = 0) -> AsyncGenerator[LogLine]:
         """The last `tail` lines, then lines as they are printed, until the pipeline is over."""
         query = {"operator": operator, "tail": tail}
         async with self._rest.events("pipelines", self.id, "logs", query=query) as items:
             async for item in items:
                 yield view(LogLine, item)
 
-    async def set_aside(self, operator: str) -> list[SetAside]:
-        """The messages whose function raised, each with its traceback."""
+    async def set_aside(self, operator: str, *, decode: bool = True) -> list[SetAside]:
+        """The messages whose function raised, each with its traceback. `decode` is as for `outputs`."""
+        read = self._decode_or_show if decode else lambda item: item["value"]
         items = await self._rest.request("GET", *self._aside(operator))
-        return [
-            SetAside(item["id"], item["time"], item["error"], item["attempts"], self._decode_or_show(item))
-            for item in items
-        ]
+        return [SetAside(item["id"], item["time"], item["error"], item["attempts"], read(item)) for item in items]
 
     async def rerun(self, operator: str, ids: Sequence[str] | None = None) -> Rerun:
         """Run set-aside messages again, all of them or those with `ids`; those that succeed go on their way."""

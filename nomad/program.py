@@ -12,7 +12,7 @@ import importlib.util
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -28,12 +28,12 @@ MODULE = "nomad_program"
 class Submission:
     """The arguments of a call of `submit_pipeline`."""
 
-    operators: Sequence[Callable[..., Any]]
+    operators: Any
+    """Functions in their order, as the user gave them, or the bytes of a bundle."""
     start: str | None = None
     end: str | None = None
     id: str | None = None
     profile: Sequence[Mapping[str, float]] | None = None
-    codec: str = "data"
 
 
 @dataclass(slots=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 import nomad
 from nomad import compat, credentials
 from nomad.errors import MasterUnreachable, NotFoundError, UsageError
-from tests.master.facade import SIGNING_KEY, TOKEN, FakeMaster, serve
+from tests.master.facade import SIGNING_KEY, TOKEN, FakeMaster, serve_in_thread
 
 
 def numbers() -> int:
@@ -29,22 +27,9 @@ OPERATORS = [numbers, square]
 @pytest.fixture
 def conn(master: FakeMaster) -> Iterator[str]:
     """The address of a master that is served by another thread, as scripts have none of their own."""
-    started, stop = threading.Event(), threading.Event()
-    addresses: list[str] = []
-
-    async def run() -> None:
-        async with serve(master) as url:
-            addresses.append(url)
-            started.set()
-            await asyncio.to_thread(stop.wait)
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    assert started.wait(10)
-    credentials.save(addresses[0], TOKEN, SIGNING_KEY)
-    yield addresses[0]
-    stop.set()
-    thread.join()
+    with serve_in_thread(master) as url:
+        credentials.save(url, TOKEN, SIGNING_KEY)
+        yield url
 
 
 def test_the_program_of_the_readme(conn: str) -> None:

@@ -1,14 +1,16 @@
 """A `Master` in memory: the facade's promises without pods, for tests of what stands in front of it.
 
-Also `serve`, which puts the REST interface of any facade on a port of loopback.
+Also `serve` and `serve_in_thread`, which put the REST interface of any facade on a port of loopback.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +58,8 @@ class FakeMaster(Master):
         self._last: dict[tuple[str, str], bytes] = {}
         self.aside: dict[tuple[str, str], list[SetAsideView]] = {}
         self.is_ready = True
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop that serves this, for tests that run in another thread."""
 
     # what tests do
 
@@ -260,8 +264,9 @@ class FakeMaster(Master):
 
 
 @asynccontextmanager
-async def serve(master: Master, **options: Any) -> AsyncIterator[str]:
+async def serve(master: FakeMaster, **options: Any) -> AsyncIterator[str]:
     """The REST interface of `master` at a URL that the block gets."""
+    master.loop = asyncio.get_running_loop()
     runner = web.AppRunner(api.application(master, token=TOKEN, **options), access_log=None)
     await runner.setup()
     try:
@@ -270,3 +275,25 @@ async def serve(master: Master, **options: Any) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+@contextmanager
+def serve_in_thread(master: FakeMaster, **options: Any) -> Iterator[str]:
+    """`serve` from a thread with a loop of its own, for callers that block."""
+    started, over = threading.Event(), threading.Event()
+    addresses: list[str] = []
+
+    async def run() -> None:
+        async with serve(master, **options) as url:
+            addresses.append(url)
+            started.set()
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert started.wait(10)
+        yield addresses[0]
+    finally:
+        over.set()
+        thread.join()

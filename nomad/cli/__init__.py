@@ -1,0 +1,15 @@
+"""The command line, `nomad`. `main` is the console script; the commands are in the modules beside it.
+
+    main      the group, exit codes, warnings
+    common    what commands share: connecting, output, parameter types
+    up        a cluster on this machine
+    programs  from a Python file to a pipeline: submit, bundle
+    pipelines what runs: ls, show, logs, tail, set-aside, stop, rm
+    cluster   nodes, links, link set, events
+
+Nothing but click is imported before a command runs, so that `nomad version` and completion are quick.
+"""
+
+from nomad.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,138 @@
+"""`nomad nodes`, `nomad links`, `nomad link set`, `nomad events`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nomad import units
+from nomad.cli.common import (
+    Out,
+    Quantity,
+    clock,
+    complete_pipelines,
+    duration,
+    rate,
+    with_cluster,
+)
+
+if TYPE_CHECKING:
+    from nomad.client import Cluster
+    from nomad.master.views import EventView, LinkView
+
+SECONDS = Quantity("DURATION", units.seconds)
+BANDWIDTH = Quantity("BANDWIDTH", units.bytes_per_second)
+SHARE = click.FloatRange(0, 1, max_open=True)
+
+
+@click.command()
+@with_cluster
+async def nodes(cluster: Cluster, out: Out) -> None:
+    """List the nodes and what is placed on them."""
+    found = await cluster.nodes()
+    out.document(found)
+    if not out.json:
+        out.table(
+            ("NODE", "SPEED", "CORES", "MEMORY", "LABELS", "OPERATORS"),
+            (
+                (
+                    node.id,
+                    f"{node.speed:g}",
+                    f"{node.cores:g}",
+                    f"{node.memory_used_mb:.0f} of {node.memory_mb:.0f} MiB",
+                    ", ".join(node.labels) or None,
+                    ", ".join(node.operators) or None,
+                )
+                for node in found
+            ),
+        )
+
+
+@click.command(short_help="List the links between nodes.")
+@with_cluster
+async def links(cluster: Cluster, out: Out) -> None:
+    """List the links between nodes: how they are emulated, and the round trip that is measured."""
+    _show_links(out, await cluster.links())
+
+
+@click.group()
+def link() -> None:
+    """Change links between nodes."""
+
+
+@link.command("set")
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option("--latency", type=SECONDS, help="One way, e.g. 80ms.")
+@click.option("--jitter", type=SECONDS, help="Around the latency, e.g. 5ms.")
+@click.option("--bandwidth", help="E.g. 10Mbit or 2MB/s, or `unlimited`.")
+@click.option("--loss", type=SHARE, help="Share of frames that are lost and sent again, e.g. 0.01.")
+@click.option("--both", is_flag=True, help="Set the way back as well.")
+@with_cluster
+async def link_set(
+    cluster: Cluster,
+    out: Out,
+    source: str,
+    target: str,
+    latency: float | None,
+    jitter: float | None,
+    bandwidth: str | None,
+    loss: float | None,
+    both: bool,
+) -> None:
+    """Change how the link from node FROM to node TO is emulated, while pipelines run over it.
+
+    What isn't given stays as it is. A link has a direction; the way back is a link of its own.
+    """
+    if all(value is None for value in (latency, jitter, bandwidth, loss)):
+        raise click.UsageError("say what to change: --latency, --jitter, --bandwidth or --loss")
+    limit = bandwidth if bandwidth in (None, "unlimited") else BANDWIDTH.convert(bandwidth, None, None)
+    ends = [(source, target), (target, source)] if both else [(source, target)]
+    changed = [
+        await cluster.set_link(a, b, latency=latency, jitter=jitter, bandwidth=limit, loss=loss) for a, b in ends
+    ]
+    _show_links(out, changed)
+
+
+@click.command(short_help="Show what happened.")
+@click.argument("pipeline", required=False, shell_complete=complete_pipelines)
+@click.option("-f", "--follow", is_flag=True, help="Go on with events as they happen.")
+@click.option("-n", "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many to show.")
+@with_cluster
+async def events(cluster: Cluster, out: Out, pipeline: str | None, follow: bool, limit: int) -> None:
+    """Show what happened, in the cluster or to one PIPELINE. With --json one event a line."""
+    kept = await cluster.events(pipeline=pipeline, limit=limit)
+    for event in kept:
+        show_event(out, event)
+    if follow:
+        async for event in cluster.follow_events(pipeline=pipeline, after=kept[-1].id if kept else 0):
+            show_event(out, event)
+
+
+def show_event(out: Out, event: EventView) -> None:
+    """One event as a line."""
+    out.item(event, f"{clock(event.time)}  {event.kind:<24} {event.message}")
+
+
+def _show_links(out: Out, found: list[LinkView]) -> None:
+    out.document(found)
+    if not out.json:
+        out.table(
+            ("FROM", "TO", "LATENCY", "JITTER", "BANDWIDTH", "LOSS", "ROUND TRIP"),
+            (
+                (
+                    link.source,
+                    link.target,
+                    duration(link.latency),
+                    duration(link.jitter),
+                    rate(link.bandwidth),
+                    f"{link.loss:g}",
+                    duration(link.rtt),
+                )
+                for link in found
+            ),
+        )
+
+
+COMMANDS = (nodes, links, link, events)

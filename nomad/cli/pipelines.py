@@ -1,0 +1,224 @@
+"""`nomad ls`, `show`, `logs`, `tail`, `set-aside`, `stop`, `rm`: pipelines that were submitted."""
+
+from __future__ import annotations
+
+import json
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import click
+
+from nomad.cli.common import (
+    Out,
+    clock,
+    duration,
+    operator_argument,
+    pipeline_argument,
+    size,
+    with_cluster,
+)
+
+if TYPE_CHECKING:
+    from nomad.client import Cluster
+    from nomad.master.views import LogLine, OperatorView, PipelineView
+
+
+@click.command("ls")
+@with_cluster
+async def list_pipelines(cluster: Cluster, out: Out) -> None:
+    """List the pipelines."""
+    found = await cluster.pipelines()
+    out.document(found)
+    if not out.json:
+        out.table(
+            ("PIPELINE", "PHASE", "OPERATORS", "SUBMITTED", "RESTARTS", "SET ASIDE"),
+            (
+                (
+                    view.id,
+                    view.phase,
+                    " -> ".join(f"{operator.name}@{operator.node}" for operator in view.operators),
+                    clock(view.created),
+                    sum(operator.restarts for operator in view.operators),
+                    sum(operator.stats.set_aside for operator in view.operators),
+                )
+                for view in found
+            ),
+        )
+
+
+@click.command(short_help="Show one pipeline in detail.")
+@pipeline_argument
+@with_cluster
+async def show(cluster: Cluster, out: Out, pipeline: str) -> None:
+    """Show where PIPELINE stands: its operators, their counters, and what went wrong."""
+    view = await (await cluster.pipeline(pipeline)).status()
+    out.document(view)
+    if out.json:
+        return
+    out.note(f"{view.id}: {view.phase}{f' ({view.reason})' if view.reason else ''}, submitted {clock(view.created)}")
+    for warning in view.warnings:
+        out.note(f"Warning: {warning}")
+    out.note("")
+    out.table(
+        (
+            "OPERATOR",
+            "NODE",
+            "STATE",
+            "RATE",
+            "TIME",
+            "LATENCY",
+            "QUEUE",
+            "MEMORY",
+            "DONE",
+            "FAILED",
+            "ASIDE",
+            "RESTARTS",
+        ),
+        (
+            (
+                operator.name,
+                operator.node,
+                operator.state,
+                None if operator.stats.rate is None else f"{operator.stats.rate:.3g}/s",
+                duration(operator.stats.service_time),
+                duration(operator.stats.latency_p50),
+                operator.stats.queue_messages,
+                size(operator.stats.rss or None),
+                operator.stats.processed,
+                operator.stats.failed,
+                operator.stats.set_aside,
+                operator.restarts,
+            )
+            for operator in view.operators
+        ),
+    )
+    out.note("")
+    for operator in view.operators:
+        out.note(f"{operator.name} is on {operator.node}: {operator.placement.summary}")
+        if operator.reason:
+            out.note(f"  {operator.state}: {operator.reason}")
+    for operator in view.operators:
+        _show_failure(out, view, operator)
+
+
+def _show_failure(out: Out, view: PipelineView, operator: OperatorView) -> None:
+    failure = operator.last_failure
+    if failure is not None:
+        out.note(f"\nLast failure of {operator.name}, at {clock(failure.time)}: {failure.message}")
+        for line in (failure.traceback.rstrip() or "\n".join(failure.log)).splitlines():
+            out.note(f"  {line}")
+    if operator.stats.set_aside:
+        out.note(
+            f"\n{operator.stats.set_aside} messages of {operator.name} are set aside: "
+            f"`nomad set-aside {view.id} {operator.name}`"
+        )
+
+
+@click.command(short_help="Show what a pipeline printed.")
+@pipeline_argument
+@operator_argument(required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with lines as they are printed.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0, 100_000), default=100, show_default=True, help="How many to show."
+)
+@with_cluster
+async def logs(cluster: Cluster, out: Out, pipeline: str, operator: str | None, follow: bool, lines: int) -> None:
+    """Show what PIPELINE, or one OPERATOR of it, printed. With --json one line of JSON per line."""
+
+    def show_line(line: LogLine) -> None:
+        out.item(line, line.line if operator else f"{line.operator:<{width}} | {line.line}")
+
+    handle = await cluster.pipeline(pipeline)
+    width = max(map(len, handle.operators))
+    if not follow:
+        for line in await handle.logs(operator, tail=lines):
+            show_line(line)
+        return
+    async with aclosing(handle.follow_logs(operator, tail=lines)) as printed:
+        async for line in printed:
+            show_line(line)
+
+
+@click.command(short_help="Show the outputs of an operator live.")
+@pipeline_argument
+@operator_argument(required=True)
+@click.option("-n", "--limit", type=click.IntRange(1), help="End after this many.")
+@with_cluster
+async def tail(cluster: Cluster, out: Out, pipeline: str, operator: str, limit: int | None) -> None:
+    """Show the outputs of OPERATOR live, until PIPELINE is over. One value a line, as JSON."""
+    handle = await cluster.pipeline(pipeline)
+    count = skipped = 0
+    async with handle.outputs(operator, decode=False) as outputs:
+        async for value in outputs:
+            if outputs.skipped > skipped:
+                click.echo(f"({outputs.skipped - skipped} left out: this reader is slower than the operator)", err=True)
+                skipped = outputs.skipped
+            out.item(value, json.dumps(value, ensure_ascii=False))
+            count += 1
+            if count == limit:
+                break
+
+
+@click.command("set-aside", short_help="Show messages that failed; rerun or drop them.")
+@pipeline_argument
+@operator_argument(required=True)
+@click.option("--rerun", is_flag=True, help="Run them again.")
+@click.option("--drop", is_flag=True, help="Drop them for good.")
+@click.option("--message", "ids", multiple=True, metavar="ID", help="Only this one; can be repeated.")
+@click.option("--traceback", is_flag=True, help="Show tracebacks whole.")
+@with_cluster
+async def set_aside(
+    cluster: Cluster,
+    out: Out,
+    pipeline: str,
+    operator: str,
+    rerun: bool,
+    drop: bool,
+    ids: tuple[str, ...],
+    traceback: bool,
+) -> None:
+    """List the messages of OPERATOR whose function raised; run them again, or drop them."""
+    if rerun and drop:
+        raise click.UsageError("--rerun and --drop exclude each other")
+    handle = await cluster.pipeline(pipeline)
+    if rerun:
+        ran, failed = await handle.rerun(operator, list(ids) or None)
+        out.document({"ran": ran, "failed": failed}, text=f"{ran} run again, {failed} of them failed again")
+        return
+    if drop:
+        dropped = await handle.drop(operator, list(ids) or None)
+        out.document({"dropped": dropped}, text=f"{dropped} dropped")
+        return
+    records = [record for record in await handle.set_aside(operator, decode=False) if not ids or record.id in ids]
+    out.document(records)
+    if out.json:
+        return
+    if not records:
+        out.note(f"No message of {operator} is set aside.")
+    for record in records:
+        value = json.dumps(record.value, ensure_ascii=False)
+        out.note(f"{record.id}  {clock(record.time)}  {record.error['type']}: {record.error['message']}")
+        out.note(f"    {value if len(value) <= 200 else value[:200] + ' ...'}")
+        if traceback:
+            out.note("".join(f"    {line}\n" for line in record.error["traceback"].splitlines()))
+
+
+@click.command(short_help="Stop a pipeline.")
+@pipeline_argument
+@with_cluster
+async def stop(cluster: Cluster, out: Out, pipeline: str) -> None:
+    """Stop PIPELINE: its source at once, the others when they have settled what is under way."""
+    view = await (await cluster.pipeline(pipeline)).stop()
+    out.document(view, text=f"Pipeline {view.id} is {view.phase}.")
+
+
+@click.command("rm", short_help="Stop a pipeline and forget it.")
+@pipeline_argument
+@with_cluster
+async def remove(cluster: Cluster, out: Out, pipeline: str) -> None:
+    """Stop PIPELINE if it runs, and forget it with all that it kept."""
+    await (await cluster.pipeline(pipeline)).remove()
+    out.document({"removed": pipeline}, text=f"Pipeline {pipeline} is removed.")
+
+
+COMMANDS = (list_pipelines, show, logs, tail, set_aside, stop, remove)
