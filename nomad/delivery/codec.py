@@ -5,9 +5,9 @@ A batch is one msgpack array. Types that msgpack lacks travel as extension types
 to the transport without a copy and read in place at the other end, so arrays arrive read-only. bytearray and
 memoryview arrive as bytes.
 
-Classes travel by name. A name is looked up among the classes that came with the pipeline's signed
-bundle, never imported because a message says so. `register` adds a codec for a class of one's own;
-dataclasses, named tuples and enums need none.
+Classes travel by name. A name is looked up among the classes that came with the pipeline's signed bundle, then
+among the plain types that the process has imported by itself; nothing is imported because a message says so.
+`register` adds a codec for a class of one's own; dataclasses, named tuples and enums need none.
 
 A pipeline that asks for the codec "pickle" by name gets pickle protocol 5, and with it the duty to
 trust every node that the pipeline runs on.
@@ -20,6 +20,8 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import json
+import math
 import pickle
 import sys
 import uuid
@@ -39,6 +41,10 @@ OUT_OF_BAND = 8 * 1024
 _TUPLE, _SET, _FROZENSET, _DATETIME, _DATE, _TIME, _TIMEDELTA = 1, 2, 3, 4, 5, 6, 7
 _DECIMAL, _BIGINT, _COMPLEX, _UUID = 8, 9, 10, 11
 _ARRAY, _ARRAY_INLINE, _SCALAR, _OBJECT, _BYTES = 12, 13, 14, 15, 16
+
+MOST_NESTED = 64
+"""How deep tuples, sets, objects and other extension types may be nested in each other (lists and dicts: 511).
+msgpack takes 40 KiB of the C stack for each level when it decodes, and a stack that overflows kills the process."""
 
 _DOWNCAST = (OrderedDict, defaultdict, Counter)
 
@@ -104,6 +110,7 @@ class Codec:
             else:
                 self._classes[name] = entry
         self._by_class = {r.cls: r for r in self._codecs.values()}
+        self._made: dict[type, bool] = {}
         self._packers: list[msgpack.Packer] = []
         self._depth = 0
         self._buffers: list[Buffer] | None = None
@@ -123,9 +130,10 @@ class Codec:
 
     def decode(self, body: Buffer, buffers: Sequence[Buffer] = ()) -> list[Any]:
         """The values of a batch. Arrays are read-only views of `buffers`. Raises `PayloadError`."""
-        if self.mode == "pickle":
-            return pickle.loads(body, buffers=buffers)  # type: ignore[no-any-return]  # noqa: S301 - asked for by name
-        return self._unpack(body, lambda code, data: self._ext(code, data, buffers))  # type: ignore[no-any-return]
+        values = self._decoded(body, buffers)
+        if not isinstance(values, list):
+            raise PayloadError("a message can't be decoded: it isn't a batch")
+        return values
 
     def encode_one(self, value: Any) -> bytes:
         """One value, self-contained: nothing out of band."""
@@ -136,26 +144,24 @@ class Codec:
 
     def decode_one(self, data: Buffer) -> Any:
         """The inverse of `encode_one`."""
-        if self.mode == "pickle":
-            return pickle.loads(data)  # noqa: S301 - asked for by name
-        return self._unpack(data, lambda code, part: self._ext(code, part, ()))
+        return self._decoded(data, ())
 
     # -- encoding
 
     def _pack(self, value: Any) -> bytes:
         # Packers aren't reentrant, and `_default` packs what is inside an extension: one packer per depth.
         depth = self._depth
+        if depth > MOST_NESTED:
+            raise PayloadError(f"a value can't be sent: it is nested deeper than {MOST_NESTED} levels")
         if depth == len(self._packers):
             self._packers.append(msgpack.Packer(use_bin_type=True, strict_types=True, default=self._default))
         self._depth = depth + 1
         try:
             return self._packers[depth].pack(value)  # type: ignore[no-any-return]
         except PayloadError:
-            self._packers[depth].reset()
             raise
-        except (ValueError, OverflowError, TypeError, RecursionError) as exc:
-            self._packers[depth].reset()
-            raise PayloadError(f"a value can't be sent: {exc}") from exc
+        except Exception as exc:  # a registered codec and the attributes of an object are the user's own code
+            raise PayloadError(f"a value can't be sent: {type(exc).__name__}: {exc}") from exc
         finally:
             self._depth = depth
 
@@ -171,8 +177,10 @@ class Codec:
         if cls.__module__ == "numpy" and (packed := self._numpy(value)) is not None:
             return packed
         if isinstance(value, enum.Enum):
-            return msgpack.ExtType(_OBJECT, self._pack([type_name(cls), value.name]))
-        if dataclasses.is_dataclass(cls):
+            # Members of a flag can be combined to values without a name.
+            member = value.value if isinstance(value, enum.Flag) else value.name
+            return msgpack.ExtType(_OBJECT, self._pack([type_name(cls), member]))
+        if dataclasses.is_dataclass(cls) and self._plain(cls):
             state = {f.name: getattr(value, f.name) for f in dataclasses.fields(cls)}
             return msgpack.ExtType(_OBJECT, self._pack([type_name(cls), state]))
         if _is_named_tuple(cls):
@@ -182,8 +190,19 @@ class Codec:
         raise PayloadError(
             f"a message can't carry {type_name(cls).replace('builtins:', '').replace(':', '.')}. Return plain data "
             "(numbers, text, bytes, lists, dicts, dates, numpy arrays), make it a dataclass, give it a codec with "
-            'nomad.register_codec(cls, encode, decode), or submit the pipeline with codec="pickle".'
+            'nomad.register(cls, encode, decode), or submit the pipeline with codec="pickle".'
         )
+
+    def _plain(self, cls: type) -> bool:
+        """Whether `_object` can make an instance from fields alone; not if the class is an exception or a list, too."""
+        if cls not in self._made:
+            try:
+                object.__new__(cls)
+            except TypeError:
+                self._made[cls] = False
+            else:
+                self._made[cls] = True
+        return self._made[cls]
 
     def _bytes_out(self, value: Any, buffers: list[Buffer]) -> Any:
         if type(value) is not bytes or len(value) < OUT_OF_BAND:
@@ -196,6 +215,8 @@ class Codec:
         if isinstance(value, np.generic):
             if value.dtype.hasobject or value.dtype.kind == "V":
                 return None
+            if not value.dtype.itemsize:  # empty text or bytes: nothing that numpy could read back
+                return value.item()
             return msgpack.ExtType(_SCALAR, self._pack([value.dtype.str, value.tobytes()]))
         if not isinstance(value, np.ndarray) or type(value) not in (np.ndarray, np.memmap):
             return None
@@ -204,6 +225,8 @@ class Codec:
                 "a message can't carry a numpy array of Python objects (dtype=object): give it a numeric or "
                 "fixed-width dtype, or return a list"
             )
+        if not value.dtype.itemsize:
+            raise PayloadError(f"a message can't carry a numpy array of dtype {value.dtype}, whose items have no bytes")
         descr = np.lib.format.dtype_to_descr(value.dtype)
         shape = list(value.shape)
         if self._buffers is None or value.nbytes < OUT_OF_BAND:
@@ -214,16 +237,19 @@ class Codec:
 
     # -- decoding
 
-    def _unpack(self, data: Buffer, ext: Callable[[int, bytes], Any]) -> Any:
+    def _decoded(self, data: Buffer, buffers: Sequence[Buffer]) -> Any:
         try:
-            return msgpack.unpackb(data, ext_hook=ext, strict_map_key=False, raw=False)
+            if self.mode == "pickle":
+                return pickle.loads(data, buffers=buffers)  # noqa: S301 - asked for by name
+            return _unpack(data, lambda code, part: self._ext(code, part, buffers, 1))
         except PayloadError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError) as exc:
-            raise PayloadError(f"a message can't be decoded: {exc}") from exc
+        except Exception as exc:  # what the bytes say is tried, and registered codecs are the user's own code
+            raise PayloadError(f"a message can't be decoded: {type(exc).__name__}: {exc}") from exc
 
-    def _ext(self, code: int, data: bytes, buffers: Sequence[Buffer]) -> Any:
-        value = self._unpack(data, lambda inner, part: self._ext(inner, part, buffers))
+    def _ext(self, code: int, data: bytes, buffers: Sequence[Buffer], depth: int) -> Any:
+        _check_depth(depth)
+        value = _unpack(data, lambda inner, part: self._ext(inner, part, buffers, depth + 1))
         if code == _TUPLE:
             return tuple(value)
         if code in _RESTORE:
@@ -245,6 +271,8 @@ class Codec:
                 f"a message holds {name.replace(':', '.')}, which this operator's code doesn't know: define the class "
                 "in the module of the operators, so that it travels with the pipeline"
             )
+        if issubclass(cls, enum.Flag):
+            return cls(state)
         if issubclass(cls, enum.Enum):
             return cls[state]
         if _is_named_tuple(cls):
@@ -269,46 +297,73 @@ def to_jsonable(data: Buffer) -> Any:
     """An encoded value as JSON can show it, without needing its classes. Raises `PayloadError`.
 
     Arrays become `{"$ndarray": {"dtype", "shape"}}`, bytes `{"$bytes": base64}`, objects
-    `{"$type": name, ...fields}`; tuples and sets become lists, dates and decimals text.
+    `{"$type": name, ...fields}`; tuples and sets become lists, keys, dates, decimals and the rest text.
     """
-    return _jsonable(Codec()._unpack(data, _show_ext))
+    try:
+        return _jsonable(_unpack(data, lambda code, part: _show_ext(code, part, 1), object_pairs_hook=_Pairs))
+    except PayloadError:
+        raise
+    except Exception as exc:  # as in `Codec._decoded`
+        raise PayloadError(f"a message can't be shown: {type(exc).__name__}: {exc}") from exc
+
+
+class _Pairs(list[tuple[Any, Any]]):
+    """A map whose keys, shown, may not be hashable any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Shown:
+    """What stands for a value, as JSON has it already."""
+
+    value: Any
 
 
 def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k if isinstance(k, str) else str(_jsonable(k)): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, _Shown):
+        return value.value
+    if isinstance(value, _Pairs):
+        return {_key(k): _jsonable(v) for k, v in value}
     if isinstance(value, (list, tuple)):
         return [_jsonable(v) for v in value]
     if isinstance(value, bytes):
         return {"$bytes": base64.b64encode(value).decode()}
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    return value
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
 
 
-def _show_ext(code: int, data: bytes) -> Any:
-    value = Codec()._unpack(data, _show_ext)
+def _key(value: Any) -> str:
+    shown = _jsonable(value)
+    return shown if isinstance(shown, str) else json.dumps(shown)
+
+
+def _show_ext(code: int, data: bytes, depth: int) -> Any:
+    _check_depth(depth)
+    value = _unpack(data, lambda inner, part: _show_ext(inner, part, depth + 1), object_pairs_hook=_Pairs)
     if code in (_ARRAY, _ARRAY_INLINE):
-        return {"$ndarray": {"dtype": value[0], "shape": value[1]}}
+        return _Shown({"$ndarray": {"dtype": _jsonable(value[0]), "shape": _jsonable(value[1])}})
     if code == _OBJECT:
         name, state = value
-        fields = state if isinstance(state, dict) else {"value": state}
-        return {"$type": name, **fields}
+        fields = _jsonable(state)
+        return _Shown({"$type": name, **(fields if isinstance(fields, dict) else {"value": fields})})
     if code == _SCALAR:
         return _restore_numpy(code, value, ()).item()
     if code in (_TUPLE, _SET, _FROZENSET):
-        return tuple(value)
-    if code == _BIGINT:
-        return int.from_bytes(value, "little", signed=True)
-    if code == _TIMEDELTA:
-        return str(_RESTORE[code](value))
-    if code == _DATETIME:
+        return value
+    if code in (_DATETIME, _TIME):
         return value[0]
-    if code == _COMPLEX:
-        return str(complex(*value))
-    if code == _UUID:
-        return str(uuid.UUID(bytes=value))
+    if code in _RESTORE:
+        return _RESTORE[code](value)
     return value
+
+
+def _unpack(data: Buffer, ext: Callable[[int, bytes], Any], **options: Any) -> Any:
+    return msgpack.unpackb(data, ext_hook=ext, strict_map_key=False, raw=False, **options)
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MOST_NESTED:
+        raise PayloadError(f"a message is nested deeper than {MOST_NESTED} levels")
 
 
 def _pickle(value: Any, buffers: list[Buffer] | None) -> bytes:
@@ -330,22 +385,27 @@ def _is_named_tuple(cls: type) -> bool:
 
 
 def _imported(name: str) -> type | None:
-    """A plain type that this process has already imported on its own account; a message can't cause an import."""
+    """A plain type that this process has already imported on its own account.
+
+    A message can't cause an import, so what a module's `__getattr__` would give isn't asked for.
+    """
     module_name, _, qualname = name.partition(":")
     found: Any = sys.modules.get(module_name)
     for part in qualname.split("."):
-        found = getattr(found, part, None)
+        if not hasattr(found, "__dict__"):
+            return None
+        found = vars(found).get(part)
     return found if is_plain_type(found) and type_name(found) == name else None
 
 
-def _datetime(value: dt.datetime) -> list[Any]:
+def _datetime(value: dt.datetime | dt.time) -> list[Any]:
     zone = value.tzinfo.key if isinstance(value.tzinfo, zoneinfo.ZoneInfo) else None
     return [value.isoformat(), zone, value.fold]
 
 
-def _restore_datetime(state: list[Any]) -> dt.datetime:
+def _restore_datetime(cls: type[dt.datetime] | type[dt.time], state: list[Any]) -> dt.datetime | dt.time:
     text, zone, fold = state
-    value = dt.datetime.fromisoformat(text)
+    value = cls.fromisoformat(text)
     if zone is not None:
         value = value.replace(tzinfo=zoneinfo.ZoneInfo(zone))
     return value.replace(fold=fold)
@@ -372,7 +432,7 @@ _SIMPLE: dict[type, tuple[int, Callable[[Any], Any]]] = {
     frozenset: (_FROZENSET, list),
     dt.datetime: (_DATETIME, _datetime),
     dt.date: (_DATE, dt.date.isoformat),
-    dt.time: (_TIME, dt.time.isoformat),
+    dt.time: (_TIME, _datetime),
     dt.timedelta: (_TIMEDELTA, lambda v: [v.days, v.seconds, v.microseconds]),
     decimal.Decimal: (_DECIMAL, str),
     int: (_BIGINT, lambda v: v.to_bytes(v.bit_length() // 8 + 1, "little", signed=True)),
@@ -383,9 +443,9 @@ _SIMPLE: dict[type, tuple[int, Callable[[Any], Any]]] = {
 _RESTORE: dict[int, Callable[[Any], Any]] = {
     _SET: set,
     _FROZENSET: frozenset,
-    _DATETIME: _restore_datetime,
+    _DATETIME: lambda v: _restore_datetime(dt.datetime, v),
     _DATE: dt.date.fromisoformat,
-    _TIME: dt.time.fromisoformat,
+    _TIME: lambda v: _restore_datetime(dt.time, v),
     _TIMEDELTA: lambda v: dt.timedelta(*v),
     _DECIMAL: decimal.Decimal,
     _BIGINT: lambda v: int.from_bytes(v, "little", signed=True),
