@@ -10,7 +10,7 @@ from __future__ import annotations
 QUICK = 0.0002
 """Seconds per call up to which a function counts as quick: a few hops' worth of network work that would wait meanwhile."""
 
-SLOW = 0.002
+SLOW = 0.005
 """Seconds per call from which a function has no place in the data loop."""
 
 PROOF = 32

@@ -147,9 +147,10 @@ class Operator:
 
     def _next(self) -> Chunk | None:
         room = self._out.room
-        self._meter.paused = room <= 0 and bool(self._batches or self._in.receiver.inbox)
-        if room <= 0 or not self._out.greeted:
+        if room <= 0:
+            self._meter.paused = bool(self._batches or self._in.receiver.inbox)
             return None
+        self._meter.paused = False
         while not self._batches:
             self._finish_batch()
             if not self._in.receiver.inbox:
@@ -173,7 +174,7 @@ class Operator:
 
     def _chunk_size(self) -> int:
         assert self._batches is not None
-        if self.set_aside.covers(self._batches.position.origin):
+        if self.set_aside.kept and self.set_aside.covers(self._batches.position.origin):
             return 1
         each = self.mode.service_time
         if each is None:
@@ -214,7 +215,7 @@ class Operator:
 
     def _known(self, chunk: Chunk) -> bool:
         """Whether the chunk is a message that an earlier instance has set aside."""
-        return len(chunk.values) == 1 and self.set_aside.holds(chunk.position(0))
+        return self.set_aside.kept and len(chunk.values) == 1 and self.set_aside.holds(chunk.position(0))
 
     def _worked(self, chunk: Chunk) -> None:
         self._meter.worked(chunk.birth)

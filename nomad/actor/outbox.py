@@ -47,23 +47,22 @@ class Outbox:
         """Messages that may be emitted now."""
         room = BATCH_MESSAGES
         for link in self.links:
-            messages, nbytes = link.sender.room
-            if nbytes <= 0:
-                return 0
-            # Until a size is known, one message at a time tells it.
-            by_size = max(1, int(nbytes / self.output_bytes)) if self.output_bytes else 1
-            room = min(room, messages, by_size)
+            messages = link.sender.room_for(self.output_bytes)
+            if messages < room:
+                room = messages
         return room
 
     def emit(self, values: list[Any], origins: Sequence[int], birth: int, complete: int) -> list[Unsendable]:
         """Send results that descend from `origins` (one each, not decreasing). Those that can't be sent are returned."""
-        unsendable: list[Unsendable] = []
         step = self._batch_size()
-        for start in range(0, len(values), step):
-            part = values[start : start + step] if len(values) > step else values
-            owners = origins[start : start + step] if len(values) > step else origins
-            last = start + step >= len(values)
-            unsendable += self._emit(part, owners, birth, complete if last else owners[-1] - 1, start)
+        if len(values) <= step:
+            unsendable = self._emit(values, origins, birth, complete, 0)
+        else:
+            unsendable = []
+            for start in range(0, len(values), step):
+                part, owners = values[start : start + step], origins[start : start + step]
+                last = start + step >= len(values)
+                unsendable += self._emit(part, owners, birth, complete if last else owners[-1] - 1, start)
         self.flush()
         return unsendable
 
@@ -145,7 +144,7 @@ class Outbox:
         complete: int,
         birth: int,
     ) -> None:
-        size = len(body) + sum(len(b) for b in buffers)
+        size = len(body) + sum(map(len, buffers)) if buffers else len(body)
         each = size / count
         self.output_bytes = each if self.output_bytes is None else self.output_bytes + 0.2 * (each - self.output_bytes)
         if self._copy:

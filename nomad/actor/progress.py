@@ -44,9 +44,8 @@ class Numbering:
         `origins` doesn't decrease and isn't empty; a `range` is taken to advance by 1.
         """
         first = self._next(origins[0])
-        if isinstance(origins, range):
-            last = Position(origins[-1], first.ordinal if len(origins) == 1 else 0)
-            self._last = last
+        if type(origins) is range:
+            self._last = first if len(origins) == 1 else Position(origins[-1], 0)
             return first, None
         advances = array("I", [0])
         previous, index = first

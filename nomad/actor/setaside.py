@@ -67,12 +67,17 @@ class SetAside:
         if path is not None and os.path.exists(path):
             self._open()
 
+    @property
+    def kept(self) -> bool:
+        """Whether an earlier instance left any: else `covers` and `holds` needn't be asked."""
+        return self._newest_kept > 0
+
     def holds(self, position: Position) -> bool:
         """Whether an earlier instance set this message aside already."""
         return position.origin <= self._newest_kept and position in self._kept
 
     def covers(self, origin: int) -> bool:
-        """Whether any message of this origin or a later one was kept by an earlier instance: else `holds` needn't be asked."""
+        """Whether an earlier instance kept a message of this origin or a later one."""
         return origin <= self._newest_kept
 
     def add(self, position: Position, value: bytes, error: dict[str, str], attempts: int) -> None:

@@ -88,7 +88,12 @@ class OutLink:
         self._changed = changed
         self._address: str | None = None
         self._shape = Shape()
-        self._conn: ShapedConnection | None = None
+        self._conn: Connection | None = None
+        """What is written to: the connection, or an emulated link around it."""
+        self._raw: Connection | None = None
+        """What is read from, until it has ended."""
+        self._end: asyncio.Future[Exception]
+        """Why the present connection ended."""
         self._known = asyncio.Event()
         self._retry = asyncio.Event()
         self._clogged = asyncio.Event()
@@ -105,7 +110,7 @@ class OutLink:
             if moved:
                 self._conn.abort()
             else:
-                self._conn.set_shape(shape)
+                self._conn = _shaped(self._conn, shape, self._clock)
         if address is None:
             self._known.clear()
         else:
@@ -156,8 +161,9 @@ class OutLink:
         address = self._address
         assert address is not None
         raw = await registry.connect(address)
-        conn = ShapedConnection(raw, self._shape, clock=self._clock)
+        conn = _shaped(raw, self._shape, self._clock)
         agreed = False
+        self._end = asyncio.get_running_loop().create_future()
         try:
             self.sender.connected()
             welcome = await shake_dialer(conn, self._key, self.sender.link, self.sender.hello())
@@ -166,29 +172,43 @@ class OutLink:
             self._conn = conn
             self._changed()
             self.flush()
-            await _all(self._read(conn), self._unclog(conn), self._watch())
+            self._raw = raw
+            raw.notify(self._arrived)
+            self._arrived()
+            await _all(self._ended(), self._unclog(), self._watch())
         finally:
-            self._conn = None
+            self._raw = None
+            conn, self._conn = self._conn or conn, None
             self.sender.disconnected()
             self.reconnects += agreed
             conn.abort()
 
-    async def _read(self, conn: Connection) -> None:
-        while True:
-            now = None
+    def _arrived(self) -> None:
+        """The connection has frames, or has ended."""
+        if self._raw is None:
+            return
+        try:
+            frames = self._raw.poll()
+            now = self._clock.now()
             freed = False
-            for frame in await conn.recv():
-                now = now or self._clock.now()
+            for frame in frames:
                 freed |= self.sender.receive(frame, now)
-            self.flush()
-            if freed:
-                self._changed()
+        except (TransportError, DeliveryError) as exc:
+            self._raw = None
+            self._end.set_result(exc)
+            return
+        self.flush()
+        if freed:
+            self._changed()
 
-    async def _unclog(self, conn: Connection) -> None:
-        while True:
+    async def _ended(self) -> None:
+        raise await self._end
+
+    async def _unclog(self) -> None:
+        while self._conn is not None:
             await self._clogged.wait()
             self._clogged.clear()
-            await conn.drain()
+            await self._conn.drain()
             self.flush()
             self._changed()
 
@@ -218,7 +238,11 @@ class InLink:
         self._clock = clock
         self._changed = changed
         self._shape = Shape()
-        self._conn: ShapedConnection | None = None
+        self._raw: Connection | None = None
+        self._conn: Connection | None = None
+        """What is written to: the connection, or an emulated link around it."""
+        self._end: asyncio.Future[Exception]
+        """Why the present connection ended."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -231,7 +255,7 @@ class InLink:
             if stale:
                 self._conn.abort()
             else:
-                self._conn.set_shape(shape)
+                self._conn = _shaped(self._conn, shape, self._clock)
 
     def welcome(self, hello: dict[str, Any]) -> dict[str, Any]:
         """What to answer a dialer, who hasn't proven itself yet."""
@@ -245,31 +269,36 @@ class InLink:
 
     async def serve(self, raw: Connection, epoch: int, first: list[Frame]) -> None:
         """Read a proven connection until it ends; returns or raises `TransportError` or `ProtocolError`."""
-        if self._conn is not None:
-            self._conn.abort()
-            self._lost(self._conn)
-        conn = ShapedConnection(raw, self._shape, clock=self._clock)
+        if self._raw is not None:
+            self._end.set_result(ConnectionBroken(f"link {self.receiver.link}: replaced by a newer connection"))
+            self._raw.abort()
+            self._lost()
         self.receiver.opened(epoch)
-        self._conn = conn
+        self._raw, self._conn = raw, _shaped(raw, self._shape, self._clock)
+        self._end = end = asyncio.get_running_loop().create_future()
         try:
-            self._take(conn, first)
-            while self._conn is conn:
-                self._take(conn, await conn.recv())
+            self._take(first)
+            raw.notify(self._arrived)
+            self._arrived()
+            raise await end
         finally:
-            if self._conn is conn:
-                self._lost(conn)
+            if self._raw is raw:
+                self._conn.abort()
+                self._lost()
                 self.reconnects += 1
-            conn.abort()
 
     def flush(self) -> None:
         """Send what is due, and see to it that what is due later will be sent."""
         conn = self._conn
         if conn is None:
             return
+        due = self.receiver.deadline()
+        if due is None and not self.receiver.asked:
+            return
         now = self._clock.now()
         if frames := self.receiver.take(now):
             _write(conn, frames)
-        due = self.receiver.deadline()
+            due = self.receiver.deadline()
         if due is None or (self._timer is not None and self._timer_at <= due):
             return
         if self._timer is not None:
@@ -287,23 +316,30 @@ class InLink:
         if self._conn is not None:
             self._conn.abort()
 
-    def _take(self, conn: Connection, arrived: list[Frame]) -> None:
-        if self._conn is not conn:
+    def _arrived(self) -> None:
+        """The connection has frames, or has ended."""
+        if self._raw is None or self._end.done():
             return
+        try:
+            self._take(self._raw.poll())
+        except (TransportError, DeliveryError) as exc:
+            self._end.set_result(exc)
+
+    def _take(self, arrived: list[Frame]) -> None:
         now = self._clock.now()
         news = False
         for frame in arrived:
             news |= self.receiver.receive(frame, now)
-        self.flush()
         if news:
-            self._changed()
+            self._changed()  # first the work, then what the sender may wait for
+        self.flush()
 
     def _on_timer(self) -> None:
         self._timer = None
         self.flush()
 
-    def _lost(self, conn: ShapedConnection) -> None:
-        self._conn = None
+    def _lost(self) -> None:
+        self._raw = self._conn = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -340,6 +376,14 @@ class InPort:
 
     def _welcome(self, identity: str, hello: dict[str, Any]) -> dict[str, Any]:
         return self._links[identity].welcome(hello)
+
+
+def _shaped(conn: Connection, shape: Shape, clock: Clock) -> Connection:
+    """What to write to: `conn` itself until an emulated link is asked for, which then stays around it."""
+    if isinstance(conn, ShapedConnection):
+        conn.set_shape(shape)
+        return conn
+    return conn if shape == Shape() else ShapedConnection(conn, shape, clock=clock)
 
 
 def _write(conn: Connection, frames: list[Frame]) -> None:

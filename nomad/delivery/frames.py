@@ -44,50 +44,63 @@ class Position(NamedTuple):
 NOWHERE = Position(0, 0)
 
 
-@dataclass(slots=True)
 class Data:
-    """A batch of messages."""
+    """A batch of messages. Made for every batch that is sent or received: slots, and everything worked out once."""
 
-    seq: int
-    """Messages that this sender numbered before this batch."""
-    count: int
-    first: Position
-    advances: array[int] | None
-    """By how much the origin grows from message to message (the first entry is 0); None: by 1 each, index 0."""
-    complete: int
-    """All messages that descend from origins up to this one are in this batch or an earlier one."""
-    birth: int
-    """When the source emitted what this descends from: nanoseconds since the epoch, of the first message."""
-    body: Buffer
-    buffers: list[Buffer]
+    __slots__ = (
+        "advances",
+        "birth",
+        "body",
+        "buffers",
+        "complete",
+        "count",
+        "first",
+        "last",
+        "nbytes",
+        "seq",
+    )
 
-    @property
-    def last(self) -> Position:
+    def __init__(
+        self,
+        seq: int,
+        count: int,
+        first: Position,
+        advances: array[int] | None,
+        complete: int,
+        birth: int,
+        body: Buffer,
+        buffers: list[Buffer],
+    ):
+        self.seq = seq
+        """Messages that this sender numbered before this batch."""
+        self.count = count
+        self.first = first
+        self.advances = advances
+        """By how much the origin grows from message to message (the first entry is 0); None: by 1 each, ordinal 0."""
+        self.complete = complete
+        """All messages that descend from origins up to this one are in this batch or an earlier one."""
+        self.birth = birth
+        """When the source emitted what this descends from: nanoseconds since the epoch, of the first message."""
+        self.body = body
+        self.buffers = buffers
+        self.last = first if count <= 1 else self._last()
         """Position of the last message. For an empty batch `first`."""
-        if self.count == 0:
-            return self.first
-        if self.advances is None:
-            return Position(self.first.origin + self.count - 1, self.first.ordinal if self.count == 1 else 0)
-        return self.positions()[-1]
+        self.nbytes = len(body) + sum(map(len, buffers)) if buffers else len(body)
+        """What credits count: the bytes of the values."""
 
     def positions(self) -> list[Position]:
         """Position of each message."""
         if self.advances is None:
-            origin, index = self.first
+            origin = self.first.origin
             head = [self.first] if self.count else []
             return head + [Position(origin + k, 0) for k in range(1, self.count)]
-        origin, index = self.first
+        origin, ordinal = self.first
         positions = []
         for k, step in enumerate(self.advances):
             if k:
-                origin, index = (origin + step, 0) if step else (origin, index + 1)
-            positions.append(Position(origin, index))
+                origin, ordinal = (origin + step, 0) if step else (origin, ordinal + 1)
+            positions.append(Position(origin, ordinal))
         return positions
-
-    @property
-    def nbytes(self) -> int:
-        """What credits count: the bytes of the values."""
-        return len(self.body) + sum(len(b) for b in self.buffers)
 
     def pack(self) -> Frame:
         """The frame."""
@@ -105,6 +118,11 @@ class Data:
         if inline:
             return (b"".join((head, extra, self.body)), *self.buffers)
         return (head + extra, self.body, *self.buffers)
+
+    def _last(self) -> Position:
+        if self.advances is None:
+            return Position(self.first.origin + self.count - 1, 0)
+        return self.positions()[-1]
 
 
 @dataclass(slots=True)
@@ -166,7 +184,7 @@ def unpack(frame: Frame) -> AnyFrame:
     kind = head[0]
     try:
         if kind == DATA:
-            return _unpack_data(frame)
+            return _unpack_data(frame, head)
         if kind == ACK:
             _, settled, messages, nbytes, echo, held = _ACK.unpack(head)
             return Ack(settled, messages, nbytes, echo, held)
@@ -182,8 +200,7 @@ def unpack(frame: Frame) -> AnyFrame:
     raise ProtocolError(f"unknown frame kind {kind}")
 
 
-def _unpack_data(frame: Frame) -> Data:
-    head = frame[0]
+def _unpack_data(frame: Frame, head: Buffer) -> Data:
     _, flags, _, count, seq, origin, index, complete, birth = _DATA_HEAD.unpack_from(head)
     at = _DATA_HEAD.size
     advances = None
@@ -199,8 +216,7 @@ def _unpack_data(frame: Frame) -> Data:
         if len(frame) < 2:
             raise ProtocolError("a data frame without its body")
         return Data(seq, count, Position(origin, index), advances, complete, birth, frame[1], list(frame[2:]))
-    body = memoryview(head)[at:]
-    return Data(seq, count, Position(origin, index), advances, complete, birth, body, list(frame[1:]))
+    return Data(seq, count, Position(origin, index), advances, complete, birth, head[at:], list(frame[1:]))
 
 
 def _little(values: array[int]) -> array[int]:

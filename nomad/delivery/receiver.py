@@ -138,7 +138,7 @@ class Receiver:
     def receive(self, frame: Frame, now: float) -> bool:
         """Take a frame; True when there is news for the operator: a batch, or `complete`. Raises `ProtocolError`."""
         word = frames.unpack(frame)
-        if isinstance(word, Data):
+        if type(word) is Data:
             return self._data(word, now)
         if isinstance(word, frames.Resume):
             self._seq, self._bytes, self._resumed = word.seq, word.nbytes, True
@@ -220,6 +220,11 @@ class Receiver:
             )
         return taken
 
+    @property
+    def asked(self) -> bool:
+        """Whether the sender waits for an answer."""
+        return self._pong
+
     def deadline(self) -> float | None:
         """When `take` will have something to send that it hasn't now."""
         return self._due if self.machine.state is State.OPEN else None
@@ -257,7 +262,7 @@ class Receiver:
         return True
 
     def _skip(self, data: Data) -> int:
-        if not data.count or data.first > self.received:
+        if data.first > self.received or not data.count:
             return 0
         if data.last <= self.received:
             return data.count

@@ -62,6 +62,9 @@ class Sender:
         """Entries before this index were sent on the present connection."""
         self._numbered = 0
         self._bytes = 0
+        self._freed_messages = 0
+        self._freed_bytes = 0
+        """What has been settled, and left the replay buffer."""
         self._sent = 0
         """Messages numbered up to here went on the present connection."""
         self._credit_messages = 0
@@ -161,12 +164,18 @@ class Sender:
         Nothing until the receiver has been greeted once. A window's worth in all, submitted and unsettled; one batch
         may overshoot the bytes.
         """
-        if not self._window_messages:
-            return 0, 0
-        messages, nbytes = self.unsettled
-        if not messages:
-            return self._window_messages, self._window_bytes
-        return max(0, self._window_messages - messages), max(0, self._window_bytes - nbytes)
+        messages = self._window_messages - self._numbered + self._freed_messages
+        nbytes = self._window_bytes - self._bytes + self._freed_bytes
+        return (messages if messages > 0 else 0), (nbytes if nbytes > 0 else 0)
+
+    def room_for(self, size: float | None) -> int:
+        """Messages of about `size` bytes that may be submitted now; one at a time until a size is known."""
+        messages = self._window_messages - self._numbered + self._freed_messages
+        nbytes = self._window_bytes - self._bytes + self._freed_bytes
+        if messages <= 0 or nbytes <= 0:
+            return 0
+        fitting = int(nbytes / size) or 1 if size else 1
+        return fitting if fitting < messages else messages
 
     @property
     def greeted(self) -> bool:
@@ -176,10 +185,7 @@ class Sender:
     @property
     def unsettled(self) -> tuple[int, int]:
         """Messages and bytes in the replay buffer."""
-        if not self._entries:
-            return 0, 0
-        first = self._entries[0]
-        return self._numbered - first.start, self._bytes - (first.bytes_end - first.nbytes)
+        return self._numbered - self._freed_messages, self._bytes - self._freed_bytes
 
     def submit(
         self,
@@ -195,11 +201,13 @@ class Sender:
 
         `advances` as in `frames.Data`; `complete`: no further message will descend from origins up to it.
         """
+        if complete < self._complete:
+            complete = self._complete
+        self._complete = complete
         data = Data(self._numbered, count, first, advances, complete, birth, body, list(buffers))
         nbytes = data.nbytes
-        data.complete = self._complete = max(self._complete, complete)
         self._bytes += nbytes
-        entry = _Entry(data.pack(), self._numbered, count, nbytes, self._bytes, first, data.last, data.complete)
+        entry = _Entry(data.pack(), self._numbered, count, nbytes, self._bytes, first, data.last, complete)
         self._numbered += count
         self._entries.append(entry)
 
@@ -277,7 +285,10 @@ class Sender:
         self._credit_bytes = max(self._credit_bytes, ack.credit_bytes)
         freed = False
         while self._cursor and self._entries[0].start + self._entries[0].count <= ack.settled:
-            self._received_complete = max(self._received_complete, self._entries.popleft().complete)
+            entry = self._entries.popleft()
+            self._received_complete = max(self._received_complete, entry.complete)
+            self._freed_messages += entry.count
+            self._freed_bytes += entry.nbytes
             self._cursor -= 1
             freed = True
         while self._sends and self._sends[0][0] <= ack.echo:

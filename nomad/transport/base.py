@@ -76,6 +76,18 @@ class Connection(Protocol):
         """
         ...
 
+    def poll(self) -> list[Frame]:
+        """`recv` without waiting: what has arrived, perhaps nothing."""
+        ...
+
+    def notify(self, callback: Callable[[], None]) -> None:
+        """From now on call `callback` in the loop when frames have arrived or the connection has ended.
+
+        For a reader that `poll`s instead of having a task wait in `recv`, which costs a detour over the task. The
+        callback must not raise, and may close the connection.
+        """
+        ...
+
     async def close(self) -> None:
         """Flush, then close. Idempotent; bounded to a few seconds if the peer is clogged, then aborts."""
         ...

@@ -63,6 +63,9 @@ def encode(frames: Iterable[Frame], max_bytes: int = MAX_FRAME_BYTES) -> list[Bu
     out: list[Buffer] = []
     small: list[Buffer] = []
     for frame in frames:
+        if len(frame) == 1 and type(frame[0]) is bytes and len(frame[0]) < JOIN_BYTES:
+            small += (PREFIX.pack(len(frame[0]), 0), frame[0])
+            continue
         buffers = check(frame, max_bytes)
         head, *parts = buffers
         if parts:

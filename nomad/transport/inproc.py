@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
 from nomad.errors import ConnectionBroken, ConnectionClosed, TransportError
@@ -117,14 +117,22 @@ class InprocConnection:
             raise self._error()
 
     async def recv(self) -> list[Frame]:
-        while not self._inbox and not self.closed:
+        while not (frames := self.poll()):
             await self._reader.wait()
-        if self._closed or not self._inbox:
+        return frames
+
+    def poll(self) -> list[Frame]:
+        if self._closed or (not self._inbox and self.closed):
             raise self._error()
+        if not self._inbox:
+            return []
         frames, self._inbox = self._inbox, []
         self._inbox_bytes = 0
         self.far._drainer.wake()
         return frames
+
+    def notify(self, callback: Callable[[], None]) -> None:
+        self._reader.callback = callback
 
     async def close(self) -> None:
         self.abort()  # what was written is with the peer already

@@ -95,10 +95,15 @@ class MessageConnection:
             raise self._error()
 
     async def recv(self) -> list[Frame]:
-        while not self._received and not self.closed:
+        while not (frames := self.poll()):
             await self._reader.wait()
-        if self._closed or not self._received:
+        return frames
+
+    def poll(self) -> list[Frame]:
+        if self._closed or (not self._received and self.closed):
             raise self._error()
+        if not self._received:
+            return []
         frames, self._received = self._received, []
         self._taken += self._waiting_cost
         self._waiting_cost = 0
@@ -106,6 +111,9 @@ class MessageConnection:
             self._told = self._taken
             self._send([TAKEN, _COUNT.pack(self._taken)])
         return frames
+
+    def notify(self, callback: Callable[[], None]) -> None:
+        self._reader.callback = callback
 
     async def close(self) -> None:
         if not self.closed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -131,6 +131,13 @@ class ShapedConnection:
     async def recv(self) -> list[Frame]:
         self._raise_if_closed()
         return await self._inner.recv()
+
+    def poll(self) -> list[Frame]:
+        self._raise_if_closed()
+        return self._inner.poll()
+
+    def notify(self, callback: Callable[[], None]) -> None:
+        self._inner.notify(callback)
 
     async def close(self) -> None:
         self._closed = True

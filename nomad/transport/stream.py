@@ -66,7 +66,7 @@ class StreamConnection(asyncio.BufferedProtocol):
         return self._writing
 
     def write(self, frames: Iterable[Frame]) -> None:
-        if self.closed:
+        if self._closed or self._broken is not None:
             raise self._error()
         # One by one: asyncio's writelines joins the buffers before Python 3.12, uvloop gathers these.
         for buffer in encode(frames):
@@ -79,14 +79,21 @@ class StreamConnection(asyncio.BufferedProtocol):
             raise self._error()
 
     async def recv(self) -> list[Frame]:
-        while not self._received and not self.closed:
+        while not (frames := self.poll()):
             await self._reader.wait()
-        if self._closed or not self._received:
+        return frames
+
+    def poll(self) -> list[Frame]:
+        if self._closed or (self._broken is not None and not self._received):
             raise self._error()
         frames, self._received = self._received, []
         self._waiting_bytes = 0
-        self._read(True)
+        if not self._reading:
+            self._read(True)
         return frames
+
+    def notify(self, callback: Callable[[], None]) -> None:
+        self._reader.callback = callback
 
     async def close(self) -> None:
         if not self.closed:

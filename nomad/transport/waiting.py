@@ -6,6 +6,7 @@ Used by the connections of all transports.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 class Waiter:
@@ -14,10 +15,12 @@ class Waiter:
     Unlike an `asyncio.Event` it holds no state that could differ from the one that is waited for.
     """
 
-    __slots__ = ("_futures",)
+    __slots__ = ("_futures", "callback")
 
     def __init__(self) -> None:
         self._futures: list[asyncio.Future[None]] = []
+        self.callback: Callable[[], None] | None = None
+        """Called by `wake` too, for owners that would rather not have a task wait."""
 
     async def wait(self) -> None:
         """Wait for the next `wake`."""
@@ -36,3 +39,5 @@ class Waiter:
             for future in futures:
                 if not future.done():
                     future.set_result(None)
+        if self.callback is not None:
+            self.callback()
