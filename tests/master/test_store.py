@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nomad.clock import SystemClock
+from nomad.control import PodStats
+from nomad.errors import StateError
+from nomad.master import secret
+from nomad.master.events import EventLog
+from nomad.master.state import Goal, Outcome
+from nomad.master.store import DATABASE, VERSION, Store, StoredOperator
+from nomad.master.views import EventView, FailureView
+from tests.master.worlds import wanted
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+async def test_everything_is_there_after_a_restart(folder: Path) -> None:
+    store = await Store.open(folder)
+    pipeline = wanted()
+    pipeline.warnings = ("other numpy",)
+    failure = FailureView(1.0, "boom", "ValueError", "Traceback", 1, ["a", "b"])
+    square = StoredOperator(
+        "square", 3, "p.square-e3", "p.square-e3", 2, PodStats(processed=7, last_output=b"\x00\xff"), failure
+    )
+    await store.set_meta("sockets", b"/tmp/x")
+    await store.add_pipeline(pipeline, b"the bundle")
+    await store.save_operator("p", square)
+    await store.set_goal("p", Goal.STOP)
+    await store.set_outcome("p", Outcome.FAILED, "because")
+    spec = replace(pipeline.spec, profile=({"cloud_execution_time": 0.5}, {}, {}))
+    await store.set_spec(spec)
+    await store.close()
+
+    again = await Store.open(folder)
+    (found,) = await again.pipelines()
+    assert found.wanted == replace(pipeline, goal=Goal.STOP, spec=spec)
+    assert (found.outcome, found.reason) == (Outcome.FAILED, "because")
+    assert found.operators == [square]
+    assert await again.bundle("digest") == b"the bundle"
+    assert (await again.meta())["sockets"] == b"/tmp/x"
+    await again.close()
+
+
+async def test_a_pipeline_and_its_bundle_are_stored_together_or_not_at_all(folder: Path) -> None:
+    store = await Store.open(folder)
+    await store.add_pipeline(wanted(), b"the bundle")
+    with pytest.raises(StateError, match="can't be used: UNIQUE"):
+        await store.add_pipeline(replace(wanted(), bundle="other"), b"another")
+    with pytest.raises(StateError, match="is missing"):
+        await store.bundle("other")
+    assert len(await store.pipelines()) == 1
+    await store.close()
+
+
+async def test_a_bundle_goes_with_the_last_pipeline_that_has_it(folder: Path) -> None:
+    store = await Store.open(folder)
+    for id in ("p", "q"):
+        await store.add_pipeline(wanted(id), b"the bundle")
+        await store.save_operator(id, StoredOperator("square", 1, None, "", 0))
+    await store.remove_pipeline("p", 4)
+    assert await store.bundle("digest") == b"the bundle"
+    assert [found.wanted.spec.id for found in await store.pipelines()] == ["q"]
+    await store.remove_pipeline("q", 9)
+    with pytest.raises(StateError, match="is missing"):
+        await store.bundle("digest")
+    assert (await store.meta())["epoch_floor"] == b"9"
+    await store.save_operator("q", StoredOperator("square", 2, None, "", 0))  # too late: without effect
+    assert await store.pipelines() == []
+    await store.close()
+
+
+async def test_events_are_bounded_and_keep_their_numbers(folder: Path) -> None:
+    store = await Store.open(folder)
+    log = EventLog(store, SystemClock(), [], 3)
+    live = log.subscribe()
+    first = log.add("a", "first")
+    for n in range(4):
+        log.add("b", f"number {n}", pipeline="p", operator="square", cause=first, data={"n": n})
+    await log.flush()
+    log.close()
+    assert [event.id async for event in live] == [3, 4, 5]  # the reader was slow; it keeps as many as the log does
+    kept = await store.events(100)
+    assert [event.id for event in kept] == [3, 4, 5]
+    assert kept[-1] == EventView(5, kept[-1].time, "b", "number 3", "p", "square", first, {"n": 3})
+    await store.close()
+
+    store = await Store.open(folder)
+    log = EventLog(store, SystemClock(), await store.events(3), 3)
+    assert log.add("c", "after a restart") == 6
+    assert [event.id for event in log.list(None, 4, 10)] == [5, 6]
+    assert [event.id for event in log.list("p", 0, 1)] == [5]
+    assert log.list(None, 0, 0) == []
+    await log.flush()
+    await store.close()
+
+
+async def test_only_one_master_at_a_time(folder: Path) -> None:
+    store = await Store.open(folder)
+    with pytest.raises(StateError, match=rf"in use by another master \(pid {os.getpid()}\)"):
+        await Store.open(folder)
+    await store.close()
+    await (await Store.open(folder)).close()
+
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from nomad.master.store import Store
+async def main():
+    await Store.open(Path(sys.argv[1]))
+    print("open", flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def killed_holder(folder: Path) -> int:
+    """A process that had the store open when it met kill -9."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"open\n"
+        holder.kill()
+    return holder.pid
+
+
+@pytest.mark.usefixtures("killed_holder")
+async def test_the_lock_of_a_killed_master_is_free(folder: Path) -> None:
+    await (await Store.open(folder)).close()
+
+
+async def test_a_newer_version_is_refused_and_left_as_it_is(folder: Path) -> None:
+    await (await Store.open(folder)).close()
+    with sqlite3.connect(folder / DATABASE) as database:
+        database.execute(f"PRAGMA user_version = {VERSION + 1}")
+    database.close()
+    for _ in range(2):  # the lock is let go
+        with pytest.raises(StateError, match="written by a newer Nomad"):
+            await Store.open(folder)
+
+
+async def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError, match=r"can't be used: (Not a directory|File exists).*--state"):
+        await Store.open(tmp_path / "file")
+    with pytest.raises(StateError, match="can't be used: Not a directory"):
+        await Store.open(tmp_path / "file" / "below")
+    (tmp_path / "state" / "lock").mkdir(parents=True)
+    with pytest.raises(StateError, match="can't be used: Is a directory"):
+        await Store.open(tmp_path / "state")
+
+
+async def test_a_damaged_database(tmp_path: Path) -> None:
+    (tmp_path / DATABASE).write_bytes(b"this is no database, but some text that is long enough" * 100)
+    with pytest.raises(StateError, match="not a database"):
+        await Store.open(tmp_path)
+
+
+async def test_what_it_holds_is_nobody_elses(folder: Path) -> None:
+    store = await Store.open(folder)
+    await store.set_meta("pod_key", b"secret")
+    assert [path for path in (folder, *folder.rglob("*")) if os.stat(path).st_mode & 0o077] == []
+    await store.close()
+
+
+def test_secrets_are_made_once(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    assert secret.kept(path, lambda: "made") == "made"
+    assert secret.kept(path, lambda: "made again") == "made"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [found.name for found in tmp_path.iterdir()] == ["token"]
+
+
+def test_secrets_that_cannot_be_kept(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="can't be written"):
+        secret.kept(tmp_path / "nowhere" / "token", lambda: "made")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StateError, match="can't be read"):
+        secret.kept(tmp_path / "folder", lambda: "made")
