@@ -19,9 +19,11 @@ class Subscription(AsyncIterator[T]):
     """What one reader hasn't read yet. Iterate in one task; it ends when either side closes it."""
 
     def __init__(self, limit: int | None) -> None:
-        self._items: deque[T] = deque()
+        self.skipped = 0
+        """How many items were lost just before the one that was last read."""
+        self._items: deque[tuple[T, int]] = deque()  # each with how many were lost just before it
         self._limit = limit
-        self._skipped = 0
+        self._gap = 0  # lost since the newest
         self._closed = False
         self._arrived = asyncio.Event()
 
@@ -30,23 +32,20 @@ class Subscription(AsyncIterator[T]):
         self._closed = True
         self._arrived.set()
 
-    def take_skipped(self) -> int:
-        """How many items were lost since the last call, all of them before the next unread one."""
-        skipped, self._skipped = self._skipped, 0
-        return skipped
-
     def skip(self, count: int) -> None:
-        """Count items that were lost before they came here."""
-        self._skipped += count
+        """Called by the `Fanout`: items were lost on their way here, after those that came."""
+        self._gap += count
 
     def put(self, item: T) -> None:
         """Called by the `Fanout`."""
         if self._closed:
             return
-        if self._limit is not None and len(self._items) >= self._limit:
-            self._items.popleft()
-            self._skipped += 1
-        self._items.append(item)
+        self._items.append((item, self._gap))
+        self._gap = 0
+        if self._limit is not None and len(self._items) > self._limit:
+            _, lost = self._items.popleft()
+            oldest, gap = self._items[0]
+            self._items[0] = oldest, lost + 1 + gap
         self._arrived.set()
 
     def __aiter__(self) -> Subscription[T]:
@@ -58,7 +57,8 @@ class Subscription(AsyncIterator[T]):
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        return self._items.popleft()
+        item, self.skipped = self._items.popleft()
+        return item
 
 
 class Fanout(Generic[T]):

@@ -39,10 +39,11 @@ health = Routes()
 # Bounds that no real link or node comes near; they keep a slip of the hand from stopping a pipeline for a year.
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
 BytesPerSecond = Annotated[float, Field(ge=1, le=1e15, allow_inf_nan=False)]
-Speed = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Speed = Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 EventId = Annotated[int, Field(ge=0, le=2**53)]
 PipelineId = Annotated[str, AfterValidator(check_id), Field(json_schema_extra={"pattern": f"^{PIPELINE_ID.pattern}$"})]
+MessageId = Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
 Operator = Annotated[str, Field(description="Name of the operator.")]
 
 
@@ -87,7 +88,7 @@ class ProfileEntry(_Input):
 class Chosen(_Input):
     """Which set-aside messages; without ids, all of them."""
 
-    ids: list[str] | None = None
+    ids: list[MessageId] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +319,7 @@ async def rerun_set_aside(master: Master, pipeline: str, operator: Operator, bod
 
 
 @api("DELETE", "/pipelines/{pipeline}/operators/{operator}/set-aside", tag="operators", raises=(404, 409, 503))
-async def drop_set_aside(master: Master, pipeline: str, operator: Operator, id: list[str] | None = None) -> Dropped:
+async def drop_set_aside(master: Master, pipeline: str, operator: Operator, id: list[MessageId] | None = None) -> Dropped:
     """Drop set-aside messages for good: those whose `id` is given, else all."""
     get_operator(master, pipeline, operator)
     return Dropped(**await master.drop(pipeline, operator, id))

@@ -153,7 +153,7 @@ class Observer:
         state.stats, state.links, state.heartbeat_at = stats, links, now
         if message.get("error") is not None:
             self._failed(operator, _error(message["error"]))
-        if last is not None and now >= last + self._overdue:
+        if now >= max(last or 0.0, state.ready_at or 0.0) + self._overdue:
             self._wake()
 
     def _failed(self, operator: str, error: dict[str, str]) -> None:

@@ -154,7 +154,7 @@ class PodPort:
     ) -> AsyncIterator[TailItem]:
         try:
             async for data in subscription:
-                yield TailItem(data, subscription.take_skipped())
+                yield TailItem(data, subscription.skipped)
         finally:
             outputs.unsubscribe(subscription)
             self._untap_if_unread(operator)

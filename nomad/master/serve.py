@@ -10,6 +10,7 @@ the master does, so that no request meets a master that is going down.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -69,18 +70,15 @@ async def serve(settings: Settings, topology: Topology) -> AsyncIterator[Served]
 
 
 def _listen(rest: Rest) -> socket.socket:
+    family = socket.AF_INET6 if ":" in rest.host else socket.AF_INET
     try:
-        return socket.create_server(
-            (rest.host, rest.port), family=socket.AF_INET6 if ":" in rest.host else socket.AF_INET
-        )
-    except socket.gaierror as exc:
-        raise UsageError(f"{rest.host!r} is no address of this machine: {exc.strerror}") from exc
-    except PermissionError as exc:
-        raise UsageError(f"port {rest.port} may not be used here; take one above 1023, --port 30000") from exc
-    except OverflowError as exc:
-        raise UsageError(f"{rest.port} is no port: 0 to 65535") from exc
+        return socket.create_server((rest.host, rest.port), family=family)
     except OSError as exc:
+        if exc.errno == errno.EACCES:
+            raise UsageError(f"port {rest.port} may not be used here; take one above 1023, --port 30000") from exc
+        if exc.errno != errno.EADDRINUSE:  # negative: the name couldn't be looked up
+            raise UsageError(f"can't listen on {rest.host!r}: that is no address of this machine") from exc
         raise UsageError(
-            f"can't listen on {rest.host} port {rest.port}: {(exc.strerror or str(exc)).lower()}. "
-            "Is another `nomad up` running? Take another port with --port (0: any that is free)"
+            f"port {rest.port} of {rest.host} is taken: is another `nomad up` running? "
+            "Take another with --port (0 is any free one)"
         ) from exc

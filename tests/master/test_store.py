@@ -170,7 +170,7 @@ async def test_a_damaged_database(tmp_path: Path) -> None:
 async def test_what_it_holds_is_nobody_elses(folder: Path) -> None:
     store = await Store.open(folder)
     await store.set_meta("pod_key", b"secret")
-    assert [path for path in (folder, *folder.rglob("*")) if os.stat(path).st_mode & 0o077] == []
+    assert [name for name in ("", *os.listdir(folder)) if os.stat(folder / name).st_mode & 0o077] == []
     await store.close()
 
 

@@ -1,0 +1,198 @@
+"""The pod's half of the control channel, scripted, and a whole master around it on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from nomad import bundle, control, pipeline
+from nomad.control import Assignment, LinkPeer, PodStats
+from nomad.delivery.driver import shake_dialer
+from nomad.errors import DeliveryError, TransportError
+from nomad.master.app import Master
+from nomad.master.views import OperatorView, PipelineView
+from nomad.runtime.base import NodeInfo, PodSpec
+from nomad.runtime.fake import FakeRuntime
+from nomad.settings import Settings
+from nomad.topology import Topology
+from nomad.transport import registry
+from nomad.transport.base import Connection
+from tests.clock import VirtualClock
+
+DEADLINE = 10.0
+"""Real seconds until a test gives up waiting."""
+
+
+class Pod:
+    """One pod that says what it is told to. By itself it dials, becomes ready when assigned, and ends when asked."""
+
+    def __init__(self, spec: PodSpec, pods: Pods) -> None:
+        self.spec = spec
+        self.assignment: Assignment | None = None
+        self.links: dict[str, LinkPeer] = {}
+        self.speed: float | None = None
+        self.heard: list[dict[str, Any]] = []
+        self.ready_sent = False
+        self._pods = pods
+        self._conn: Connection | None = None
+        self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._dial = asyncio.Event()
+        self._dial.set()
+
+    async def run(self) -> int:
+        talking = asyncio.create_task(self._talk(), name=f"talk {self.spec.id}")
+        try:
+            return await self._end
+        finally:
+            talking.cancel()
+            await asyncio.wait({talking})
+            if self._conn is not None:
+                await self._conn.close()
+
+    def say(self, message: dict[str, Any]) -> None:
+        assert self._conn is not None
+        self._conn.write([(control.pack(message),)])
+
+    def beat(self, error: dict[str, str] | None = None, **stats: Any) -> None:
+        self.say({"type": "heartbeat", "stats": asdict(PodStats(**stats)), "error": error})
+
+    def become_ready(self) -> None:
+        source = not any(link.direction == "in" for link in self.links.values())
+        self.say({"type": "ready", "address": None if source else f"inproc:{self.spec.id}", "pid": 4711})
+        self.ready_sent = True
+
+    def end(self, code: int) -> None:
+        if not self._end.done():
+            self._end.set_result(code)
+
+    def disconnect(self, *, stay: bool = False) -> None:
+        """Lose the connection; with `stay`, don't dial again before `reconnect`."""
+        if stay:
+            self._dial.clear()
+        if self._conn is not None:
+            self._conn.abort()
+
+    def reconnect(self) -> None:
+        self._dial.set()
+
+    async def _talk(self) -> None:
+        while True:
+            await self._dial.wait()
+            try:
+                conn = await registry.connect(self.spec.control)
+                hello = {"epoch": self.spec.epoch, "pid": 4711, "assigned": self.assignment is not None}
+                await shake_dialer(conn, self.spec.key, self.spec.id, hello)
+                self._conn = conn
+                if self.ready_sent:
+                    self.become_ready()
+                while True:
+                    for frame in await conn.recv():
+                        self._hear(control.unpack(bytes(frame[0])))
+            except (TransportError, DeliveryError):
+                await asyncio.sleep(0.001)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        self.heard.append(message)
+        match message["type"]:
+            case "assign":
+                self.assignment = control.assignment_from(message)
+                self.links = {link.link: link for link in self.assignment.links}
+                self.speed = self.assignment.speed
+                if self._pods.become_ready:
+                    self.become_ready()
+            case "peers":
+                self.links |= {peer.link: peer for peer in map(control.peer_from, message["links"])}
+                self.speed = message["speed"]
+            case "stop" if self._pods.obey:
+                self._pods.before_end(self)
+                self.end(0)
+            case "request" if message["id"] and (answer := self._pods.answers.get(message["method"])) is not None:
+                self.say({"type": "reply", "id": message["id"], **answer(message["args"])})
+
+
+class Pods:
+    """All pods of a fake runtime, and how they behave."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, Pod] = {}
+        self.become_ready = True
+        self.obey = True
+        self.before_end: Callable[[Pod], None] = lambda pod: None
+        self.answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+    async def host(self, spec: PodSpec) -> int:
+        self.all[spec.id] = pod = Pod(spec, self)
+        return await pod.run()
+
+    def __getitem__(self, id: str) -> Pod:
+        return self.all[id]
+
+
+NODES = (NodeInfo("edge", memory_mb=1024), NodeInfo("cloud", memory_mb=1024, labels=frozenset({"gpu"})))
+
+
+class Cluster:
+    """A state folder, a fake runtime and a clock, on which one master after the other runs."""
+
+    def __init__(self, state: Path) -> None:
+        self.clock = VirtualClock()
+        self.pods = Pods()
+        self.runtime = FakeRuntime(NODES, host=self.pods.host, clock=self.clock)
+        self.topology = Topology(NODES)
+        self.settings = replace(Settings(state=state), control=f"inproc:{uuid.uuid4().hex}")
+        self.master: Master
+
+    @asynccontextmanager
+    async def run(self, *, killed: bool = False) -> AsyncIterator[Master]:
+        """A master; `killed` leaves the pods running at its end, as kill -9 does."""
+        settings = replace(self.settings, pods=replace(self.settings.pods, outlive_master=killed))
+        async with Master(settings, self.topology, runtime=self.runtime, clock=self.clock) as self.master:
+            yield self.master
+
+    async def until(self, condition: Callable[[], object], *, passing: float = 0.0) -> None:
+        """Wait for `condition`, letting `passing` virtual seconds go by in every round."""
+        end = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < end, "what was waited for didn't happen"
+            if passing:
+                await self.clock.advance(passing)
+            await asyncio.sleep(0.001)
+
+    async def submit(self, id: str | None = "p", **options: Any) -> PipelineView:
+        data = bundle.make(pipeline.build(OPERATORS, **options), self.master.signing_key)
+        return await self.master.submit(data, id=id, start="edge", end="cloud")
+
+    async def submit_and_run(self, id: str = "p") -> None:
+        await self.submit(id)
+        await self.until(lambda: self.phase(id) == "running")
+
+    def phase(self, id: str = "p") -> str:
+        return self.master.pipeline(id).phase
+
+    def operator(self, name: str, id: str = "p") -> OperatorView:
+        return next(op for op in self.master.pipeline(id).operators if op.name == name)
+
+    def kinds(self, after: int = 0) -> list[str]:
+        """Kinds of the events."""
+        return [event.kind for event in self.master.events(after=after)]
+
+
+def source() -> int:
+    return 1
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def sink(x: int) -> None:
+    pass
+
+
+OPERATORS = [source, square, sink]
