@@ -264,9 +264,10 @@ class FakeMaster(Master):
 
 
 @asynccontextmanager
-async def serve(master: FakeMaster, **options: Any) -> AsyncIterator[str]:
+async def serve(master: Master, **options: Any) -> AsyncIterator[str]:
     """The REST interface of `master` at a URL that the block gets."""
-    master.loop = asyncio.get_running_loop()
+    if isinstance(master, FakeMaster):
+        master.loop = asyncio.get_running_loop()
     runner = web.AppRunner(api.application(master, token=TOKEN, **options), access_log=None)
     await runner.setup()
     try:

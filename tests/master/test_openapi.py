@@ -10,14 +10,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import pytest_asyncio
 from openapi_pydantic import OpenAPI
 
 from nomad import bundle
+from nomad import topology as topologies
 from nomad.fanout import Fanout, Subscription
 from nomad.master import api
+from nomad.master.app import Master
 from nomad.master.views import EventView, LogLine, TailItem
 from nomad.pipeline import build
-from tests.master.facade import NODES, SIGNING_KEY, TOKEN, FakeMaster, serve
+from nomad.runtime.fake import FakeRuntime
+from nomad.settings import Settings
+from tests.master.facade import NODES, TOKEN, FakeMaster, serve
 from tests.master.schemathesis_hooks import numbers, square
 
 ROOT = Path(__file__).parents[2]
@@ -25,13 +30,15 @@ SEED = 20261122
 """Fixed: this test asks whether document and interface agree, and must answer the same every time."""
 
 
-class Ending(FakeMaster):
-    """Streams end at once, where schemathesis would wait for them."""
+class Ending(Master):
+    """A master whose streams end at once, where schemathesis would wait for them."""
 
     def tail(self, id: str, operator: str) -> AsyncIterator[TailItem]:
+        super().tail(id, operator)
         return ended()
 
     def follow_logs(self, id: str, operator: str | None = None) -> AsyncIterator[LogLine]:
+        super().follow_logs(id, operator)
         return ended()
 
     def subscribe_events(self) -> AsyncIterator[EventView]:
@@ -44,9 +51,18 @@ def ended() -> Subscription:
     return fanout.subscribe()
 
 
-async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
-    master = Ending()
-    await master.submit(bundle.make(build([numbers, square]), SIGNING_KEY), id="test", start="edge", end="cloud")
+@pytest_asyncio.fixture
+async def master(tmp_path: Path) -> AsyncIterator[Master]:
+    """The real one, over pods that are made up."""
+    topology = topologies.from_names(NODES)
+    runtime = FakeRuntime(topology.nodes)
+    async with Ending(Settings(state=tmp_path / "state"), topology, runtime=runtime) as running:
+        yield running
+    await runtime.shutdown()
+
+
+async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path) -> None:
+    await master.submit(bundle.make(build([numbers, square]), master.signing_key), id="test", start="edge", end="cloud")
     config = tmp_path / "schemathesis.toml"
     config.write_text(
         f"""
@@ -58,11 +74,18 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         [parameters]
         "query.start" = "{NODES[0]}"
         "query.end" = "{NODES[1]}"
+        "path.node" = "{NODES[0]}"
+        "path.source" = "{NODES[0]}"
+        "path.target" = "{NODES[1]}"
         "path.operator" = "square"
-        # What no schema can say: a profile has as many entries as the pipeline has operators.
+        # What no schema can say: a profile has one entry per operator, a link's jitter isn't above its latency.
         [[operations]]
-        include-operation-id = "replace_profile"
+        include-operation-id = ["replace_profile", "change_link"]
         checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
+        # The pods are made up, so that there is nobody to ask; that is what 503 is for.
+        [[operations]]
+        include-path-regex = "/set-aside"
+        checks.not_a_server_error.expected-statuses = ["2xx", "4xx", "503"]
         """
     )
     async with serve(master) as url:
@@ -70,7 +93,9 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             *(sys.executable, "-m", "schemathesis.cli", "--no-color", "--config-file", str(config)),
             *("run", f"{url}/openapi.json", "--checks", "all"),
             cwd=tmp_path,
-            env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.master.schemathesis_hooks", "PYTHONPATH": str(ROOT)},
+            env=os.environ
+            | {"SCHEMATHESIS_HOOKS": "tests.master.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
+            | {"NOMAD_SIGNING_KEY": master.signing_key.hex()},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
