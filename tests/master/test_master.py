@@ -84,8 +84,7 @@ async def test_a_submitted_pipeline_comes_to_work(cluster: Cluster) -> None:
 
 async def test_what_happened_has_causes(working: Cluster) -> None:
     working.runtime.kill("p.square-e1")
-    await working.until(lambda: "operator.restarting" in working.kinds(), passing=0.1)
-    await working.until(lambda: working.operator("square").state == "running")
+    await working.until(lambda: working.kinds().count("operator.ready") == 4, passing=0.1)
     events = {event.id: event for event in working.master.events()}
     story = []
     event = next(event for event in reversed(events.values()) if event.kind == "operator.ready")
