@@ -13,11 +13,12 @@ allocated for them; this module must never trust a length from the wire.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 
 from nomad.errors import FrameTooLarge
 from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS, Buffer, Frame
+from nomad.transport.pool import Pool, fresh
 
 PREFIX = struct.Struct("<II")
 IN_PLACE_BYTES = 1 << 16
@@ -30,9 +31,10 @@ FRAME_OVERHEAD = 128
 """What a waiting frame counts for beyond its bytes, so that empty ones are bounded too."""
 _LOOK_AHEAD = 16
 """Buffers of a frame that are searched for the next large one."""
-PAGE_OFFSET = 64
-"""Copies are several times slower on common processors when destination and source differ by 8 to
-16 modulo the page size, which is what a large allocation against a page of the kernel gives."""
+_FEW = 9
+"""A frame of less parts than this takes the fast ways."""
+_HEADERS = [struct.Struct(f"<II{parts}Q") for parts in range(_FEW)]
+_SIZES = [struct.Struct(f"<{parts}Q") for parts in range(_FEW)]
 
 
 def flat(buffer: Buffer) -> Buffer:
@@ -42,9 +44,13 @@ def flat(buffer: Buffer) -> Buffer:
     return buffer.cast("B") if buffer.nbytes else b""
 
 
-def check(frame: Frame, max_bytes: int = MAX_FRAME_BYTES) -> list[Buffer]:
+def check(frame: Frame, max_bytes: int = MAX_FRAME_BYTES) -> Sequence[Buffer]:
     """The buffers of `frame`, flat; raises `FrameTooLarge` above a limit, `ValueError` when it is empty."""
-    buffers = [flat(buffer) for buffer in frame]
+    buffers: Sequence[Buffer] = frame
+    for buffer in frame:
+        if type(buffer) is not bytes:
+            buffers = [flat(buffer) for buffer in frame]
+            break
     if not buffers:
         raise ValueError("a frame needs at least a head")
     size = sum(map(len, buffers))
@@ -62,16 +68,18 @@ def encode(frames: Iterable[Frame], max_bytes: int = MAX_FRAME_BYTES) -> list[Bu
     """
     out: list[Buffer] = []
     small: list[Buffer] = []
+    quick = min(JOIN_BYTES, max_bytes)
     for frame in frames:
-        if len(frame) == 1 and type(frame[0]) is bytes and len(frame[0]) < JOIN_BYTES:
-            small += (PREFIX.pack(len(frame[0]), 0), frame[0])
+        if len(frame) == 1 and type(frame[0]) is bytes and len(frame[0]) < quick:  # the common case at speed
+            small.append(PREFIX.pack(len(frame[0]), 0))
+            small.append(frame[0])
             continue
         buffers = check(frame, max_bytes)
-        head, *parts = buffers
-        if parts:
-            small.append(struct.pack(f"<II{len(parts)}Q", len(head), len(parts), *map(len, parts)))
-        else:
-            small.append(PREFIX.pack(len(head), 0))
+        sizes = list(map(len, buffers))
+        small.append(_header(sizes))
+        if max(sizes) < JOIN_BYTES:
+            small += buffers
+            continue
         for buffer in buffers:
             if len(buffer) < JOIN_BYTES:
                 small.append(buffer)
@@ -85,9 +93,11 @@ def encode(frames: Iterable[Frame], max_bytes: int = MAX_FRAME_BYTES) -> list[Bu
     return out
 
 
-def allocate(size: int) -> memoryview:
-    """A fresh writable buffer of `size` bytes, at a good offset within its page."""
-    return memoryview(bytearray(PAGE_OFFSET + size))[PAGE_OFFSET:]
+def _header(sizes: list[int]) -> bytes:
+    """Prefix and lengths of a frame of buffers of these sizes."""
+    parts = len(sizes) - 1
+    layout = _HEADERS[parts] if parts < _FEW else struct.Struct(f"<II{parts}Q")
+    return layout.pack(sizes[0], parts, *sizes[1:])
 
 
 class _Stage(Enum):
@@ -103,10 +113,10 @@ class Splitter:
     that nobody else uses. After an exception the stream is out of step and the splitter is useless.
     """
 
-    def __init__(self, max_bytes: int = MAX_FRAME_BYTES, allocate: Callable[[int], memoryview] = allocate) -> None:
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._allocate = allocate
-        self._scratch = memoryview(bytearray(PAGE_OFFSET + SCRATCH_BYTES))[PAGE_OFFSET:]
+        self._pool = Pool()
+        self._scratch = fresh(SCRATCH_BYTES)
         self._stage = _Stage.PREFIX
         self._want = PREFIX.size  # bytes of the piece that comes next
         self._end = 0  # bytes of it in scratch
@@ -149,15 +159,7 @@ class Splitter:
             self._advance(target.toreadonly(), frames)
         while True:
             if self._stage is _Stage.PREFIX:
-                # The common case at speed: small frames without parts, complete in scratch.
-                while end - start >= PREFIX.size:
-                    size, parts = PREFIX.unpack_from(scratch, start)
-                    stop = start + PREFIX.size + size
-                    if parts or stop > end or size > self._max_bytes:
-                        break
-                    frames.append((scratch[start + PREFIX.size : stop].tobytes(),))
-                    self._lead = 0
-                    start = stop
+                start = self._split_small(start, end, frames)
             want = self._want
             if end - start >= want:
                 piece = scratch[start : start + want].tobytes()
@@ -165,7 +167,7 @@ class Splitter:
                 self._advance(piece, frames)
                 continue
             if want >= IN_PLACE_BYTES:
-                self._target = self._allocate(want)
+                self._target = self._pool.take(want)
                 self._filled = end - start
                 self._target[: self._filled] = scratch[start:end]
                 start = end
@@ -173,6 +175,38 @@ class Splitter:
         self._end = end - start
         if start and self._end:
             scratch[: self._end] = scratch[start:end]
+
+    def _split_small(self, start: int, end: int, frames: list[Frame]) -> int:
+        """Split off frames that lie complete in scratch from `start` to `end`: where the first other begins.
+
+        The common case at speed; the way through `_advance` gives the same, piece by piece.
+        """
+        scratch, first = self._scratch, start
+        while end - start >= PREFIX.size:
+            size, parts = PREFIX.unpack_from(scratch, start)
+            at = start + PREFIX.size
+            if not parts:
+                stop = at + size
+                if stop > end or size > self._max_bytes:
+                    break
+                frames.append((scratch[at:stop].tobytes(),))
+            else:
+                if parts >= _FEW or end - at < 8 * parts:
+                    break
+                sizes = (size, *_SIZES[parts].unpack_from(scratch, at))
+                at += 8 * parts
+                stop = at + sum(sizes)
+                if stop > end or stop - at > self._max_bytes:
+                    break
+                buffers = []
+                for size in sizes:
+                    buffers.append(scratch[at : at + size].tobytes())
+                    at += size
+                frames.append(tuple(buffers))
+            start = stop
+        if start != first:
+            self._lead = 0
+        return start
 
     def _advance(self, piece: bytes | memoryview, frames: list[Frame]) -> None:
         """Take the piece that was wanted and find what is wanted next."""

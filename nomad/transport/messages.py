@@ -49,7 +49,7 @@ class MessageConnection:
         self._waiting_cost = 0  # received and not taken by recv
         self._taken = 0  # cost of all that recv has given out
         self._told = 0  # what the peer knows of that
-        self._queue: deque[tuple[int, list[Buffer]]] = deque()
+        self._queue: deque[tuple[int, Sequence[Buffer]]] = deque()
         self._queue_cost = 0
         self._sent = 0  # cost of all frames sent
         self._sent_taken = 0  # cost of those that the peer's recv has given out

@@ -19,7 +19,7 @@ from nomad.transport.stream import StreamConnection
 from nomad.transport.unixfiles import SocketFile
 
 BACKLOG = 128
-UNIX_BUFFER_BYTES = 4194304
+UNIX_BUFFER_BYTES = 4 << 20
 """Kernel buffers of unix sockets; the usual 208 KiB makes a large frame take many switches between the processes."""
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Half a minute until a peer that vanished without a word is noticed on an idle connection."""
