@@ -10,7 +10,6 @@ import click
 
 from nomad.cli.cluster import show_event
 from nomad.cli.common import Out, PipelineFailed, json_option, master_option, with_cluster
-from nomad.master.views import Phase
 
 if TYPE_CHECKING:
     from nomad.client import Cluster, PipelineHandle
@@ -129,6 +128,8 @@ def _accepted(status: PipelineView) -> str:
 
 async def _watch(cluster: Cluster, handle: PipelineHandle, out: Out, *, after: int) -> None:
     """Events until the pipeline is over, then its last status; raises `PipelineFailed`."""
+    from nomad.master.views import Phase
+
     events = cluster.follow_events(pipeline=handle.id, after=after)
     async with aclosing(events):
         status = await handle.status()

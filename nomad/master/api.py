@@ -47,11 +47,6 @@ MessageId = Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
 Operator = Annotated[str, Field(description="Name of the operator.")]
 
 
-for _view in vars(views).values():  # the docstrings beside their fields are the descriptions in the document
-    if isinstance(_view, type) and is_dataclass(_view):
-        with_config(ConfigDict(use_attribute_docstrings=True))(_view)
-
-
 class _Input(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -319,7 +314,9 @@ async def rerun_set_aside(master: Master, pipeline: str, operator: Operator, bod
 
 
 @api("DELETE", "/pipelines/{pipeline}/operators/{operator}/set-aside", tag="operators", raises=(404, 409, 503))
-async def drop_set_aside(master: Master, pipeline: str, operator: Operator, id: list[MessageId] | None = None) -> Dropped:
+async def drop_set_aside(
+    master: Master, pipeline: str, operator: Operator, id: list[MessageId] | None = None
+) -> Dropped:
     """Drop set-aside messages for good: those whose `id` is given, else all."""
     get_operator(master, pipeline, operator)
     return Dropped(**await master.drop(pipeline, operator, id))
@@ -420,6 +417,9 @@ def openapi_document() -> bytes:
     """The OpenAPI document of this interface, as JSON."""
     from nomad.master.http import openapi
 
+    for view in (*vars(views).values(), *globals().values()):  # the docstrings of their fields are the descriptions
+        if isinstance(view, type) and is_dataclass(view):
+            with_config(ConfigDict(use_attribute_docstrings=True))(view)
     return openapi.document(
         [*api.operations, *health.operations],
         title="Nomad",

@@ -15,7 +15,7 @@ from openapi_pydantic import OpenAPI
 from pydantic import TypeAdapter
 
 from nomad.master.http import problems, sse
-from nomad.master.http.routing import JSON, Operation, Parameter
+from nomad.master.http.routing import JSON, Operation, Parameter, Typed
 
 _REFS = "#/components/schemas/{model}"
 _PROBLEM = {"$ref": _REFS.format(model=problems.Problem.__name__)}
@@ -53,22 +53,20 @@ class _Schemas:
     """Every type's schema, derived in one go so that shared types become shared components."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
-        wanted: list[tuple[Any, Any, TypeAdapter[Any]]] = [
-            (id(problems.Problem), "serialization", TypeAdapter(problems.Problem))
-        ]
+        wanted: list[tuple[Typed, str]] = [(Typed(problems.Problem), "serialization")]
         for operation in operations:
             inputs = [parameter.type for parameter in operation.parameters]
             if operation.body is not None and operation.body.type is not None:
                 inputs.append(operation.body.type)
-            wanted += [(id(adapter), "validation", adapter) for adapter in inputs]
-            outputs = (operation.result, operation.item)
-            wanted += [(id(adapter), "serialization", adapter) for adapter in outputs if adapter is not None]
-        found, shared = TypeAdapter.json_schemas(wanted, ref_template=_REFS)
+            wanted += [(typed, "validation") for typed in inputs]
+            wanted += [(typed, "serialization") for typed in (operation.result, operation.item) if typed is not None]
+        adapters: list[Any] = [(id(typed), mode, TypeAdapter(typed.kind)) for typed, mode in wanted]
+        found, shared = TypeAdapter.json_schemas(adapters, ref_template=_REFS)
         self._by_type = {key: schema for (key, _), schema in found.items()}
         self.definitions = shared.get("$defs", {})
 
-    def of(self, adapter: TypeAdapter[Any]) -> Any:
-        return self._by_type[id(adapter)]
+    def of(self, typed: Typed) -> Any:
+        return self._by_type[id(typed)]
 
 
 def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import inspect
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from aiohttp import web
@@ -30,6 +31,18 @@ Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
 
+@dataclass(frozen=True)
+class Typed:
+    """A type that is validated or serialised. What pydantic needs for it is made at first use: starting is quick."""
+
+    kind: Any
+
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        """pydantic's view of the type."""
+        return TypeAdapter(self.kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One parameter of the path or the query."""
@@ -37,7 +50,7 @@ class Parameter:
     name: str
     place: str
     """"path" or "query"."""
-    type: TypeAdapter[Any]
+    type: Typed
     required: bool
     many: bool
     """A list: the name may come several times."""
@@ -58,7 +71,8 @@ class Parameter:
                     raise InvalidInput.at({self.location: "given more than once"})
                 given = given[0]
         try:
-            return self.type.validate_python(given) if self.many else self.type.validate_strings(given)
+            adapter = self.type.adapter
+            return adapter.validate_python(given) if self.many else adapter.validate_strings(given)
         except ValidationError as exc:
             raise problems.from_validation(exc, self.location) from exc
 
@@ -68,7 +82,7 @@ class Body:
     """What a request's body must be."""
 
     media_types: tuple[str, ...]
-    type: TypeAdapter[Any] | None
+    type: Typed | None
     """None: bytes, handed on as they are."""
 
     async def read(self, request: web.Request) -> Any:
@@ -82,7 +96,7 @@ class Body:
         if self.type is None:
             return data
         try:
-            return self.type.validate_json(data, strict=True)
+            return self.type.adapter.validate_json(data, strict=True)
         except ValidationError as exc:
             raise problems.from_validation(exc, "body") from exc
 
@@ -99,11 +113,11 @@ class Operation:
     status: int
     media_type: str | None
     """Of the plain answer; None when there is none (204, or only a stream)."""
-    result: TypeAdapter[Any] | None
+    result: Typed | None
     """Type of a JSON answer."""
     stream: Function | None
     """Gives the stream of events; the handler itself when there is no plain answer."""
-    item: TypeAdapter[Any] | None
+    item: Typed | None
     """Type of one event's data."""
     raises: tuple[int, ...]
     """Statuses of this operation's own errors; those that any request may meet are understood."""
@@ -116,13 +130,13 @@ class Operation:
         arguments = await self._arguments(request)
         if self.stream is not None and self.item is not None and (self.media_type is None or sse.wanted(request)):
             items = self.stream(dependency, **arguments)
-            return await sse.respond(request, items, self.item.dump_json)
+            return await sse.respond(request, items, self.item.adapter.dump_json)
         result = self.handler(dependency, **arguments)
         if inspect.isawaitable(result):
             result = await result
         if self.media_type is None:
             return web.Response(status=self.status)
-        content = self.result.dump_json(result) if self.result is not None else result
+        content = self.result.adapter.dump_json(result) if self.result is not None else result
         # Not by aiohttp's own argument, which can't hold a media type with parameters.
         headers = {"Content-Type": self.media_type}
         if self.location:
@@ -180,11 +194,11 @@ class Routes:
             for name, spec in list(inspect.signature(handler).parameters.items())[1:]:
                 kind = hints[name]
                 if name == "body":
-                    body = Body(body_types, None if kind is bytes else TypeAdapter(kind))
+                    body = Body(body_types, None if kind is bytes else Typed(kind))
                 else:
                     place = "path" if name in in_path else "query"
                     many = any(get_origin(part) is list for part in (kind, *get_args(kind)))
-                    parameters.append(Parameter(name, place, TypeAdapter(kind), spec.default is spec.empty, many))
+                    parameters.append(Parameter(name, place, Typed(kind), spec.default is spec.empty, many))
             streams = handler if get_origin(answer) is AsyncIterator else stream
             item = get_args(get_type_hints(streams, include_extras=True)["return"])[0] if streams is not None else None
             plain = answer is not type(None) and streams is not handler
@@ -197,9 +211,9 @@ class Routes:
                     body=body,
                     status=status if plain or streams is handler else 204,
                     media_type=media_type if plain else None,
-                    result=TypeAdapter(answer) if plain and media_type == JSON else None,
+                    result=Typed(answer) if plain and media_type == JSON else None,
                     stream=streams,
-                    item=None if item is None else TypeAdapter(item),
+                    item=None if item is None else Typed(item),
                     raises=raises,
                     tag=tag,
                     location=location and self.prefix + location,
