@@ -196,7 +196,8 @@ class Worker:
 def start_calls(worker: Worker, kind: Kind, function: Callable[..., Any], values: Iterable[Any], out: Handoff) -> None:
     """Call `function` for each value, in the worker.
 
-    Functions hand over one result per value, None included; generators pairs (number of the value, result).
+    Functions hand over one result per value, None included; generators triples: number of the value, number of the
+    result among those of the value, result.
     It ends at the first error.
     """
     if kind in ASYNC_KINDS:
@@ -246,8 +247,8 @@ def _calls(kind: Kind, function: Callable[..., Any], values: Iterable[Any], out:
     if kind is Kind.GENERATOR:
         for number, value in enumerate(values):
             out.calls = number + 1
-            for result in function(value):
-                put((number, result))
+            for index, result in enumerate(function(value)):
+                put((number, index, result))
     else:
         for value in values:
             put(function(value))
@@ -257,8 +258,10 @@ async def _calls_async(kind: Kind, function: Callable[..., Any], values: Iterabl
     if kind is Kind.ASYNC_GENERATOR:
         for number, value in enumerate(values):
             out.calls = number + 1
+            index = 0
             async for result in function(value):
-                await out.put_async((number, result))
+                await out.put_async((number, index, result))
+                index += 1
     else:
         for value in values:
             await out.put_async(await function(value))

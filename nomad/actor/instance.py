@@ -21,7 +21,6 @@ from nomad.clock import Clock
 from nomad.control import Assignment, LinkPeer, PodStats
 from nomad.delivery.codec import Codec
 from nomad.delivery.driver import InLink, InPort, OutLink
-from nomad.delivery.frames import NOWHERE
 from nomad.delivery.receiver import Receiver
 from nomad.delivery.sender import Sender
 
@@ -85,9 +84,7 @@ class Instance:
 
     def drop(self, ids: list[int] | None) -> dict[str, int]:
         """Forget messages that were set aside."""
-        dropped = self._set_aside.remove(ids)
-        self.meter.set_aside(self._set_aside.count)
-        return {"dropped": dropped}
+        return {"dropped": 0 if isinstance(self.actor, Source) else self.actor.reruns.drop(ids)}
 
     def cut(self) -> None:
         """Break all connections, as a fault would; they come back by themselves."""
@@ -159,7 +156,7 @@ class Instance:
             mine.epoch,
             window_messages=mine.window_messages,
             window_bytes=mine.window_bytes,
-            received=self._journal.position if self._journal else NOWHERE,
+            received=self._journal.positions() if self._journal else None,
         )
         self._ins[peer.link] = InLink(receiver, mine.link_key, self._clock, self._changed)
 
@@ -179,6 +176,8 @@ class Instance:
             self._set_aside,
             self._journal,
             clock,
+            lane=loaded.number,
+            epoch=self._assignment.epoch,
         )
 
     def _changed(self) -> None:

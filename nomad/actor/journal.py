@@ -11,49 +11,66 @@ from __future__ import annotations
 import mmap
 import os
 
-from nomad.delivery.frames import NOWHERE, Position
+from nomad.delivery.frames import LANES, MOST_PATH, NOWHERE, Position
 
-_MAGIC = 0x314C4E524A_4D4E
-_SLOTS = 6
-_ACTIVE = 1
+_MAGIC = 0x324C4E524A_4D4E
+_SLOT = 16 + MOST_PATH
+_LANE = 256
+_WORD = 8
 
 
 class Journal:
-    """The page: a magic number, which of two slots is valid, and the two slots (origin, index)."""
+    """A block of 256 bytes for each lane: which of two slots is valid, and the slots (origin, length of the path, path).
+
+    The first word of the block after the last lane is a magic number.
+    """
 
     def __init__(self, path: str):
+        size = (LANES + 1) * _LANE
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, mmap.PAGESIZE)
-            self._map = mmap.mmap(fd, mmap.PAGESIZE)
+            os.ftruncate(fd, size)
+            self._map = mmap.mmap(fd, size)
         finally:
             os.close(fd)
-        self._view = memoryview(self._map)
-        self._page = self._view[: _SLOTS * 8].cast("Q")
-        if self._page[0] != _MAGIC:
-            self._page[_ACTIVE] = 0
-            self._page[2], self._page[3] = NOWHERE
-            self._page[0] = _MAGIC
+        self._bytes = memoryview(self._map)
+        self._words = self._bytes.cast("Q")
+        if self._words[LANES * _LANE // _WORD] != _MAGIC:
+            self._bytes[:] = bytes(size)
+            self._words[LANES * _LANE // _WORD] = _MAGIC
 
-    @property
-    def position(self) -> Position:
-        """The last message that was done with."""
-        at = 2 + 2 * (self._page[_ACTIVE] & 1)
-        return Position(self._page[at], self._page[at + 1])
+    def positions(self) -> dict[int, Position]:
+        """The last message that was done with, of each lane."""
+        positions = {}
+        for lane in range(LANES):
+            at = self._valid(lane)
+            length = self._words[at // _WORD + 1]
+            position = Position(self._words[at // _WORD], bytes(self._bytes[at + 16 : at + 16 + length]))
+            if position > NOWHERE:
+                positions[lane] = position
+        return positions
 
-    def mark(self, position: Position) -> None:
+    def mark(self, lane: int, position: Position) -> None:
         """`position` is done with. Written beside the valid slot, then made valid by one store."""
-        spare = 1 - (self._page[_ACTIVE] & 1)
-        self._page[2 + 2 * spare], self._page[3 + 2 * spare] = position
-        self._page[_ACTIVE] = spare
+        block = lane * _LANE
+        spare = 1 - (self._words[block // _WORD] & 1)
+        at = block + _WORD + spare * _SLOT
+        origin, path = position
+        self._bytes[at + 16 : at + 16 + len(path)] = path
+        self._words[at // _WORD], self._words[at // _WORD + 1] = origin, len(path)
+        self._words[block // _WORD] = spare
 
-    def slot(self) -> tuple[memoryview, int] | None:
-        """For a run of messages whose index is 0: where one store of the origin marks a message. None when `mark` is needed."""
-        at = 2 + 2 * (self._page[_ACTIVE] & 1)
-        return (self._page, at) if self._page[at + 1] == 0 else None
+    def slot(self, lane: int) -> tuple[memoryview, int] | None:
+        """Where one store of its origin marks a message whose path is empty. None when `mark` is needed."""
+        word = self._valid(lane) // _WORD
+        return (self._words, word) if self._words[word + 1] == 0 else None
 
     def close(self) -> None:
         """Unmap."""
-        self._page.release()
-        self._view.release()
+        self._words.release()
+        self._bytes.release()
         self._map.close()
+
+    def _valid(self, lane: int) -> int:
+        block = lane * _LANE
+        return block + _WORD + (self._words[block // _WORD] & 1) * _SLOT

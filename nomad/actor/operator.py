@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +18,12 @@ from nomad.actor.meter import Meter
 from nomad.actor.mode import Mode
 from nomad.actor.outbox import BATCH_MESSAGES, Outbox
 from nomad.actor.progress import Batches, Chunk
+from nomad.actor.rerun import Reruns
 from nomad.actor.setaside import SetAside
 from nomad.clock import Clock
 from nomad.delivery.codec import Codec
 from nomad.delivery.driver import InLink
+from nomad.delivery.frames import MOST_PATH, NOWHERE, Places, step
 from nomad.delivery.receiver import Batch
 from nomad.errors import NomadError, PayloadError, describe
 from nomad.pipeline import Kind, OnError, OperatorSpec
@@ -69,7 +70,11 @@ class Operator:
         set_aside: SetAside,
         journal: Journal | None,
         clock: Clock,
+        *,
+        lane: int,
+        epoch: int,
     ):
+        """`lane` is that of the messages that it runs again."""
         self.spec = spec
         self.set_aside = set_aside
         self.mode = Mode(allowed=spec.kind is Kind.FUNCTION)
@@ -84,9 +89,21 @@ class Operator:
         self._wake = asyncio.Event()
         self._batch: Batch | None = None
         self._batches: Batches | None = None
-        self._processed = inbox.receiver.complete
-        self._reruns: deque[tuple[list[int] | None, asyncio.Future[dict[str, int]]]] = deque()
-        self._entered = False
+        self.reruns = Reruns(
+            spec.kind,
+            function,
+            worker,
+            codec,
+            outbox,
+            set_aside,
+            meter,
+            inbox.receiver.settled,
+            self._room,
+            lane=lane,
+            epoch=epoch,
+        )
+        self._yielded = (0, NOWHERE, 0)
+        """Lane and position of the newest input for which a generator has yielded something, and how many results."""
         self._parked = False
         """`run` waits, and nothing of it is under way."""
         self._rest: _Rest | None = None
@@ -98,7 +115,8 @@ class Operator:
         A function that runs inline is called right here, which saves the detour over the task; what takes
         longer than one chunk, or needs waiting, is left to `run`.
         """
-        if not (self._parked and self.mode.inline and not self._reruns) or self._wake.is_set():
+        if not (self._parked and self.mode.inline and not self.reruns) or self._wake.is_set():
+            self._settle()
             self._wake.set()
             return
         self._parked = False
@@ -112,12 +130,13 @@ class Operator:
 
     async def run(self) -> None:
         """Work until cancelled. Raises `OperatorFailed`."""
+        await self.reruns.send_old()
         while True:
             self._wake.clear()
             if self._broken is not None:
                 raise self._broken
-            if self._reruns and self._out.greeted:
-                await self._rerun_next()
+            if self.reruns:
+                await self.reruns.run_next()
             rest = self._rest
             self._rest = None
             if rest is None and (chunk := self._next()) is not None:
@@ -132,8 +151,7 @@ class Operator:
 
     async def rerun(self, ids: list[int] | None) -> dict[str, int]:
         """Run messages that were set aside once more, between two chunks: how many ran, and how many failed again."""
-        done: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
-        self._reruns.append((ids, done))
+        done = self.reruns.ask(ids)
         self.wake()
         return await done
 
@@ -157,24 +175,22 @@ class Operator:
                 return None
             self._batch = batch = self._in.receiver.inbox.popleft()
             self._batches = Batches(batch.data, batch.skip, self._decode(batch))
-            if not self._entered and self._batches:
-                self._entered = True
-                for link in self._out.links:
-                    self._out.numbering.resume(link.sender.resume_after)
-                self._out.numbering.enter(self._batches.position)
         return self._batches.take(min(room, self._chunk_size()))
 
     def _decode(self, batch: Batch) -> list[Any]:
-        if not batch.data.count:
-            return []
         try:
-            return self._codec.decode(batch.data.body, batch.data.buffers)
+            values = self._codec.decode(batch.data.body, batch.data.buffers)
         except PayloadError as exc:
             raise OperatorFailed(f"operator {self.spec.name} can't read its input: {exc}") from exc
+        if len(values) != batch.data.count:
+            raise OperatorFailed(
+                f"operator {self.spec.name} can't read its input: {len(values)} values in a batch of {batch.data.count}"
+            )
+        return values
 
     def _chunk_size(self) -> int:
         assert self._batches is not None
-        if self.set_aside.kept and self.set_aside.covers(self._batches.position.origin):
+        if self.set_aside.kept and self.set_aside.covers(self._batches.lane, self._batches.position.origin):
             return 1
         each = self.mode.service_time
         if each is None:
@@ -215,13 +231,15 @@ class Operator:
 
     def _known(self, chunk: Chunk) -> bool:
         """Whether the chunk is a message that an earlier instance has set aside."""
-        return self.set_aside.kept and len(chunk.values) == 1 and self.set_aside.holds(chunk.position(0))
+        return (
+            self.set_aside.kept and len(chunk.values) == 1 and self.set_aside.holds(chunk.places.lane, chunk.places[0])
+        )
 
     def _worked(self, chunk: Chunk) -> None:
         self._meter.worked(chunk.birth)
         if not self._batches:
             self._finish_batch()
-            self._settle()
+        self._settle()
 
     def _called(self, chunk: Chunk, at: int, calls: int, seconds: float, error: BaseException | None) -> _Rest:
         if calls:
@@ -249,18 +267,19 @@ class Operator:
 
     def _call_journaled(self, journal: Journal, chunk: Chunk, at: int, values: list[Any], results: list[Any]) -> None:
         function, add = self._function, results.append
-        if isinstance(chunk.origins, range) and (slot := journal.slot()) is not None:
+        places = chunk.places
+        if places.paths is None and (slot := journal.slot(places.lane)) is not None:
             page, number = slot
             # The loop's own target is the store that marks a message, right after its call has returned.
-            for result, page[number] in zip(map(function, values), chunk.origins[at:], strict=True):
+            for result, page[number] in zip(map(function, values), places.origins[at:], strict=True):
                 add(result)
             return
         for k, value in enumerate(values, at):
             add(function(value))
-            journal.mark(chunk.position(k))
+            journal.mark(places.lane, places[k])
 
-    async def _call_thread(self, chunk: Chunk, at: int) -> _Rest:
-        """The same in the function's thread."""
+    async def _call_thread(self, chunk: Chunk, at: int, first: int = 0) -> _Rest:
+        """The same in the function's thread. Of a generator's results for a value, those before number `first` aren't sent."""
         kind = self.spec.kind
         out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
         values = chunk.values[at:] if at else chunk.values
@@ -279,7 +298,7 @@ class Operator:
                 self._meter.paused = False
                 results = out.take(room)
                 if kind in GENERATOR_KINDS:
-                    self._emit_many(chunk, at, results)
+                    self._emit_many(chunk, at, [r for r in results if r[1] >= first] if first else results)
                 else:
                     self._emit(chunk, at + called, results)
                     called += len(results)
@@ -293,29 +312,34 @@ class Operator:
 
     def _emit(self, chunk: Chunk, at: int, results: list[Any]) -> None:
         """Results of the values from number `at` on, one each; None is none."""
-        if not results:
-            return
-        end = at + len(results)
         values = [r for r in results if r is not None]
         if values:
             if len(values) == len(results):
-                kept: Sequence[int] = range(at, end)
+                kept: Sequence[int] = range(at, at + len(results))
             else:
                 kept = [k for k, r in enumerate(results, at) if r is not None]
-            self._send(chunk, kept, values, chunk.complete_before(end))
+            self._send(chunk, kept, values, chunk.places.pick(kept))
 
-    def _emit_many(self, chunk: Chunk, at: int, results: list[tuple[int, Any]]) -> None:
-        """Results of a generator, each with the number of its value."""
-        pairs = [(at + k, r) for k, r in results if r is not None]
-        if pairs:
-            kept = [k for k, _ in pairs]
-            self._send(chunk, kept, [r for _, r in pairs], chunk.origins[kept[-1]] - 1)
+    def _emit_many(self, chunk: Chunk, at: int, results: list[tuple[int, int, Any]]) -> None:
+        """Results of a generator: of which value, the how many-eth of its results, and the result."""
+        if not results:
+            return
+        number, index, _ = results[-1]
+        self._yielded = chunk.places.lane, chunk.places[at + number], index + 1
+        if results := [r for r in results if r[2] is not None]:
+            kept = [at + k for k, _, _ in results]
+            places = chunk.places.pick(kept)
+            steps = [step(index) for _, index, _ in results]
+            paths = steps if places.paths is None else list(map(bytes.__add__, places.paths, steps))
+            if max(map(len, paths)) > MOST_PATH:
+                raise OperatorFailed(f"operator {self.spec.name}: too many generators one behind another")
+            self._send(chunk, kept, [r for _, _, r in results], Places(places.lane, places.origins, paths))
 
-    def _send(self, chunk: Chunk, kept: Sequence[int], values: list[Any], complete: int) -> None:
+    def _send(self, chunk: Chunk, kept: Sequence[int], values: list[Any], places: Places) -> None:
         self._meter.emitted(values)
         if not self._out.links:
             return
-        for bad in self._out.emit(values, chunk.owners(kept), chunk.birth, complete):
+        for bad in self._out.emit(values, places, chunk.birth):
             self._keep_aside(chunk, kept[bad.number], bad.error, 1)
 
     # -- errors
@@ -326,80 +350,50 @@ class Operator:
         while self.spec.on_error is OnError.RETRY and attempts <= self.spec.retries:
             self._meter.failed(error, retried=True)
             await self._clock.sleep(min(RETRY_MOST, RETRY_FIRST * 2 ** (attempts - 1)))
-            single = Chunk([chunk.values[k]], [chunk.position(k)], chunk.birth, None)
-            rest = await self._call_thread(single, 0)
+            single = Chunk([chunk.values[k]], chunk.places.cut(k, k + 1), chunk.birth)
+            rest = await self._call_thread(single, 0, self._sent_of(single, 0))
             if rest.error is None:
                 return
             error, attempts = rest.error, attempts + 1
         self._keep_aside(chunk, k, error, attempts)
 
+    def _sent_of(self, chunk: Chunk, k: int) -> int:
+        """How many results a generator that raised had yielded for value `k`."""
+        *newest, count = self._yielded
+        return count if newest == [chunk.places.lane, chunk.places[k]] else 0
+
     def _keep_aside(self, chunk: Chunk, k: int, error: BaseException, attempts: int) -> None:
         self._meter.failed(error, retried=False)
         if self.spec.on_error is OnError.FAIL:
             raise OperatorFailed(f"operator {self.spec.name} failed: {type(error).__name__}: {error}") from error
-        position = chunk.position(k)
+        lane, position = chunk.places.lane, chunk.places[k]
         try:
-            self.set_aside.add(position, self._codec.encode_one(chunk.values[k]), describe(error), attempts)
+            value = self._codec.encode_one(chunk.values[k])
+            self.set_aside.add(lane, position, value, describe(error), attempts, self._sent_of(chunk, k))
         except NomadError as exc:
             raise OperatorFailed(f"operator {self.spec.name}: {exc}") from error
         if self._journal is not None:
-            self._journal.mark(position)
+            self._journal.mark(lane, position)
         self._meter.set_aside(self.set_aside.count)
-
-    async def _rerun_next(self) -> None:
-        ids, done = self._reruns.popleft()
-        ran = failed = 0
-        for record in self.set_aside.records(ids):
-            value = self._codec.decode_one(record.value)
-            chunk = Chunk([value], [record.position], time.time_ns(), None)
-            results: list[Any] = []
-            error = await self._call_aside(chunk, results)
-            while not self._out.room:
-                self._wake.clear()
-                await self._wake.wait()
-            ran += 1
-            if error is None and self._out.links:
-                bad = self._out.emit_extra(results, chunk.birth) if results else []
-                error = bad[0].error if bad else None
-            if error is not None:
-                failed += 1
-                self.set_aside.failed_again(record, describe(error))
-            else:
-                self._meter.emitted(results)
-                self.set_aside.remove([record.id])
-        self._meter.set_aside(self.set_aside.count)
-        if not done.done():
-            done.set_result({"ran": ran, "failed": failed})
-
-    async def _call_aside(self, chunk: Chunk, results: list[Any]) -> BaseException | None:
-        """Call the function in the worker and collect, instead of emitting under the message's old position."""
-        out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
-        start_calls(self._worker, self.spec.kind, self._function, chunk.values, out)
-        while not (out.finished and not out.waiting):
-            await out.wait()
-            taken = out.take()
-            results += [r for _, r in taken] if self.spec.kind in GENERATOR_KINDS else taken
-        results[:] = [r for r in results if r is not None]
-        return out.error
 
     # -- settling
 
     def _finish_batch(self) -> None:
         """The present batch is worked off."""
-        if self._batch is None:
-            return
-        self._processed = max(self._processed, self._batch.data.complete)
-        self._batch.done()
-        self._batch = self._batches = None
-        self._out.completed(self._processed)
+        if self._batch is not None:
+            self._batch.done(self._out.numbered)
+            self._batch = self._batches = None
 
     def _settle(self) -> None:
-        receiver = self._in.receiver
-        if self._batch is None and not receiver.inbox and receiver.complete > self._processed:
-            self._processed = receiver.complete
-            self._out.completed(self._processed)
-        receiver.settle(self._out.settled(self._processed), self._clock.now())
+        settled = self._out.settled
+        self.reruns.settle(settled)
+        self._in.receiver.settle(settled, self._clock.now())
         self._in.flush()
+
+    async def _room(self) -> None:
+        while not self._out.room:
+            self._wake.clear()
+            await self._wake.wait()
 
 
 def _journaled(kind: Kind, function: Callable[..., Any], journal: Journal, chunk: Chunk, at: int) -> Callable[..., Any]:
@@ -407,7 +401,7 @@ def _journaled(kind: Kind, function: Callable[..., Any], journal: Journal, chunk
     numbers = iter(range(at, len(chunk.values)))
 
     def done() -> None:
-        journal.mark(chunk.position(next(numbers)))
+        journal.mark(chunk.places.lane, chunk.places[next(numbers)])
 
     def call(value: Any) -> Any:
         result = function(value)

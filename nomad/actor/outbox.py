@@ -5,15 +5,13 @@ Every successor gets a full copy; the encoded bytes are shared between the links
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nomad.actor.progress import Numbering
 from nomad.delivery.codec import Codec
 from nomad.delivery.driver import OutLink
-from nomad.delivery.frames import Position
+from nomad.delivery.frames import Places
 from nomad.errors import PayloadError
 from nomad.transport.base import Buffer
 
@@ -38,7 +36,8 @@ class Outbox:
         self.links = links
         self.output_bytes: float | None = None
         """Smoothed encoded bytes per message."""
-        self.numbering = Numbering()
+        self.numbered = 0
+        """Messages sent, on every link the same."""
         self._codec = codec
         self._copy = copy
 
@@ -52,43 +51,22 @@ class Outbox:
                 room = messages
         return room
 
-    def emit(self, values: list[Any], origins: Sequence[int], birth: int, complete: int) -> list[Unsendable]:
-        """Send results that descend from `origins` (one each, not decreasing). Those that can't be sent are returned."""
+    def emit(self, values: list[Any], places: Places, birth: int) -> list[Unsendable]:
+        """Send results that come from `places`, behind all that was sent before. Those that can't be sent are returned."""
         step = self._batch_size()
         if len(values) <= step:
-            unsendable = self._emit(values, origins, birth, complete, 0)
+            unsendable = self._emit(values, places, birth, 0)
         else:
             unsendable = []
             for start in range(0, len(values), step):
-                part, owners = values[start : start + step], origins[start : start + step]
-                last = start + step >= len(values)
-                unsendable += self._emit(part, owners, birth, complete if last else owners[-1] - 1, start)
+                unsendable += self._emit(values[start : start + step], places.cut(start, start + step), birth, start)
         self.flush()
         return unsendable
 
-    def emit_extra(self, values: list[Any], birth: int) -> list[Unsendable]:
-        """Send results of a message that was run again."""
-        values, _, unsendable = self._sendable(values, range(len(values)), 0)
-        if values:
-            body, buffers = self._codec.encode(values)
-            first, advances = self.numbering.extra(len(values))
-            self._submit(body, buffers, len(values), first, advances, first.origin, birth)
-            self.flush()
-        return unsendable
-
-    def completed(self, origin: int) -> None:
-        """No more results will descend from origins up to this one."""
-        for link in self.links:
-            link.sender.completed(origin)
-        self.flush()
-
-    def settled(self, processed: int) -> int:
-        """How far all is acknowledged downstream, when inputs up to `processed` have been worked off."""
-        for link in self.links:
-            outstanding = link.sender.settled
-            if outstanding is not None and outstanding < processed:
-                processed = outstanding
-        return processed
+    @property
+    def settled(self) -> int:
+        """So many of the messages sent are acknowledged by all that got them."""
+        return min((link.sender.settled for link in self.links), default=self.numbered)
 
     @property
     def greeted(self) -> bool:
@@ -105,24 +83,20 @@ class Outbox:
             return BATCH_MESSAGES
         return max(1, min(BATCH_MESSAGES, int(BATCH_BYTES / self.output_bytes)))
 
-    def _emit(
-        self, values: list[Any], owners: Sequence[int], birth: int, complete: int, offset: int
-    ) -> list[Unsendable]:
+    def _emit(self, values: list[Any], places: Places, birth: int, offset: int) -> list[Unsendable]:
         unsendable: list[Unsendable] = []
         try:
             body, buffers = self._codec.encode(values)
         except PayloadError:
-            values, owners, unsendable = self._sendable(values, owners, offset)
-            if not values:
+            good, unsendable = self._sendable(values, offset)
+            if not good:
                 return unsendable
-            body, buffers = self._codec.encode(values)
-        first, advances = self.numbering.place(owners)
-        self._submit(body, buffers, len(values), first, advances, complete, birth)
+            places = places.pick(good)
+            body, buffers = self._codec.encode([values[k] for k in good])
+        self._submit(body, buffers, places, birth)
         return unsendable
 
-    def _sendable(
-        self, values: list[Any], owners: Sequence[int], offset: int
-    ) -> tuple[list[Any], Sequence[int], list[Unsendable]]:
+    def _sendable(self, values: list[Any], offset: int) -> tuple[list[int], list[Unsendable]]:
         good: list[int] = []
         unsendable = []
         for number, value in enumerate(values):
@@ -132,22 +106,14 @@ class Outbox:
                 unsendable.append(Unsendable(offset + number, exc))
             else:
                 good.append(number)
-        return [values[k] for k in good], [owners[k] for k in good], unsendable
+        return good, unsendable
 
-    def _submit(
-        self,
-        body: bytes,
-        buffers: Sequence[Buffer],
-        count: int,
-        first: Position,
-        advances: array[int] | None,
-        complete: int,
-        birth: int,
-    ) -> None:
+    def _submit(self, body: bytes, buffers: Sequence[Buffer], places: Places, birth: int) -> None:
         size = len(body) + sum(map(len, buffers)) if buffers else len(body)
-        each = size / count
+        each = size / len(places)
         self.output_bytes = each if self.output_bytes is None else self.output_bytes + 0.2 * (each - self.output_bytes)
+        self.numbered += len(places)
         if self._copy:
             buffers = [bytes(b) for b in buffers]
         for link in self.links:
-            link.sender.submit(body, buffers, count, first, advances, complete, birth)
+            link.sender.submit(body, buffers, places, birth)

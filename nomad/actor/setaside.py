@@ -1,7 +1,8 @@
 """Messages whose function raised, kept with their tracebacks in a file of the operator's own.
 
 They are kept before their input is acknowledged, so that a kill loses none; visible and runnable again until dropped.
-When the store is full the operator fails instead of forgetting one.
+What comes of a message that is run again stays here until the next operators have it. When the store is full the
+operator fails instead of forgetting a message.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nomad.delivery.frames import Position
+from nomad.delivery.frames import NOWHERE, Position
 from nomad.errors import NomadError
 
 MOST_MESSAGES = 10_000
@@ -20,9 +22,11 @@ MOST_BYTES = 256 << 20
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS message (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, origin INTEGER NOT NULL, idx INTEGER NOT NULL, time REAL NOT NULL,
-    type TEXT NOT NULL, message TEXT NOT NULL, traceback TEXT NOT NULL, attempts INTEGER NOT NULL, value BLOB NOT NULL,
-    UNIQUE (origin, idx))
+    id INTEGER PRIMARY KEY AUTOINCREMENT, lane INTEGER NOT NULL, origin INTEGER NOT NULL, path BLOB NOT NULL,
+    time REAL NOT NULL, type TEXT NOT NULL, message TEXT NOT NULL, traceback TEXT NOT NULL, attempts INTEGER NOT NULL,
+    sent INTEGER NOT NULL, value BLOB NOT NULL, gone INTEGER NOT NULL DEFAULT 0, UNIQUE (lane, origin, path)
+);
+CREATE TABLE IF NOT EXISTS rerun (number INTEGER PRIMARY KEY, results BLOB NOT NULL);
 """
 
 
@@ -35,11 +39,14 @@ class Record:
     """One message set aside."""
 
     id: int
+    lane: int
     position: Position
     time: float
     """Seconds since the epoch of the last attempt."""
     error: dict[str, str]
     attempts: int
+    sent: int
+    """So many of its results, in the order of the function that raised after them, have been sent already."""
     value: bytes
     """The input, encoded alone."""
 
@@ -55,32 +62,38 @@ class Record:
 
 
 class SetAside:
-    """The store. `path` None keeps it in memory (a runtime without a folder that survives)."""
+    """The store. `path` None keeps it in memory (a runtime without a folder that survives).
+
+    A record that is dropped or run again leaves its position, until it is settled: an instance that starts anew
+    and gets the message once more must know it.
+    """
 
     def __init__(self, path: str | None):
         self._path = path
         self._db: sqlite3.Connection | None = None
         self.count = 0
         self._bytes = 0
-        self._kept: set[Position] = set()
-        self._newest_kept = 0
+        self._kept: set[tuple[int, Position]] = set()
+        self._newest_kept: dict[int, int] = {}
         if path is not None and os.path.exists(path):
             self._open()
 
     @property
     def kept(self) -> bool:
         """Whether an earlier instance left any: else `covers` and `holds` needn't be asked."""
-        return self._newest_kept > 0
+        return bool(self._kept)
 
-    def holds(self, position: Position) -> bool:
+    def holds(self, lane: int, position: Position) -> bool:
         """Whether an earlier instance set this message aside already."""
-        return position.origin <= self._newest_kept and position in self._kept
+        return (lane, position) in self._kept
 
-    def covers(self, origin: int) -> bool:
+    def covers(self, lane: int, origin: int) -> bool:
         """Whether an earlier instance kept a message of this origin or a later one."""
-        return origin <= self._newest_kept
+        return origin <= self._newest_kept.get(lane, -1)
 
-    def add(self, position: Position, value: bytes, error: dict[str, str], attempts: int) -> None:
+    def add(
+        self, lane: int, position: Position, value: bytes, error: dict[str, str], attempts: int, sent: int = 0
+    ) -> None:
         """Keep a message. Raises `StoreFull`."""
         if self.count >= MOST_MESSAGES or self._bytes + len(value) > MOST_BYTES:
             raise StoreFull(
@@ -89,9 +102,10 @@ class SetAside:
             )
         with self._open() as db:
             cursor = db.execute(
-                "INSERT OR IGNORE INTO message (origin, idx, time, type, message, traceback, attempts, value) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*position, time.time(), error["type"], error["message"], error["traceback"], attempts, value),
+                "INSERT OR IGNORE INTO message "
+                "(lane, origin, path, time, type, message, traceback, attempts, sent, value) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (lane, *position, time.time(), *_parts(error), attempts, sent, value),
             )
         if cursor.rowcount:
             self.count += 1
@@ -102,12 +116,13 @@ class SetAside:
         if self._db is None:
             return []
         rows = self._db.execute(
-            "SELECT id, origin, idx, time, type, message, traceback, attempts, value FROM message ORDER BY id"
+            "SELECT id, lane, origin, path, time, type, message, traceback, attempts, sent, value "
+            "FROM message WHERE NOT gone ORDER BY id"
         )
         wanted = None if ids is None else set(ids)
         return [
-            Record(i, Position(o, x), t, {"type": k, "message": m, "traceback": b}, n, v)
-            for i, o, x, t, k, m, b, n, v in rows
+            Record(i, lane, Position(o, p), t, {"type": k, "message": m, "traceback": b}, n, s, v)
+            for i, lane, o, p, t, k, m, b, n, s, v in rows
             if wanted is None or i in wanted
         ]
 
@@ -115,19 +130,35 @@ class SetAside:
         """A run of it failed once more."""
         with self._open() as db:
             db.execute(
-                "UPDATE message SET time = ?, type = ?, message = ?, traceback = ?, attempts = attempts + 1 WHERE id = ?",
-                (time.time(), error["type"], error["message"], error["traceback"], record.id),
+                "UPDATE message SET time = ?, type = ?, message = ?, traceback = ?, attempts = attempts + 1 "
+                "WHERE id = ?",
+                (time.time(), *_parts(error), record.id),
             )
 
-    def remove(self, ids: list[int] | None) -> int:
-        """Drop records; how many there were."""
+    def remove(self, ids: list[int] | None, settled: Mapping[int, Position]) -> int:
+        """Drop records; how many there were. `settled`: the last position of each lane that won't come again."""
         gone = self.records(ids)
         if gone:
             with self._open() as db:
-                db.executemany("DELETE FROM message WHERE id = ?", [(r.id,) for r in gone])
-            self.count -= len(gone)
-            self._bytes -= sum(len(r.value) for r in gone)
+                self._remove(db, gone, settled)
         return len(gone)
+
+    def ran(self, record: Record, number: int, results: bytes, settled: Mapping[int, Position]) -> None:
+        """A record was run again: keep its results, as run `number`, in its place."""
+        with self._open() as db:
+            db.execute("INSERT INTO rerun VALUES (?, ?)", (number, results))
+            self._remove(db, [record], settled)
+
+    def reruns(self) -> list[tuple[int, bytes]]:
+        """The results of runs that the next operators may not have, with their numbers, in order."""
+        if self._db is None:
+            return []
+        return self._db.execute("SELECT number, results FROM rerun ORDER BY number").fetchall()
+
+    def delivered(self, number: int) -> None:
+        """The next operators have the results of runs up to this one."""
+        with self._open() as db:
+            db.execute("DELETE FROM rerun WHERE number <= ?", (number,))
 
     def close(self) -> None:
         """Close the file."""
@@ -135,14 +166,28 @@ class SetAside:
             self._db.close()
             self._db = None
 
+    def _remove(self, db: sqlite3.Connection, records: list[Record], settled: Mapping[int, Position]) -> None:
+        db.executemany("UPDATE message SET gone = 1, value = x'' WHERE id = ?", [(r.id,) for r in records])
+        db.executemany(
+            "DELETE FROM message WHERE gone AND lane = ? AND (origin, path) <= (?, ?)",
+            [(lane, *position) for lane, position in settled.items()],
+        )
+        self.count -= len(records)
+        self._bytes -= sum(len(r.value) for r in records)
+
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
             self._db = sqlite3.connect(self._path or ":memory:", check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=OFF")  # survives a kill; only power loss can lose the newest
-            self._db.execute(_SCHEMA)
-            rows = self._db.execute("SELECT origin, idx, length(value) FROM message").fetchall()
-            self._kept = {Position(o, x) for o, x, _ in rows}
-            self._newest_kept = max((o for o, _, _ in rows), default=0)
-            self.count, self._bytes = len(rows), sum(n for _, _, n in rows)
+            self._db.executescript(_SCHEMA)
+            rows = self._db.execute("SELECT lane, origin, path, gone, length(value) FROM message").fetchall()
+            self._kept = {(lane, Position(origin, path)) for lane, origin, path, _, _ in rows}
+            for lane, position in self._kept:
+                self._newest_kept[lane] = max(self._newest_kept.get(lane, NOWHERE.origin), position.origin)
+            self.count, self._bytes = sum(not gone for *_, gone, _ in rows), sum(size for *_, size in rows)
         return self._db
+
+
+def _parts(error: dict[str, str]) -> tuple[str, str, str]:
+    return error["type"], error["message"], error["traceback"]

@@ -13,6 +13,7 @@ from nomad.actor.operator import OperatorFailed
 from nomad.actor.outbox import BATCH_MESSAGES, Outbox
 from nomad.actor.progress import SOURCE_BITS
 from nomad.clock import Clock
+from nomad.delivery.frames import Places
 from nomad.errors import PayloadError
 from nomad.pipeline import Kind, OnError, OperatorSpec
 
@@ -79,13 +80,15 @@ class Source:
             await self._periodic()
         else:
             await self._generator()
-        await self._until(lambda: all(link.sender.settled is None for link in self._out.links))
+        await self._until(lambda: self._out.settled == self._out.numbered)
 
     async def _periodic(self) -> None:
         interval = self.spec.interval or 0.0
         due = self._clock.now()
-        while not self.draining:
+        while True:
             await self._until(lambda: self.draining or self._out.room > 0)
+            if self.draining:
+                return
             out = Handoff(asyncio.get_running_loop(), 2)
             start_source(self._worker, self.spec.kind, self._function, out)
             while not out.finished:
@@ -145,8 +148,8 @@ class Source:
         self._meter.emitted(values)
         first = self._origin + 1
         self._origin += len(values)
-        unsendable = self._out.emit(values, range(first, first + len(values)), birth or time.time_ns(), self._origin)
-        for bad in unsendable:
+        places = Places(0, range(first, first + len(values)))
+        for bad in self._out.emit(values, places, birth or time.time_ns()):
             self._refuse(bad.error)
 
     def _refuse(self, error: PayloadError) -> None:

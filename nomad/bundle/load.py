@@ -26,6 +26,8 @@ class LoadedOperator:
     types: dict[str, type | Registration]
     """What messages may carry by name."""
     codec: str
+    number: int = 1
+    """Which operator of its pipeline it is; the first, the source, is 0."""
 
 
 def load_operator(
@@ -39,7 +41,7 @@ def load_operator(
     """
     signing.verify(manifest, signature, verify_key)
     content = json.loads(manifest)
-    entry = next((entry for entry in content["operators"] if entry["name"] == name), None)
+    number, entry = next(((k, e) for k, e in enumerate(content["operators"]) if e["name"] == name), (0, None))
     if entry is None:
         raise BundleTampered(f"operator {name!r} isn't in the signed manifest")
     signing.verify_hash(code, entry["sha256"], f"the code of operator {name!r}")
@@ -49,7 +51,7 @@ def load_operator(
     classes = _unpickle(types, "the part with the types")
     if content["codec"] == "pickle":
         _make_importable(classes)
-    return LoadedOperator(manifests.operator_spec(entry), function, classes, content["codec"])
+    return LoadedOperator(manifests.operator_spec(entry), function, classes, content["codec"], number)
 
 
 def _make_importable(classes: dict[str, type | Registration]) -> None:

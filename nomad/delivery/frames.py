@@ -4,15 +4,22 @@ docs/delivery.md gives the wire format. All integers are little-endian. A frame 
 transport seam has it: the head starts with one byte of kind; large parts of a DATA frame follow it out of band.
 
 A *position* says where a message comes from: `origin` is the number of the source's message that it descends
-from (1, 2, …), `ordinal` counts the messages on this link that descend from the same one (0, 1, …). Positions
-are what makes a message recognisable after a restart; `NOWHERE` is before the first.
+from (1, 2, …), `path` has a step for each generator on the way: the how-many-eth of its outputs it was. A position depends
+on nothing else, so an operator that starts anew gives what it makes of a message the same positions as its
+predecessor did, wherever it starts, and whoever has had them recognises them. Positions are ordered as the messages of a
+link are; `NOWHERE` is before the first.
+
+Messages that an operator runs again after they were set aside come in between, in a *lane* of their own: lane 0 is
+what comes from the source, lane n what operator number n runs again, counted by that operator.
 """
 
 from __future__ import annotations
 
+import bisect
 import struct
 import sys
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -23,111 +30,133 @@ DATA, ACK, PING, PONG, RESUME = 1, 2, 3, 4, 5
 
 _SPARSE = 1
 """A DATA frame lists how the origins of its messages advance; without it they are consecutive."""
-_BODY_PART = 2
+_PATHS = 2
+"""A DATA frame lists the paths of its messages; without it they are empty."""
+_BODY_PART = 4
 """The body of a DATA frame is its first part and not in the head."""
 
-_DATA_HEAD = struct.Struct("<BBHIQQQQQ")
+_DATA_HEAD = struct.Struct("<BBHIQQQ")
 _ACK = struct.Struct("<BQQQQd")
-_RESUME = struct.Struct("<BQQQ")
+_RESUME = struct.Struct("<BQQ")
 
 INLINE_BODY = 16 * 1024
 """Bodies up to this size share the head's buffer."""
 
+MOST_PATH = 96
+"""Bytes of a path: a dozen generators one behind another, whatever they yield, and many more that yield little."""
+
+LANES = 256
+
 
 class Position(NamedTuple):
-    """Where a message comes from; ordered as the messages of a link are."""
+    """Where a message of a lane comes from; ordered as the messages of the lane are."""
 
     origin: int
-    ordinal: int
+    path: bytes = b""
 
 
-NOWHERE = Position(0, 0)
+NOWHERE = Position(0)
+
+
+def step(index: int) -> bytes:
+    """A step of a path, for a generator's output number `index`: how many bytes follow, and the number, big-endian.
+
+    Paths made of steps are ordered as the outputs are, and none is the beginning of another.
+    """
+    return _STEPS[index] if index < len(_STEPS) else _step(index)
+
+
+def _step(index: int) -> bytes:
+    size = (index.bit_length() + 7) // 8
+    return bytes((size,)) + index.to_bytes(size, "big")
+
+
+_STEPS = tuple(map(_step, range(1024)))
+
+
+class Places:
+    """Where the messages of a batch come from: their lane, and of each the position. Immutable."""
+
+    __slots__ = ("lane", "origins", "paths")
+
+    def __init__(self, lane: int, origins: Sequence[int], paths: Sequence[bytes] | None = None):
+        """`origins` don't decrease; a `range` where they advance by 1. `paths` is None where all are empty."""
+        self.lane = lane
+        self.origins = origins
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, k: int) -> Position:
+        return Position(self.origins[k], self.paths[k] if self.paths is not None else b"")
+
+    def cut(self, start: int, stop: int) -> Places:
+        """Those from number `start` to before `stop`."""
+        return Places(self.lane, self.origins[start:stop], None if self.paths is None else self.paths[start:stop])
+
+    def pick(self, numbers: Sequence[int]) -> Places:
+        """Those with these numbers; one may come several times."""
+        if type(numbers) is range:
+            return self.cut(numbers.start, numbers.stop)
+        paths = None if self.paths is None else [self.paths[k] for k in numbers]
+        return Places(self.lane, [self.origins[k] for k in numbers], paths)
+
+    def up_to(self, position: Position) -> int:
+        """How many of them are at `position` or before."""
+        return 0 if self[0] > position else bisect.bisect_right(self, position)
 
 
 class Data:
-    """A batch of messages. Made for every batch that is sent or received: slots, and everything worked out once."""
+    """A batch of messages, one at the least. Made for every batch that is sent or received: slots, and sizes worked out once."""
 
-    __slots__ = (
-        "advances",
-        "birth",
-        "body",
-        "buffers",
-        "complete",
-        "count",
-        "first",
-        "last",
-        "nbytes",
-        "seq",
-    )
+    __slots__ = ("birth", "body", "buffers", "nbytes", "places", "seq")
 
-    def __init__(
-        self,
-        seq: int,
-        count: int,
-        first: Position,
-        advances: array[int] | None,
-        complete: int,
-        birth: int,
-        body: Buffer,
-        buffers: list[Buffer],
-    ):
+    def __init__(self, seq: int, places: Places, birth: int, body: Buffer, buffers: Sequence[Buffer]):
         self.seq = seq
         """Messages that this sender numbered before this batch."""
-        self.count = count
-        self.first = first
-        self.advances = advances
-        """By how much the origin grows from message to message (the first entry is 0); None: by 1 each, ordinal 0."""
-        self.complete = complete
-        """All messages that descend from origins up to this one are in this batch or an earlier one."""
+        self.places = places
         self.birth = birth
         """When the source emitted what this descends from: nanoseconds since the epoch, of the first message."""
         self.body = body
         self.buffers = buffers
-        self.last = first if count <= 1 else self._last()
-        """Position of the last message. For an empty batch `first`."""
         self.nbytes = len(body) + sum(map(len, buffers)) if buffers else len(body)
         """What credits count: the bytes of the values."""
 
-    def positions(self) -> list[Position]:
-        """Position of each message."""
-        if self.advances is None:
-            origin = self.first.origin
-            head = [self.first] if self.count else []
-            return head + [Position(origin + k, 0) for k in range(1, self.count)]
-        origin, ordinal = self.first
-        positions = []
-        for k, step in enumerate(self.advances):
-            if k:
-                origin, ordinal = (origin + step, 0) if step else (origin, ordinal + 1)
-            positions.append(Position(origin, ordinal))
-        return positions
+    @property
+    def count(self) -> int:
+        """Messages."""
+        return len(self.places)
 
     def pack(self) -> Frame:
         """The frame."""
+        places = self.places
+        origins, paths, count = places.origins, places.paths, len(places)
         flags = 0
-        extra = b""
-        if self.advances is not None:
+        extra: list[Buffer] = []
+        if type(origins) is not range:
             flags |= _SPARSE
-            extra = _little(self.advances).tobytes()
+            advances = array("I", [0])
+            advances.extend(map(int.__sub__, origins[1:], origins[:-1]))
+            extra.append(_little(advances).tobytes())
+        if paths is not None:
+            flags |= _PATHS
+            extra += (bytes(map(len, paths)), *paths)
         inline = len(self.body) <= INLINE_BODY
         if not inline:
             flags |= _BODY_PART
-        head = _DATA_HEAD.pack(
-            DATA, flags, 0, self.count, self.seq, self.first.origin, self.first.ordinal, self.complete, self.birth
-        )
+        head = _DATA_HEAD.pack(DATA, flags, places.lane, count, self.seq, origins[0], self.birth)
         if inline:
-            return (b"".join((head, extra, self.body)), *self.buffers)
-        return (head + extra, self.body, *self.buffers)
-
-    def _last(self) -> Position:
-        if self.advances is None:
-            return Position(self.first.origin + self.count - 1, 0)
-        return self.positions()[-1]
+            return (b"".join((head, *extra, self.body)), *self.buffers)
+        return (b"".join((head, *extra)), self.body, *self.buffers)
 
 
 @dataclass(slots=True)
 class Ack:
-    """What the receiver is done with, and how far the sender may go. Cumulative and absolute: repeating or losing one does no harm."""
+    """What the receiver is done with, and how far the sender may go.
+
+    Cumulative and absolute: repeating or losing one does no harm.
+    """
 
     settled: int
     """All that came of messages numbered up to this is acknowledged downstream, or needs no acknowledgement."""
@@ -150,11 +179,9 @@ class Resume:
 
     seq: int
     nbytes: int
-    complete: int
-    """Nothing that the receiver lacks descends from origins up to this one."""
 
     def pack(self) -> Frame:
-        return (_RESUME.pack(RESUME, self.seq, self.nbytes, self.complete),)
+        return (_RESUME.pack(RESUME, self.seq, self.nbytes),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +216,8 @@ def unpack(frame: Frame) -> AnyFrame:
             _, settled, messages, nbytes, echo, held = _ACK.unpack(head)
             return Ack(settled, messages, nbytes, echo, held)
         if kind == RESUME:
-            _, seq, nbytes, complete = _RESUME.unpack(head)
-            return Resume(seq, nbytes, complete)
+            _, seq, nbytes = _RESUME.unpack(head)
+            return Resume(seq, nbytes)
     except struct.error as exc:
         raise ProtocolError(f"a frame of kind {kind} has {len(head)} bytes") from exc
     if kind == PING:
@@ -201,22 +228,55 @@ def unpack(frame: Frame) -> AnyFrame:
 
 
 def _unpack_data(frame: Frame, head: Buffer) -> Data:
-    _, flags, _, count, seq, origin, index, complete, birth = _DATA_HEAD.unpack_from(head)
+    _, flags, lane, count, seq, origin, birth = _DATA_HEAD.unpack_from(head)
+    if not count or lane >= LANES:
+        raise ProtocolError(f"a data frame with {count} messages of lane {lane}")
     at = _DATA_HEAD.size
-    advances = None
+    origins: Sequence[int] = range(origin, origin + count)
+    paths: list[bytes] | None = None
     if flags & _SPARSE:
-        advances = array("I")
         end = at + 4 * count
-        if len(head) < end:
-            raise ProtocolError("a data frame is cut short")
-        advances.frombytes(head[at:end])
-        advances = _little(advances)
+        origins = _origins(origin, count, bytes(head[at:end]))
         at = end
+    if flags & _PATHS:
+        end = at + count
+        lengths = bytes(head[at:end])
+        at = end + sum(lengths)
+        if len(lengths) < count or len(head) < at:
+            raise ProtocolError("a data frame is cut short")
+        paths = _paths(lengths, bytes(head[end:at]))
+    places = Places(lane, origins, paths)
     if flags & _BODY_PART:
         if len(frame) < 2:
             raise ProtocolError("a data frame without its body")
-        return Data(seq, count, Position(origin, index), advances, complete, birth, frame[1], list(frame[2:]))
-    return Data(seq, count, Position(origin, index), advances, complete, birth, head[at:], list(frame[1:]))
+        data = Data(seq, places, birth, frame[1], frame[2:])
+    else:
+        data = Data(seq, places, birth, head[at:], frame[1:])
+    if count > len(data.body):
+        raise ProtocolError(f"a data frame with {count} messages in {len(data.body)} bytes")
+    return data
+
+
+def _origins(first: int, count: int, packed: bytes) -> list[int]:
+    if len(packed) < 4 * count:
+        raise ProtocolError("a data frame is cut short")
+    advances = array("I", packed)
+    origins = [first]
+    for advance in _little(advances)[1:]:
+        first += advance
+        origins.append(first)
+    return origins
+
+
+def _paths(lengths: bytes, joined: bytes) -> list[bytes]:
+    paths = []
+    at = 0
+    for length in lengths:
+        paths.append(joined[at : at + length])
+        at += length
+    if max(lengths) > MOST_PATH:
+        raise ProtocolError(f"a data frame with a path of {max(lengths)} bytes")
+    return paths
 
 
 def _little(values: array[int]) -> array[int]:

@@ -1,7 +1,7 @@
 """The receiving half of a data link, sans I/O: drops doubles, keeps order, settles, and grants credit.
 
 Feed it what happens (`welcome`, `receive`, `disconnected`) and the time; take batches from `inbox`; tell it
-with `settle` how far all that came of them is acknowledged downstream; drain frames with `take`; call `tick` at `deadline`.
+with `settle` how far what came of them is acknowledged downstream; drain frames with `take`, again at `deadline`.
 
 Batches keep their encoded form until they are worked on, so that the inbox is as large as its bytes on the wire.
 Credit follows settlement, not arrival: "up to what is settled, plus the window". So one number bounds
@@ -11,6 +11,7 @@ the inbox here and the replay buffer at the sender.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from nomad.delivery import frames
@@ -29,30 +30,31 @@ ACK_SHARE = 4
 class Batch:
     """Messages in the order in which the function must see them."""
 
-    __slots__ = ("data", "last", "messages", "nbytes", "skip", "start", "worked")
+    __slots__ = ("data", "last", "mark", "messages", "nbytes", "skip", "start")
 
     def __init__(self, data: Data, skip: int):
         self.data = data
-        self.last = data.last
+        self.last = data.places[-1]
         self.skip = skip
         """Messages at its head that were received before."""
-        double = skip == data.count > 0
+        double = skip == data.count
         self.messages, self.nbytes = (0, 0) if double else (data.count, data.nbytes)
         """What counts against the window; a batch of doubles weighs nothing."""
         self.start: int | None = data.seq
         """Its number in the present sender's counting; None for a batch of an earlier sender instance."""
-        self.worked = False
+        self.mark: int | None = None
+        """What came of it is among the first so many messages that the operator has sent; None before it is worked off."""
         if double:
-            self.done()
+            self.done(0)
 
-    def done(self) -> None:
+    def done(self, mark: int) -> None:
         """Worked off: results, if any, are with the outgoing links. Frees its bytes; the sender keeps them."""
-        self.worked = True
-        self.data.body, self.data.buffers = b"", []
+        self.mark = mark
+        self.data.body, self.data.buffers = b"", ()
 
 
 class Receiver:
-    """One link's receiving half. `received` restores the last position that an earlier instance was done with."""
+    """One link's receiving half. `received` restores the last positions, by lane, that an earlier instance was done with."""
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class Receiver:
         *,
         window_messages: int,
         window_bytes: int,
-        received: Position = NOWHERE,
+        received: Mapping[int, Position] | None = None,
     ):
         self.link = link
         self.epoch = epoch
@@ -69,13 +71,14 @@ class Receiver:
         self._sender_epoch = 0
         self.machine = Machine(link)
         self.inbox: deque[Batch] = deque()
-        self.received = received
+        self.received = dict(received or {})
+        """The last position received in each lane."""
+        self.settled: dict[int, Position] = {}
+        """The last position settled in each lane."""
         self.accepted = 0
         """Messages received for the first time."""
         self.duplicates = 0
         """Messages dropped because they had been received before."""
-        self.complete = received.origin - 1 if received.origin else 0
-        """Every message that descends from origins up to this one has been received."""
         self._window_messages = window_messages
         self._window_bytes = window_bytes
         self._held: deque[Batch] = deque()
@@ -110,8 +113,7 @@ class Receiver:
             raise Fenced(f"link {self.link}: the sender is of epoch {epoch}, {self.peer_epoch} has been heard")
         return {
             "epoch": self.epoch,
-            "origin": self.received.origin,
-            "ordinal": self.received.ordinal,
+            "received": [(lane, *position) for lane, position in self.received.items()],
             "room_messages": max(0, self._window_messages - self._held_messages),
             "room_bytes": max(0, self._window_bytes - self._held_bytes),
             "window_messages": self._window_messages,
@@ -136,17 +138,14 @@ class Receiver:
         self._due = None
 
     def receive(self, frame: Frame, now: float) -> bool:
-        """Take a frame; True when there is news for the operator: a batch, or `complete`. Raises `ProtocolError`."""
+        """Take a frame; True when it brought a batch. Raises `ProtocolError`."""
         word = frames.unpack(frame)
         if type(word) is Data:
             return self._data(word, now)
         if isinstance(word, frames.Resume):
             self._seq, self._bytes, self._resumed = word.seq, word.nbytes, True
-            self.complete = max(self.complete, word.complete)
-            self._count_settled()
             self._count_settled()
             self._acknowledge_by(now)
-            return True
         elif isinstance(word, frames.Ping):
             self._pong = True
         elif not isinstance(word, frames.Pong):
@@ -166,11 +165,12 @@ class Receiver:
 
     # -- consuming
 
-    def settle(self, origin: int, now: float) -> None:
-        """All that came of the batches marked done is acknowledged downstream, for origins up to `origin`."""
+    def settle(self, mark: int, now: float) -> None:
+        """The first `mark` messages that the operator has sent are acknowledged downstream."""
         freed = False
-        while self._held and self._held[0].worked and self._held[0].last.origin <= origin:
+        while self._held and (done := self._held[0].mark) is not None and done <= mark:
             batch = self._held.popleft()
+            self.settled[batch.data.places.lane] = batch.last
             self._held_messages -= batch.messages
             self._held_bytes -= batch.nbytes
             self._freed_messages += batch.messages
@@ -240,7 +240,7 @@ class Receiver:
         if data.seq != self._seq:
             raise ProtocolError(f"link {self.link}: expected message {self._seq}, got {data.seq}")
         nbytes = data.nbytes
-        batch = Batch(data, self._skip(data))
+        batch = Batch(data, data.places.up_to(self.received.get(data.places.lane, NOWHERE)))
         if self._held_messages and (
             self._held_messages + batch.messages > self._window_messages
             or self._held_bytes + batch.nbytes > self._window_bytes
@@ -249,24 +249,15 @@ class Receiver:
         self._seq += data.count
         self._bytes += nbytes
         self._arrived_at = now
-        self.complete = max(self.complete, data.complete)
         self.duplicates += batch.skip
         self.accepted += data.count - batch.skip
-        if data.count:
-            self.received = max(self.received, batch.last)
-            self._held.append(batch)
-            self._held_messages += batch.messages
-            self._held_bytes += batch.nbytes
-        if not batch.worked:
+        self._held.append(batch)
+        self._held_messages += batch.messages
+        self._held_bytes += batch.nbytes
+        if batch.mark is None:
+            self.received[data.places.lane] = batch.last
             self.inbox.append(batch)
         return True
-
-    def _skip(self, data: Data) -> int:
-        if data.first > self.received or not data.count:
-            return 0
-        if data.last <= self.received:
-            return data.count
-        return sum(1 for p in data.positions() if p <= self.received)
 
     def _count_settled(self) -> None:
         if not self._held:

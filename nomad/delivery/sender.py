@@ -11,14 +11,13 @@ connection only moves the cursor. Buffers are kept by reference.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nomad.delivery import frames
-from nomad.delivery.frames import NOWHERE, Ack, Data, Position
+from nomad.delivery.frames import NOWHERE, Ack, Data, Places, Position
 from nomad.delivery.states import Event, Machine, State
 from nomad.errors import Fenced, ProtocolError
 from nomad.transport.base import Buffer, Frame
@@ -39,9 +38,8 @@ class _Entry:
     nbytes: int
     bytes_end: int
     """Cumulative bytes up to its end."""
-    first: Position
+    lane: int
     last: Position
-    complete: int
 
 
 class Sender:
@@ -53,27 +51,23 @@ class Sender:
         self.peer_epoch = 0
         """The newest epoch of the receiver that was heard or announced; older ones are fenced."""
         self.machine = Machine(link)
-        self.resume_after = NOWHERE
-        """The newest position that a receiver of this link has told of."""
         self.rtt: float | None = None
         """Seconds of the newest round trip, without the time that the receiver held the acknowledgement."""
         self._entries: deque[_Entry] = deque()
         self._cursor = 0
         """Entries before this index were sent on the present connection."""
-        self._numbered = 0
+        self.numbered = 0
+        """Messages submitted."""
+        self.settled = 0
+        """Messages numbered up to here are settled, and have left the replay buffer."""
         self._bytes = 0
-        self._freed_messages = 0
-        self._freed_bytes = 0
-        """What has been settled, and left the replay buffer."""
+        self._settled_bytes = 0
         self._sent = 0
         """Messages numbered up to here went on the present connection."""
         self._credit_messages = 0
         self._credit_bytes = 0
         self._window_messages = 0
         self._window_bytes = 0
-        self._complete = 0
-        self._received_complete = 0
-        """The `complete` of what has been settled and is no longer here."""
         self._heard_at = 0.0
         self._pinged = False
         self._sends: deque[tuple[int, float]] = deque(maxlen=256)
@@ -95,14 +89,14 @@ class Sender:
         self.machine.fire(Event.CONNECTED)
 
     def welcomed(self, body: dict[str, Any], now: float) -> None:
-        """The receiver's answer: its epoch, the last position it received, and how much it has room for.
+        """The receiver's answer: its epoch, the last position it received in each lane, and how much it has room for.
 
         Raises `Fenced` when the receiver is of an older epoch than one already heard, `ProtocolError`
         when the answer makes no sense.
         """
         try:
             epoch = int(body["epoch"])
-            received = Position(int(body["origin"]), int(body["ordinal"]))
+            received = {int(lane): Position(int(origin), bytes(path)) for lane, origin, path in body["received"]}
             room_messages, room_bytes = int(body["room_messages"]), int(body["room_bytes"])
             self._window_messages, self._window_bytes = int(body["window_messages"]), int(body["window_bytes"])
         except (KeyError, TypeError, ValueError) as exc:
@@ -111,24 +105,19 @@ class Sender:
             raise Fenced(f"link {self.link}: the receiver is of epoch {epoch}, {self.peer_epoch} has been heard")
         self.peer_epoch = epoch
         self.machine.fire(Event.AGREED)
-        self.resume_after = max(self.resume_after, received)
         self._cursor = 0
-        complete = self._received_complete
         for entry in self._entries:
-            if entry.last > received:
+            if entry.last > received.get(entry.lane, NOWHERE):
                 break
-            complete = max(complete, entry.complete)
             self._cursor += 1
-        else:
-            complete = self._complete
         base = self._entries[self._cursor] if self._cursor < len(self._entries) else None
-        seq = base.start if base else self._numbered
+        seq = base.start if base else self.numbered
         nbytes = base.bytes_end - base.nbytes if base else self._bytes
         self._credit_messages, self._credit_bytes = seq + room_messages, nbytes + room_bytes
         self._heard_at, self._pinged = now, False
         self._sends.clear()
         self._control.clear()
-        self._control.append(frames.Resume(seq, nbytes, complete).pack())
+        self._control.append(frames.Resume(seq, nbytes).pack())
         self._sent = seq
 
     def receive(self, frame: Frame, now: float) -> bool:
@@ -164,14 +153,14 @@ class Sender:
         Nothing until the receiver has been greeted once. A window's worth in all, submitted and unsettled; one batch
         may overshoot the bytes.
         """
-        messages = self._window_messages - self._numbered + self._freed_messages
-        nbytes = self._window_bytes - self._bytes + self._freed_bytes
+        messages = self._window_messages - self.numbered + self.settled
+        nbytes = self._window_bytes - self._bytes + self._settled_bytes
         return (messages if messages > 0 else 0), (nbytes if nbytes > 0 else 0)
 
     def room_for(self, size: float | None) -> int:
         """Messages of about `size` bytes that may be submitted now; one at a time until a size is known."""
-        messages = self._window_messages - self._numbered + self._freed_messages
-        nbytes = self._window_bytes - self._bytes + self._freed_bytes
+        messages = self._window_messages - self.numbered + self.settled
+        nbytes = self._window_bytes - self._bytes + self._settled_bytes
         if messages <= 0 or nbytes <= 0:
             return 0
         fitting = int(nbytes / size) or 1 if size else 1
@@ -185,45 +174,16 @@ class Sender:
     @property
     def unsettled(self) -> tuple[int, int]:
         """Messages and bytes in the replay buffer."""
-        return self._numbered - self._freed_messages, self._bytes - self._freed_bytes
+        return self.numbered - self.settled, self._bytes - self._settled_bytes
 
-    def submit(
-        self,
-        body: Buffer,
-        buffers: Sequence[Buffer],
-        count: int,
-        first: Position,
-        advances: array[int] | None,
-        complete: int,
-        birth: int,
-    ) -> None:
-        """Queue a batch of `count` messages whose positions follow all earlier ones.
-
-        `advances` as in `frames.Data`; `complete`: no further message will descend from origins up to it.
-        """
-        if complete < self._complete:
-            complete = self._complete
-        self._complete = complete
-        data = Data(self._numbered, count, first, advances, complete, birth, body, list(buffers))
-        nbytes = data.nbytes
-        self._bytes += nbytes
-        entry = _Entry(data.pack(), self._numbered, count, nbytes, self._bytes, first, data.last, complete)
-        self._numbered += count
+    def submit(self, body: Buffer, buffers: Sequence[Buffer], places: Places, birth: int) -> None:
+        """Queue a batch of messages, one at the least, whose positions follow all earlier ones of their lane."""
+        data = Data(self.numbered, places, birth, body, buffers)
+        self._bytes += data.nbytes
+        count = len(places)
+        entry = _Entry(data.pack(), self.numbered, count, data.nbytes, self._bytes, places.lane, places[-1])
+        self.numbered += count
         self._entries.append(entry)
-
-    def completed(self, origin: int) -> None:
-        """Nothing more will descend from origins up to `origin`; told to the receiver only if it waits for it."""
-        if origin <= self._complete:
-            return
-        last = self._entries[-1] if self._entries else None
-        if last is not None and last.complete < last.last.origin <= origin:
-            self.submit(b"", (), 0, last.last, None, origin, 0)
-        self._complete = origin
-
-    @property
-    def settled(self) -> int | None:
-        """Origins up to this one need this link no more; None when nothing is outstanding."""
-        return self._entries[0].first.origin - 1 if self._entries else None
 
     @property
     def blocked(self) -> bool:
@@ -286,9 +246,8 @@ class Sender:
         freed = False
         while self._cursor and self._entries[0].start + self._entries[0].count <= ack.settled:
             entry = self._entries.popleft()
-            self._received_complete = max(self._received_complete, entry.complete)
-            self._freed_messages += entry.count
-            self._freed_bytes += entry.nbytes
+            self.settled += entry.count
+            self._settled_bytes += entry.nbytes
             self._cursor -= 1
             freed = True
         while self._sends and self._sends[0][0] <= ack.echo:
