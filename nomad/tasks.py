@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -34,3 +35,36 @@ class Tasks:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed", task.get_name(), exc_info=error)
+
+
+@asynccontextmanager
+async def alongside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` while the block runs, and cancel it at the block's end.
+
+    If one of them fails, the block is cancelled and what it failed with is raised in its place. Other than with a
+    task group, an exception of the block itself passes through as it is.
+    """
+    block = asyncio.current_task()
+    assert block is not None
+    cancellations = block.cancelling()
+    errors: list[BaseException] = []
+
+    def done(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not errors:
+                block.cancel()
+            errors.append(error)
+
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    for task in tasks:
+        task.add_done_callback(done)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if errors and block.uncancel() <= cancellations:
+            raise errors[0] from None
+        raise
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

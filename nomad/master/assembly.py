@@ -32,6 +32,7 @@ from nomad.master.store import Store, StoredPipeline
 from nomad.runtime import sockets
 from nomad.runtime.base import ObservedPod, PodPhase, Runtime
 from nomad.settings import Settings
+from nomad.tasks import Tasks, alongside
 from nomad.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -148,19 +149,12 @@ async def assemble(
         )
         pods = sum(op.pod is not None for p in requested.pipelines.values() for op in p.operators.values())
         events.add("master.started", f"a master started, with {len(desired.pipelines)} pipelines and {pods} pods")
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(loop.run(enactor), name="master loop"),
-                group.create_task(_watch(changes, observer, port, clock), name="watch pods"),
-                group.create_task(events.run(), name="write events"),
-            ]
+        async with alongside(loop.run(enactor), _watch(changes, observer, port, clock), events.run()):
             try:
                 yield parts
             finally:
                 if not settings.pods.outlive_master:
                     await _wind_down(parts)
-                for task in tasks:
-                    task.cancel()
 
 
 def overrides(desired: Desired, topology: Topology) -> bytes:
@@ -238,11 +232,14 @@ def _miss(requested: Requested, observed: Observed, observer: Observer) -> None:
 
 
 async def _watch(changes: AsyncIterator[ObservedPod], observer: Observer, port: PodPort, clock: Clock) -> None:
-    async with asyncio.TaskGroup() as group:
+    tasks = Tasks()
+    try:
         async for pod in changes:
             observer.runtime(pod)
             if pod.phase is PodPhase.EXITED:
-                group.create_task(_hang_up(pod.id, port, clock), name=f"hang up on {pod.id}")
+                tasks.start(_hang_up(pod.id, port, clock), name=f"hang up on {pod.id}")
+    finally:
+        await tasks.close()
 
 
 LAST_WORDS = 1.0
