@@ -148,9 +148,7 @@ class Cluster:
         return self._handle(view(PipelineView, await self._rest.request("GET", "pipelines", id)))
 
     def _handle(self, status: PipelineView) -> PipelineHandle:
-        return PipelineHandle(
-            self._rest, status.id, status.codec, tuple(operator.name for operator in status.operators)
-        )
+        return PipelineHandle(self._rest, status)
 
     async def nodes(self) -> list[NodeView]:
         """The nodes and what is placed on them."""
@@ -264,11 +262,13 @@ class Outputs(AsyncIterator[Any]):
 class PipelineHandle:
     """A pipeline that was submitted. Made by `Cluster.submit` and `Cluster.pipeline`."""
 
-    def __init__(self, rest: Rest, id: str, codec: str, operators: tuple[str, ...]) -> None:
-        self.id = id
-        self.operators = operators
+    def __init__(self, rest: Rest, status: PipelineView) -> None:
+        self.id = status.id
+        self.operators = tuple(operator.name for operator in status.operators)
         """Names, from source to sink."""
-        self._reader = Codec(mode=codec)
+        self.last_status = status
+        """What the master said last; `status` asks it anew."""
+        self._reader = Codec(mode=status.codec)
         self._rest = rest
 
     def __repr__(self) -> str:
@@ -281,7 +281,8 @@ class PipelineHandle:
 
     async def status(self) -> PipelineView:
         """Where the pipeline stands, and each of its operators."""
-        return view(PipelineView, await self._rest.request("GET", "pipelines", self.id))
+        self.last_status = view(PipelineView, await self._rest.request("GET", "pipelines", self.id))
+        return self.last_status
 
     def outputs(self, operator: str, *, decode: bool = True) -> Outputs:
         """The operator's outputs, live, from the first step on until the pipeline is over.
@@ -311,7 +312,8 @@ class PipelineHandle:
 
     async def stop(self) -> PipelineView:
         """Ask the pipeline to stop: its source at once, the others when they have settled what is under way."""
-        return view(PipelineView, await self._rest.request("POST", "pipelines", self.id, "stop"))
+        self.last_status = view(PipelineView, await self._rest.request("POST", "pipelines", self.id, "stop"))
+        return self.last_status
 
     async def remove(self) -> None:
         """Stop the pipeline if it runs, and forget it with all that it kept."""

@@ -51,7 +51,7 @@ async def list_pipelines(cluster: Cluster, out: Out) -> None:
 @with_cluster
 async def show(cluster: Cluster, out: Out, pipeline: str) -> None:
     """Show where PIPELINE stands: its operators, their counters, and what went wrong."""
-    view = await (await cluster.pipeline(pipeline)).status()
+    view = (await cluster.pipeline(pipeline)).last_status
     out.document(view)
     if out.json:
         return

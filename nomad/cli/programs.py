@@ -65,7 +65,7 @@ async def submit(
     handle = await cluster.submit(
         program.operators, start=start, end=end, id=id or program.id, codec=codec, profile=program.profile
     )
-    status = await handle.status()
+    status = handle.last_status
     if watch:
         out.item(status, _accepted(status))
         await _watch(cluster, handle, out, after=before[-1].id if before else 0)

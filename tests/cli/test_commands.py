@@ -194,7 +194,7 @@ def test_submit_and_watch(nomad: Nomad) -> None:
     nomad.master.happen("pipeline.submitted", "an earlier pipeline of this name", "test")
 
     async def run(master: FakeMaster) -> None:
-        await until(lambda: len(master._happened) == 1)
+        await until(lambda: bool(master.pipelines()) and len(master._happened) == 1)
         master.happen("operator.restarting", "square died", "test")
         master.finish("test", *outcome)
 

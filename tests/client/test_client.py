@@ -15,7 +15,7 @@ from aiohttp import web
 
 import nomad
 from nomad import bundle, credentials
-from nomad.client import Cluster, PipelineHandle, connect, submit
+from nomad.client import Cluster, Outputs, PipelineHandle, connect, submit
 from nomad.errors import (
     AuthenticationError,
     BundleError,
@@ -374,7 +374,7 @@ async def test_an_unknown_operator(cluster: Cluster) -> None:
 async def test_a_stream_that_breaks_off_isnt_an_end() -> None:
     item = b'data: {"value": 1, "data": "AQ==", "skipped": 0}\n\n'
     async with answering(200, item, "text/event-stream") as url:
-        outputs = PipelineHandle(connect(url)._rest, "test", "data", ("square",)).outputs("square")
+        outputs = Outputs(connect(url)._rest, "test", "square", lambda item: item["value"])
         assert await anext(outputs) == 1
         with pytest.raises(MasterUnreachable, match="broke off"):
             await anext(outputs)
