@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import io
 import json
+import os
 import typing
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -257,7 +258,7 @@ def _texts(value: str | int | list[str] | None) -> list[str]:
 
 
 def _reason(exc: BaseException) -> str:
-    error = getattr(exc, "os_error", None)
-    if error is not None and error.errno is not None and error.strerror:
-        return str(error.strerror).lower()
+    number = getattr(exc, "errno", None)
+    if isinstance(number, int) and number > 0:  # asyncio's own text repeats the address
+        return os.strerror(number).lower()
     return str(exc) or type(exc).__name__

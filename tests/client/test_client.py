@@ -191,7 +191,7 @@ async def test_no_master_says_what_to_run() -> None:
     port = closed_port()
     with pytest.raises(MasterUnreachable) as caught:
         await connect(f"http://127.0.0.1:{port}").nodes()
-    assert f"No master answers at http://127.0.0.1:{port} (connect" in str(caught.value)
+    assert f"No master answers at http://127.0.0.1:{port} (connection refused). " in str(caught.value)
     assert f"`nomad up --node edge --node cloud --port {port}`" in str(caught.value)
     assert isinstance(caught.value, ConnectionError)
 
