@@ -10,6 +10,7 @@ import click
 
 from nomad.cli.cluster import show_event
 from nomad.cli.common import Out, PipelineFailed, json_option, master_option, with_cluster
+from nomad.errors import UsageError
 
 if TYPE_CHECKING:
     from nomad.client import Cluster, PipelineHandle
@@ -103,7 +104,7 @@ def bundle(target: str, output: str, codec: str, master: str | None, as_json: bo
         with click.open_file(output, "wb") as file:
             file.write(data)
     except OSError as exc:
-        raise click.FileError(output, exc.strerror) from exc
+        raise UsageError(f"can't write {output}: {exc.strerror}") from exc
     if output == "-":
         return
     out = Out(as_json)

@@ -228,8 +228,8 @@ def test_bundle(nomad: Nomad) -> None:
 
 
 def test_a_bundle_that_cant_be_written(nomad: Nomad) -> None:
-    error = nomad.error("bundle", nomad.file(PROGRAM), "-o", nomad.folder / "no" / "folder", code=1)
-    assert "No such file or directory" in error
+    error = nomad.error("bundle", nomad.file(PROGRAM), "-o", nomad.folder / "no" / "folder", code=2)
+    assert error == f"Error: can't write {nomad.folder / 'no' / 'folder'}: No such file or directory"
 
 
 def test_a_bundle_needs_the_signing_key(nomad: Nomad) -> None:
