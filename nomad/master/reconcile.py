@@ -200,20 +200,25 @@ class _Step:
         if have is None:
             first = RequestedOperator(epoch=wanted.epoch_floor)
             have = RequestedPipeline({op.name: first for op in wanted.spec.operators})
-        if have.outcome is None and wanted.goal is Goal.RUN:
+        if have.outcome is None and wanted.goal is not Goal.REMOVE:
             have = self._outcome(id, wanted, have)
         run = have.outcome is None and wanted.goal is Goal.RUN and not self.desired.closing
-        operators = {name: self._ended(id, name, op, run=run) for name, op in have.operators.items()}
-        if run:
-            operators = {name: self._start(id, wanted, name, op) for name, op in operators.items()}
-            operators = {name: self._keep(id, wanted, name, operators) for name in operators}
-            if not have.was_running and all(self._ready(op) for op in operators.values()):
-                self.actions.append(Running(id))
-                have = replace(have, was_running=True)
-        else:
-            if have.drain_until is None:
-                have = replace(have, drain_until=self.now + self.settings.drain_grace + self.settings.stop_grace)
-            operators = self._stop(id, wanted, have, operators)
+        if not run and have.drain_until is None:
+            have = replace(have, drain_until=self.now + self.settings.drain_grace + self.settings.stop_grace)
+        draining = not run and self._draining(wanted, have)
+        # While the source drains, the others are kept at work as ever: what it sent must find its way.
+        kept = {name for name in have.operators if run or (draining and name not in wanted.sources)}
+        operators = {name: self._ended(id, name, op, kept=name in kept) for name, op in have.operators.items()}
+        operators = {n: self._start(id, wanted, n, op) if n in kept else op for n, op in operators.items()}
+        for name in operators:
+            operators[name] = (
+                self._keep(id, wanted, name, operators)
+                if name in kept
+                else self._stop(id, wanted, name, operators, drain=draining)
+            )
+        if run and not have.was_running and all(self._ready(op) for op in operators.values()):
+            self.actions.append(Running(id))
+            have = replace(have, was_running=True)
         have = replace(have, operators=operators)
         if any(op.pod for op in operators.values()):
             return have
@@ -243,7 +248,17 @@ class _Step:
         self.actions.append(Finish(id, *found))
         return replace(have, outcome=found[0], reason=found[1])
 
-    def _ended(self, id: str, name: str, op: RequestedOperator, *, run: bool) -> RequestedOperator:
+    def _draining(self, wanted: DesiredPipeline, have: RequestedPipeline) -> bool:
+        """Whether a source is still given time to settle what it has sent."""
+        if have.outcome is not None or wanted.goal is Goal.REMOVE or have.drain_until is None:
+            return False
+        sources = [have.operators[source] for source in wanted.sources]
+        if self.now >= have.drain_until or all(op.pod is None or self._state(op).ended for op in sources):
+            return False
+        self._wake(have.drain_until)
+        return True
+
+    def _ended(self, id: str, name: str, op: RequestedOperator, *, kept: bool) -> RequestedOperator:
         state = self._state(op)
         if op.pod is None or not state.ended:
             return op
@@ -251,8 +266,8 @@ class _Step:
         healthy = state.ready_at is not None and self.now - state.ready_at >= backoff.healthy
         failures = 1 if healthy else op.failures + 1
         retry_at = self.now + backoff.delay(failures)
-        mishap = run or state.fatal or state.start_error is not None or state.exit_code in PERMANENT
-        self.actions.append(Ended(id, name, op.pod, retry_at if run else None, not mishap))
+        mishap = kept or state.fatal or state.start_error is not None or state.exit_code in PERMANENT
+        self.actions.append(Ended(id, name, op.pod, retry_at if kept else None, not mishap))
         return replace(op, pod=None, failures=failures, retry_at=retry_at, told=None)
 
     def _start(self, id: str, wanted: DesiredPipeline, name: str, op: RequestedOperator) -> RequestedOperator:
@@ -370,36 +385,28 @@ class _Step:
         self,
         id: str,
         wanted: DesiredPipeline,
-        have: RequestedPipeline,
+        name: str,
         operators: Mapping[str, RequestedOperator],
-    ) -> dict[str, RequestedOperator]:
-        """Sources first, so that they settle what they have sent; then the others. No draining where it is over."""
-        settings = self.settings
-        drains = have.outcome is None and wanted.goal is not Goal.REMOVE
-        sources_run = any(operators[source].pod for source in wanted.sources)
-        draining = drains and sources_run and have.drain_until is not None and self.now < have.drain_until
-        stopped = {}
-        for name, op in operators.items():
-            if op.pod is None:
-                stopped[name] = op
-            elif op.kill_by is not None or (op.stop_by is not None and self.now >= op.stop_by):
-                stopped[name] = self._kill(op, "it hasn't ended in time")
-            elif op.stop_by is not None:
-                self._wake(op.stop_by)
-                stopped[name] = op
-            elif draining and name not in wanted.sources:
-                self._wake(have.drain_until)
-                stopped[name] = op
-            elif self._state(op).connection is None:
-                stopped[name] = self._kill(op, "it isn't needed any more")
-            else:
-                drain = draining and name in wanted.sources
-                grace = settings.drain_grace if drain else settings.stop_grace
-                self.actions.append(AskStop(id, name, op.pod, drain, grace))
-                # The pod keeps its grace by itself; only what is stuck is ended from outside.
-                stopped[name] = replace(op, stop_by=self.now + grace + settings.retry)
-                self._wake(stopped[name].stop_by)
-        return stopped
+        *,
+        drain: bool,
+    ) -> RequestedOperator:
+        """See to it that a pod that isn't wanted ends; with `drain`, after it has settled what it has sent."""
+        op = operators[name]
+        state, pod, settings = self._state(op), op.pod, self.settings
+        if pod is None:
+            return op
+        if op.kill_by is not None or (op.stop_by is not None and self.now >= op.stop_by):
+            return self._kill(op, "it hasn't ended in time")
+        if op.stop_by is None:
+            grace = settings.drain_grace if drain else settings.stop_grace
+            if state.connection is not None:
+                self.actions.append(AskStop(id, name, pod, drain, grace))
+            elif not state.fatal:  # else it is ending by itself
+                return self._kill(op, "it isn't needed any more")
+            # The pod keeps its grace by itself; only what is stuck is ended from outside.
+            op = replace(op, stop_by=self.now + grace + settings.retry)
+        self._wake(op.stop_by)
+        return self._tell(id, wanted, name, op, pod, state, operators) if drain else op
 
     def _kill(self, op: RequestedOperator, reason: str) -> RequestedOperator:
         """Ask the runtime, and again when the pod is still there after that."""

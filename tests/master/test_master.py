@@ -357,6 +357,17 @@ async def test_pods_of_a_pipeline_that_was_removed_meanwhile_are_ended(cluster: 
         await cluster.until(lambda: not cluster.runtime.running(), passing=0.1)
 
 
+async def test_a_new_master_can_end_at_once_what_it_has_just_found(cluster: Cluster) -> None:
+    async with cluster.run(killed=True):
+        await cluster.submit_and_run()
+    for pod in cluster.pods.all.values():
+        pod.disconnect(stay=True)
+    async with cluster.run() as master:
+        await master.remove("p")
+        assert cluster.runtime.running() == []
+        assert master.pipelines() == []
+
+
 async def test_a_normal_end_stops_the_pods_and_the_next_master_goes_on(cluster: Cluster) -> None:
     async with cluster.run():
         await cluster.submit_and_run()

@@ -295,14 +295,48 @@ def test_sources_stop_first_and_drain(working: World) -> None:
 
 def test_draining_has_an_end(working: World) -> None:
     working.desired.pipelines["p"].goal = Goal.STOP
-    decision = working.step()
-    assert decision.wake_at == working.now + SETTINGS.drain_grace + SETTINGS.retry
+    working.step()
     working.now += SETTINGS.drain_grace + SETTINGS.retry
     assert [kill.pod for kill in of(Kill, working)] == ["p.source-e1"]
     working.now += SETTINGS.stop_grace - SETTINGS.retry
     assert [stop.operator for stop in of(AskStop, working)] == ["square", "sink"]
     working.now += SETTINGS.stop_grace + SETTINGS.retry
     assert {kill.pod for kill in of(Kill, working)} == {"p.source-e1", "p.square-e1", "p.sink-e1"}
+
+
+def test_what_dies_while_the_source_drains_is_started_again(working: World) -> None:
+    working.desired.pipelines["p"].goal = Goal.STOP
+    working.step()
+    working.exit("square")
+    (ended,) = of(Ended, working)
+    assert ended.retry_at is not None
+    working.now = ended.retry_at
+    assert of(Start, working) == [Start("p", "square", "p.square-e2", 2, "cloud")]
+    working.connect("square")
+    working.step()
+    working.ready("square")
+    told = {tell.operator: tell.links for tell in of(TellPeers, working)}
+    assert told["source"][0].address == "unix:/p.square-e2"
+    working.exit("source", 0)
+    assert {stop.operator for stop in of(AskStop, working)} == {"square", "sink"}
+
+
+def test_an_error_while_draining_fails_the_pipeline(working: World) -> None:
+    working.desired.pipelines["p"].goal = Goal.STOP
+    working.step()
+    working.exit("square", 4)
+    actions = working.step().actions
+    assert [action.outcome for action in actions if isinstance(action, Finish)] == [Outcome.FAILED]
+    assert [action.operator for action in actions if isinstance(action, AskStop)] == ["sink"]
+
+
+def test_a_pod_that_failed_may_end_by_itself(working: World) -> None:
+    state = working.state("square")
+    state.error, state.fatal, state.connection = {"type": "E", "message": "m"}, True, None
+    actions = working.step().actions
+    assert not [action for action in actions if isinstance(action, Kill)]
+    working.now += SETTINGS.stop_grace + SETTINGS.retry
+    assert "p.square-e1" in {kill.pod for kill in of(Kill, working)}
 
 
 def test_a_pod_that_is_not_connected_is_ended_by_the_runtime(world: World) -> None:
