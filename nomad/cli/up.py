@@ -89,7 +89,8 @@ async def _run(settings: Settings, topology: Topology, out: Out, *, quiet: bool)
 
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    # nohup means its ignored SIGHUP; a shell that starts a job with `&` doesn't mean its ignored SIGINT for ever.
+    heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
     for number in heard:
         loop.add_signal_handler(number, over.set)
     async with serve(settings, topology) as served:
