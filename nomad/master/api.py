@@ -180,7 +180,7 @@ def get_link(master: Master, source: str, target: str) -> views.LinkView:
     for link in master.links():
         if (link.source, link.target) == (source, target):
             return link
-    raise NotFoundError(f"There is no link from {source!r} to {target!r}.")
+    raise NotFoundError(f"there is no link from {source!r} to {target!r}")
 
 
 @api("PATCH", "/links/{source}/{target}", tag="cluster", raises=(404,))
@@ -269,47 +269,41 @@ def list_operators(master: Master, pipeline: str) -> list[views.OperatorView]:
 @api("GET", "/pipelines/{pipeline}/operators/{operator}", tag="operators", raises=(404,))
 def get_operator(master: Master, pipeline: str, operator: Operator) -> views.OperatorView:
     """One operator: where it runs and why there, its counters, its last failure."""
-    for view in list_operators(master, pipeline):
-        if view.name == operator:
-            return view
-    known = ", ".join(view.name for view in list_operators(master, pipeline))
-    raise NotFoundError(f"Pipeline {pipeline!r} has no operator {operator!r}; it has {known}.")
+    operators = {view.name: view for view in master.pipeline(pipeline).operators}
+    if operator not in operators:
+        raise NotFoundError(f"pipeline {pipeline!r} has no operator {operator!r}; it has {', '.join(operators)}")
+    return operators[operator]
 
 
 @api("GET", "/pipelines/{pipeline}/operators/{operator}/last-output", tag="operators", raises=(404,))
 def get_last_output(master: Master, pipeline: str, operator: Operator) -> ValueView | None:
     """The operator's last output; null before the first one, and when it is larger than 64 KiB."""
-    get_operator(master, pipeline, operator)
     data = master.last_output(pipeline, operator)
-    return None if data is None else ValueView(**_shown(master, pipeline, data))
+    return None if data is None else ValueView(**_shown(data, _is_pickled(master, pipeline)))
 
 
 @api("GET", "/pipelines/{pipeline}/operators/{operator}/outputs", tag="operators", raises=(404,))
 def follow_outputs(master: Master, pipeline: str, operator: Operator) -> AsyncIterator[OutputView]:
     """Live outputs of an operator, from now on and until the pipeline is over."""
-    get_operator(master, pipeline, operator)  # raises here, before the stream's status is sent
-    return _outputs(master, pipeline, operator)
-
-
-async def _outputs(master: Master, pipeline: str, operator: str) -> AsyncIterator[OutputView]:
-    async for item in master.tail(pipeline, operator):
-        yield OutputView(**_shown(master, pipeline, item.value), skipped=item.skipped)
+    pickled = _is_pickled(master, pipeline)
+    items = master.tail(pipeline, operator)  # raises here, before the stream's status is sent
+    return (OutputView(**_shown(item.value, pickled), skipped=item.skipped) async for item in items)
 
 
 @api("GET", "/pipelines/{pipeline}/operators/{operator}/set-aside", tag="operators", raises=(404, 409, 503))
 async def list_set_aside(master: Master, pipeline: str, operator: Operator) -> list[SetAsideMessage]:
     """The messages whose function raised, each with its traceback."""
-    get_operator(master, pipeline, operator)
+    records = await master.set_aside(pipeline, operator)
+    pickled = _is_pickled(master, pipeline)
     return [
-        SetAsideMessage(item.id, item.time, item.error, item.attempts, **_shown(master, pipeline, item.value))
-        for item in await master.set_aside(pipeline, operator)
+        SetAsideMessage(item.id, item.time, item.error, item.attempts, **_shown(item.value, pickled))
+        for item in records
     ]
 
 
 @api("POST", "/pipelines/{pipeline}/operators/{operator}/set-aside/rerun", tag="operators", raises=(404, 409, 503))
 async def rerun_set_aside(master: Master, pipeline: str, operator: Operator, body: Chosen) -> Rerun:
     """Run set-aside messages again; those that succeed go on their way."""
-    get_operator(master, pipeline, operator)
     return Rerun(**await master.rerun(pipeline, operator, body.ids))
 
 
@@ -318,7 +312,6 @@ async def drop_set_aside(
     master: Master, pipeline: str, operator: Operator, id: list[MessageId] | None = None
 ) -> Dropped:
     """Drop set-aside messages for good: those whose `id` is given, else all."""
-    get_operator(master, pipeline, operator)
     return Dropped(**await master.drop(pipeline, operator, id))
 
 
@@ -402,11 +395,16 @@ def application(
     if hosts is not None:
         middlewares.insert(1, guard.require_host(hosts))
     app = web.Application(middlewares=middlewares, client_max_size=max_body)
+    app.on_response_prepare.append(_say_less)
     sse.setup(app)
     for routes in (api, health):
         routes.bind(app, master)
     app.router.add_get("/openapi.json", _openapi, allow_head=False)
     return app
+
+
+async def _say_less(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "nomad"  # and not the versions of Python and aiohttp, which aiohttp would tell
 
 
 async def _openapi(request: web.Request) -> web.Response:
@@ -429,8 +427,11 @@ def openapi_document() -> bytes:
     )
 
 
-def _shown(master: Master, pipeline: str, data: bytes) -> dict[str, Any]:
+def _is_pickled(master: Master, pipeline: str) -> bool:
+    return master.pipeline(pipeline).codec == "pickle"
+
+
+def _shown(data: bytes, pickled: bool) -> dict[str, Any]:
     """An encoded message as the fields `value` and `data`. A pickle is never opened here."""
-    pickled = master.pipeline(pipeline).codec == "pickle"
     value = {"$pickle": len(data)} if pickled else codec.to_jsonable(data)
     return {"value": value, "data": base64.b64encode(data).decode()}

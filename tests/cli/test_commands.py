@@ -135,7 +135,7 @@ def test_nothing_there(nomad: Nomad) -> None:
 def test_an_unknown_operator(test_pipeline: Nomad) -> None:
     for command in ("tail", "set-aside"):
         error = test_pipeline.error(command, "test", "nope", code=5)
-        assert error == "Error: Pipeline 'test' has no operator 'nope'; it has numbers, square."
+        assert error == "Error: pipeline 'test' has no operator 'nope'; it has numbers, square"
 
 
 def test_a_duplicate_id(test_pipeline: Nomad) -> None:

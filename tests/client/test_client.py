@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -337,6 +338,26 @@ async def test_outputs_that_are_left_early_leave_nothing(cluster: Cluster, maste
         async for value in outputs:
             assert value == 1
             break
+
+
+async def test_outputs_that_are_just_dropped_leave_nothing(
+    cluster: Cluster, master: FakeMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nomad.master.http.sse.KEEP_ALIVE", 0.01)
+    pipeline = await submitted(cluster)
+
+    async def first() -> object:
+        async for value in pipeline.outputs("square"):
+            return value
+        return None
+
+    reading = asyncio.create_task(first())
+    await until(lambda: master.readers("test", "square") == 1)
+    master.emit("test", "square", 1)
+    assert await reading == 1
+    del reading
+    gc.collect()
+    await until(lambda: master.readers("test", "square") == 0)
 
 
 async def test_a_class_that_isnt_here(cluster: Cluster, master: FakeMaster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,12 @@ class FakeMaster(Master):
             raise NotFoundError(f"there is no pipeline {id!r}")
         return self._pipelines[id]
 
+    def _key(self, id: str, operator: str) -> tuple[str, str]:
+        names = [view.name for view in self.pipeline(id).operators]
+        if operator not in names:
+            raise NotFoundError(f"pipeline {id!r} has no operator {operator!r}; it has {', '.join(names)}")
+        return id, operator
+
     async def stop(self, id: str) -> PipelineView:
         self.pipeline(id)
         self.finish(id, Phase.STOPPED)
@@ -245,22 +251,22 @@ class FakeMaster(Master):
         return self._follow[id].subscribe()
 
     async def set_aside(self, id: str, operator: str) -> list[SetAsideView]:
-        return list(self.aside.get((id, operator), ()))
+        return list(self.aside.get(self._key(id, operator), ()))
 
     async def rerun(self, id: str, operator: str, ids: Sequence[str] | None = None) -> dict[str, Any]:
         return {"ran": (await self.drop(id, operator, ids))["dropped"], "failed": 0}
 
     async def drop(self, id: str, operator: str, ids: Sequence[str] | None = None) -> dict[str, Any]:
-        records = self.aside.get((id, operator), [])
+        records = self.aside.get(self._key(id, operator), [])
         chosen = [record for record in records if ids is None or record.id in ids]
         self.aside[id, operator] = [record for record in records if record not in chosen]
         return {"dropped": len(chosen)}
 
     def last_output(self, id: str, operator: str) -> bytes | None:
-        return self._last.get((id, operator))
+        return self._last.get(self._key(id, operator))
 
     def tail(self, id: str, operator: str) -> AsyncIterator[TailItem]:
-        return self._outputs[id, operator].subscribe(1000)
+        return self._outputs[self._key(id, operator)].subscribe(1000)
 
 
 @asynccontextmanager

@@ -124,6 +124,11 @@ async def test_the_health_checks_need_no_token() -> None:
         assert (await api_.call("GET", "/readyz"))[0] == 503
 
 
+async def test_strangers_arent_told_what_runs_here() -> None:
+    async with serve(FakeMaster()) as url, aiohttp.ClientSession(url) as session, session.get("/healthz") as response:
+        assert response.headers["Server"] == "nomad"
+
+
 async def test_a_wrong_token_is_told_from_a_missing_one() -> None:
     master = FakeMaster()
     async with serve(master) as url, aiohttp.ClientSession(url) as session:
@@ -366,7 +371,7 @@ async def test_an_unknown_operator_names_the_known_ones(rest: Api) -> None:
     await rest.submit()
     for path in ("", "/outputs", "/last-output", "/set-aside"):
         problem = await rest.problem("GET", f"/api/v1/pipelines/test/operators/nope{path}")
-        assert problem["detail"] == "Pipeline 'test' has no operator 'nope'; it has numbers, square."
+        assert problem["detail"] == "pipeline 'test' has no operator 'nope'; it has numbers, square"
 
 
 async def test_links_are_changed_in_part(rest: Api) -> None:
