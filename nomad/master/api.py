@@ -287,7 +287,13 @@ def follow_outputs(master: Master, pipeline: str, operator: Operator) -> AsyncIt
     """Live outputs of an operator, from now on and until the pipeline is over."""
     pickled = _is_pickled(master, pipeline)
     items = master.tail(pipeline, operator)  # raises here, before the stream's status is sent
-    return (OutputView(**_shown(item.value, pickled), skipped=item.skipped) async for item in items)
+    return _outputs(items, pickled)
+
+
+async def _outputs(items: AsyncIterator[views.TailItem], pickled: bool) -> AsyncIterator[OutputView]:
+    async with sse.ending(items):
+        async for item in items:
+            yield OutputView(**_shown(item.value, pickled), skipped=item.skipped)
 
 
 @api("GET", "/pipelines/{pipeline}/operators/{operator}/set-aside", tag="operators", raises=(404, 409, 503))
@@ -322,14 +328,14 @@ async def follow_events(
     master: Master, pipeline: str | None = None, after: EventId | None = None, limit: int = 0
 ) -> AsyncIterator[views.EventView]:
     """Events from now on; with `after`, first those that are kept and newer than that one."""
-    live = master.subscribe_events()
     seen = 0
-    for event in [] if after is None else master.events(pipeline, after, limit):
-        seen = event.id
-        yield event
-    async for event in live:
-        if event.id > seen and pipeline in (None, event.pipeline):
+    async with sse.ending(master.subscribe_events()) as live:
+        for event in [] if after is None else master.events(pipeline, after, limit):
+            seen = event.id
             yield event
+        async for event in live:
+            if event.id > seen and pipeline in (None, event.pipeline):
+                yield event
 
 
 @api("GET", "/events", tag="history", stream=follow_events)
@@ -349,8 +355,9 @@ async def follow_logs(
     """The last `tail` lines, then lines as they are printed, until the pipeline is over."""
     for line in await master.logs(pipeline, operator, tail) if tail else []:
         yield line
-    async for line in master.follow_logs(pipeline, operator):
-        yield line
+    async with sse.ending(master.follow_logs(pipeline, operator)) as lines:
+        async for line in lines:
+            yield line
 
 
 @api("GET", "/pipelines/{pipeline}/logs", tag="history", raises=(404,), stream=follow_logs)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -19,6 +20,7 @@ from nomad.master.http import problems
 
 MEDIA_TYPE = "text/event-stream"
 KEEP_ALIVE = 5.0
+T = TypeVar("T")
 _NEXT: web.AppKey[set[asyncio.Future[Any]]] = web.AppKey("streams_waiting", set)
 
 
@@ -38,6 +40,11 @@ async def respond(
     request: web.Request, items: AsyncIterator[Any], encode: Callable[[Any], bytes]
 ) -> web.StreamResponse:
     """Send `items`, each as `encode` gives it (JSON on one line), until they end or the reader is gone."""
+    async with ending(items):
+        return await _send(request, items, encode)
+
+
+async def _send(request: web.Request, items: AsyncIterator[Any], encode: Callable[[Any], bytes]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"})
     waiting = request.app[_NEXT]
     upcoming = _upcoming(items)
@@ -70,6 +77,14 @@ async def respond(
         waiting.discard(upcoming)
         upcoming.cancel()
         await asyncio.gather(upcoming, return_exceptions=True)
+
+
+@asynccontextmanager
+async def ending(items: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """`items` for a block that may be left early: what they hold is let go of now, not when garbage is collected."""
+    try:
+        yield items
+    finally:
         if close := getattr(items, "aclose", None):
             await close()
 
