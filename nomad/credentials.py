@@ -29,7 +29,8 @@ from urllib.parse import urlsplit
 from nomad.errors import StateError, UsageError
 
 DEFAULT_MASTER = "http://127.0.0.1:30000"
-_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+"""What this machine calls itself; whoever listens there isn't reached from outside."""
 
 
 class CredentialsWarning(UserWarning):
@@ -81,7 +82,7 @@ def master_url(url: str | None = None) -> str:
         raise UsageError(problem)
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(f"{problem}: only scheme, host, port and path belong in it")
-    if host in _LOOPBACK_NAMES:
+    if host in LOOPBACK_NAMES:
         host = "127.0.0.1"
     elif ":" in host:
         host = f"[{host}]"

@@ -14,7 +14,7 @@ import click
 
 from nomad.cli.cluster import show_event
 from nomad.cli.common import Out, json_option
-from nomad.credentials import DEFAULT_MASTER
+from nomad.credentials import DEFAULT_MASTER, LOOPBACK_NAMES
 
 if TYPE_CHECKING:
     from nomad.master.serve import Served
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from nomad.topology import Topology
 
 TRANSPORTS = ("unix", "tcp", "zmq+ipc", "zmq+tcp")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -109,7 +108,7 @@ async def _run(settings: Settings, topology: Topology, out: Out, *, quiet: bool)
 
 def _announce(served: Served, settings: Settings, topology: Topology, out: Out) -> None:
     names = [node.id for node in topology.nodes]
-    if settings.rest.host not in LOOPBACK:
+    if settings.rest.host not in LOOPBACK_NAMES:
         click.echo(
             f"{click.style('Warning:', fg='yellow')} this listens on {settings.rest.host}: who reaches the port and "
             "has the token can run code on this machine, and the token travels unencrypted",

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from nomad.credentials import LOOPBACK_NAMES
 from nomad.errors import UsageError
 from nomad.master import api
 from nomad.master.app import Master
-from nomad.master.http.guard import LOOPBACK_HOSTS
 from nomad.settings import Rest, Settings
 from nomad.topology import Topology
 
@@ -50,11 +50,11 @@ async def serve(settings: Settings, topology: Topology) -> AsyncIterator[Served]
     sock = _listen(settings.rest)
     try:
         async with Master(settings, topology) as master:
-            loopback = settings.rest.host in LOOPBACK_HOSTS
+            loopback = settings.rest.host in LOOPBACK_NAMES
             app = api.application(
                 master,
                 token=master.token,
-                hosts=LOOPBACK_HOSTS if loopback else None,
+                hosts=LOOPBACK_NAMES if loopback else None,
                 max_body=settings.rest.max_body,
             )
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN)

@@ -20,7 +20,9 @@ from click.testing import CliRunner
 
 import nomad
 from nomad.cli.main import cli
+from nomad.cli.up import TRANSPORTS
 from nomad.errors import MasterUnreachable
+from nomad.settings import POD_TRANSPORTS
 
 NOMAD = (sys.executable, "-m", "nomad")
 PROGRAM = """
@@ -199,6 +201,10 @@ def test_no_topology_file(state: Path) -> None:
 def test_bad_options(state: Path, args: tuple[str, ...], message: str, code: int) -> None:
     assert message in refused(*args, code=code)
     assert not state.exists()
+
+
+def test_the_options_know_all_transports() -> None:
+    assert TRANSPORTS == POD_TRANSPORTS
 
 
 def test_a_bad_environment(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:

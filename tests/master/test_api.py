@@ -16,10 +16,10 @@ import yarl
 from aiohttp import web
 
 from nomad import bundle
+from nomad.credentials import LOOPBACK_NAMES
 from nomad.delivery import codec
 from nomad.errors import EnvironmentMismatch, StateError
 from nomad.master import api
-from nomad.master.http import guard
 from nomad.master.views import PipelineView
 from nomad.pipeline import build
 from nomad.rest import EventDecoder
@@ -148,7 +148,7 @@ def test_an_empty_token_is_refused() -> None:
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:30000", "", "127.0.0.1.evil.example", "[", "[::2]"])
 async def test_a_rebound_name_is_refused(host: str) -> None:
     async with (
-        serve(FakeMaster(), hosts=guard.LOOPBACK_HOSTS) as url,
+        serve(FakeMaster(), hosts=LOOPBACK_NAMES) as url,
         aiohttp.ClientSession(url) as session,
         session.get("/api/v1/nodes", headers={**AUTH, "Host": host}) as response,
     ):
@@ -159,7 +159,7 @@ async def test_a_rebound_name_is_refused(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1:30000", "localhost", "[::1]:30000", "LOCALHOST:1"])
 async def test_loopback_names_are_served(host: str) -> None:
     async with (
-        serve(FakeMaster(), hosts=guard.LOOPBACK_HOSTS) as url,
+        serve(FakeMaster(), hosts=LOOPBACK_NAMES) as url,
         aiohttp.ClientSession(url) as session,
         session.get("/api/v1/nodes", headers={**AUTH, "Host": host}) as response,
     ):

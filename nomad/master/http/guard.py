@@ -16,8 +16,6 @@ from aiohttp.typedefs import Handler, Middleware
 
 from nomad.errors import AuthenticationError, InvalidRequestError
 
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-
 
 def require_token(token: str, *, open_paths: Collection[str]) -> Middleware:
     """Refuse every request that lacks `Authorization: Bearer <token>`, but those to exactly `open_paths`."""
