@@ -241,7 +241,9 @@ class Codec:
         try:
             if self.mode == "pickle":
                 return pickle.loads(data, buffers=buffers)  # noqa: S301 - asked for by name
-            return _unpack(data, lambda code, part: self._ext(code, part, buffers, 1))
+            return msgpack.unpackb(
+                data, ext_hook=lambda code, part: self._ext(code, part, buffers, 1), strict_map_key=False, raw=False
+            )
         except PayloadError:
             raise
         except Exception as exc:  # what the bytes say is tried, and registered codecs are the user's own code

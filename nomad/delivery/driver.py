@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from nomad.clock import Clock
@@ -74,18 +74,23 @@ async def shake_listener(
     return identity, hello, rest
 
 
+def _nothing() -> None:
+    """What is called when nobody wants to know."""
+
+
 class OutLink:
     """The sending end of a link: dials its peer, and again whenever the connection is lost, until closed."""
 
-    def __init__(self, sender: Sender, key: bytes, clock: Clock, changed: Callable[[], None]):
+    def __init__(self, sender: Sender, key: bytes, clock: Clock, changed: Callable[[], None] = _nothing):
         self.sender = sender
+        self.changed = changed
+        """Called when something was acknowledged, and after the connection has come back."""
         self.reconnects = 0
         self.fenced = 0
         """Receivers refused for an old epoch, and refusals that this side was given for being old."""
         self.last_error: str | None = None
         self._key = key
         self._clock = clock
-        self._changed = changed
         self._address: str | None = None
         self._shape = Shape()
         self._conn: Connection | None = None
@@ -136,14 +141,16 @@ class OutLink:
     def flush(self) -> None:
         """Hand the connection what it may have now."""
         conn = self._conn
-        if conn is None or conn.closed:
+        if conn is None:
             return
-        now = self._clock.now()
         while conn.writable:
-            frames = self.sender.take(now, FLUSH_BYTES)
+            frames = self.sender.take(self._clock.now(), FLUSH_BYTES)
             if not frames:
                 return
-            _write(conn, frames)
+            try:
+                conn.write(frames)
+            except TransportError:
+                return  # the reader of this connection sees the same and acts on it
         self._clogged.set()
 
     @property
@@ -170,7 +177,7 @@ class OutLink:
             self.sender.welcomed(welcome, self._clock.now())
             agreed, self.last_error = True, None
             self._conn = conn
-            self._changed()
+            self.changed()
             self.flush()
             self._raw = raw
             raw.notify(self._arrived)
@@ -199,7 +206,7 @@ class OutLink:
             return
         self.flush()
         if freed:
-            self._changed()
+            self.changed()
 
     async def _ended(self) -> None:
         raise await self._end
@@ -210,7 +217,7 @@ class OutLink:
             self._clogged.clear()
             await self._conn.drain()
             self.flush()
-            self._changed()
+            self.changed()
 
     async def _watch(self) -> None:
         """Ask a silent peer whether it is there; give up on one that doesn't answer."""
@@ -230,13 +237,14 @@ class OutLink:
 class InLink:
     """The receiving end of a link. Connections are brought by `InPort`; the newest of the newest epoch is the one."""
 
-    def __init__(self, receiver: Receiver, key: bytes, clock: Clock, changed: Callable[[], None]):
+    def __init__(self, receiver: Receiver, key: bytes, clock: Clock, changed: Callable[[], None] = _nothing):
         self.receiver = receiver
+        self.changed = changed
+        """Called when a batch has arrived."""
         self.key = key
         self.fenced = 0
         self.reconnects = 0
         self._clock = clock
-        self._changed = changed
         self._shape = Shape()
         self._raw: Connection | None = None
         self._conn: Connection | None = None
@@ -267,19 +275,27 @@ class InLink:
         except ProtocolError as exc:
             raise HandshakeError(str(exc)) from exc
 
+    def _admit(self, epoch: int) -> None:
+        try:
+            self.receiver.admit(epoch)
+        except Fenced:
+            self.fenced += 1
+            raise
+
     async def serve(self, raw: Connection, epoch: int, first: list[Frame]) -> None:
-        """Read a proven connection until it ends; returns or raises `TransportError` or `ProtocolError`."""
+        """Read a proven connection until it ends. Raises why it did: `TransportError`, `ProtocolError` or `Fenced`."""
+        self._admit(epoch)  # a newer sender may have been announced since the welcome
         if self._raw is not None:
-            self._end.set_result(ConnectionBroken(f"link {self.receiver.link}: replaced by a newer connection"))
+            if not self._end.done():
+                self._end.set_result(ConnectionBroken(f"link {self.receiver.link}: replaced by a newer connection"))
             self._raw.abort()
             self._lost()
         self.receiver.opened(epoch)
         self._raw, self._conn = raw, _shaped(raw, self._shape, self._clock)
         self._end = end = asyncio.get_running_loop().create_future()
         try:
-            self._take(first)
             raw.notify(self._arrived)
-            self._arrived()
+            self._arrived(first)
             raise await end
         finally:
             if self._raw is raw:
@@ -297,7 +313,10 @@ class InLink:
             return
         now = self._clock.now()
         if frames := self.receiver.take(now):
-            _write(conn, frames)
+            try:
+                conn.write(frames)
+            except TransportError:
+                return  # the reader of this connection sees the same and acts on it
             due = self.receiver.deadline()
         if due is None or (self._timer is not None and self._timer_at <= due):
             return
@@ -316,22 +335,19 @@ class InLink:
         if self._conn is not None:
             self._conn.abort()
 
-    def _arrived(self) -> None:
-        """The connection has frames, or has ended."""
+    def _arrived(self, first: Sequence[Frame] = ()) -> None:
+        """The connection has frames, or has ended. `first` are some that had been read from it before."""
         if self._raw is None or self._end.done():
             return
+        news = False
         try:
-            self._take(self._raw.poll())
+            now = self._clock.now()
+            for frame in [*first, *self._raw.poll()]:
+                news |= self.receiver.receive(frame, now)
         except (TransportError, DeliveryError) as exc:
             self._end.set_result(exc)
-
-    def _take(self, arrived: list[Frame]) -> None:
-        now = self._clock.now()
-        news = False
-        for frame in arrived:
-            news |= self.receiver.receive(frame, now)
         if news:
-            self._changed()  # first the work, then what the sender may wait for
+            self.changed()  # first the work, then what the sender may wait for
         self.flush()
 
     def _on_timer(self) -> None:
@@ -384,13 +400,6 @@ def _shaped(conn: Connection, shape: Shape, clock: Clock) -> Connection:
         conn.set_shape(shape)
         return conn
     return conn if shape == Shape() else ShapedConnection(conn, shape, clock=clock)
-
-
-def _write(conn: Connection, frames: list[Frame]) -> None:
-    try:
-        conn.write(frames)
-    except TransportError:
-        return  # the reader of this connection sees the same and acts on it
 
 
 async def _one(conn: Connection) -> Frame:

@@ -16,6 +16,7 @@ what comes from the source, lane n what operator number n runs again, counted by
 from __future__ import annotations
 
 import bisect
+import functools
 import struct
 import sys
 from array import array
@@ -57,6 +58,9 @@ class Position(NamedTuple):
 
 NOWHERE = Position(0)
 
+_position = functools.partial(tuple.__new__, Position)
+"""`Position` of a pair, without the detour over a function in Python."""
+
 
 def step(index: int) -> bytes:
     """A step of a path, for a generator's output number `index`: how many bytes follow, and the number, big-endian.
@@ -89,7 +93,7 @@ class Places:
         return len(self.origins)
 
     def __getitem__(self, k: int) -> Position:
-        return Position(self.origins[k], self.paths[k] if self.paths is not None else b"")
+        return _position((self.origins[k], b"" if self.paths is None else self.paths[k]))
 
     def cut(self, start: int, stop: int) -> Places:
         """Those from number `start` to before `stop`."""
@@ -108,14 +112,15 @@ class Places:
 
 
 class Data:
-    """A batch of messages, one at the least. Made for every batch that is sent or received: slots, and sizes worked out once."""
+    """A batch of messages, one at the least. Made for every batch that is received: slots, and sizes worked out once."""
 
-    __slots__ = ("birth", "body", "buffers", "nbytes", "places", "seq")
+    __slots__ = ("birth", "body", "buffers", "count", "nbytes", "places", "seq")
 
     def __init__(self, seq: int, places: Places, birth: int, body: Buffer, buffers: Sequence[Buffer]):
         self.seq = seq
         """Messages that this sender numbered before this batch."""
         self.places = places
+        self.count = len(places.origins)
         self.birth = birth
         """When the source emitted what this descends from: nanoseconds since the epoch, of the first message."""
         self.body = body
@@ -123,32 +128,31 @@ class Data:
         self.nbytes = len(body) + sum(map(len, buffers)) if buffers else len(body)
         """What credits count: the bytes of the values."""
 
-    @property
-    def count(self) -> int:
-        """Messages."""
-        return len(self.places)
-
     def pack(self) -> Frame:
         """The frame."""
-        places = self.places
-        origins, paths, count = places.origins, places.paths, len(places)
-        flags = 0
-        extra: list[Buffer] = []
-        if type(origins) is not range:
-            flags |= _SPARSE
-            advances = array("I", [0])
-            advances.extend(map(int.__sub__, origins[1:], origins[:-1]))
-            extra.append(_little(advances).tobytes())
-        if paths is not None:
-            flags |= _PATHS
-            extra += (bytes(map(len, paths)), *paths)
-        inline = len(self.body) <= INLINE_BODY
-        if not inline:
-            flags |= _BODY_PART
-        head = _DATA_HEAD.pack(DATA, flags, places.lane, count, self.seq, origins[0], self.birth)
-        if inline:
-            return (b"".join((head, *extra, self.body)), *self.buffers)
-        return (b"".join((head, *extra)), self.body, *self.buffers)
+        return pack_data(self.seq, self.places, self.birth, self.body, self.buffers)
+
+
+def pack_data(seq: int, places: Places, birth: int, body: Buffer, buffers: Sequence[Buffer]) -> Frame:
+    """The frame of a batch, see `Data`."""
+    origins, paths = places.origins, places.paths
+    flags = 0
+    extra: tuple[Buffer, ...] = ()
+    if type(origins) is not range:
+        flags |= _SPARSE
+        advances = array("I", [0])
+        advances.extend(map(int.__sub__, origins[1:], origins[:-1]))
+        extra = (_little(advances).tobytes(),)
+    if paths is not None:
+        flags |= _PATHS
+        extra += (bytes(map(len, paths)), *paths)
+    inline = len(body) <= INLINE_BODY
+    if not inline:
+        flags |= _BODY_PART
+    head = _DATA_HEAD.pack(DATA, flags, places.lane, len(origins), seq, origins[0], birth)
+    if inline:
+        return (b"".join((head, *extra, body)), *buffers)
+    return (b"".join((head, *extra)), body, *buffers)
 
 
 @dataclass(slots=True)
@@ -206,9 +210,7 @@ AnyFrame: TypeAlias = Data | Ack | Resume | Ping | Pong
 def unpack(frame: Frame) -> AnyFrame:
     """The words in a frame. Raises `ProtocolError` when they are none."""
     head = frame[0]
-    if not head:
-        raise ProtocolError("an empty frame")
-    kind = head[0]
+    kind = head[0] if head else None
     try:
         if kind == DATA:
             return _unpack_data(frame, head)
@@ -224,6 +226,8 @@ def unpack(frame: Frame) -> AnyFrame:
         return Ping()
     if kind == PONG:
         return Pong()
+    if kind is None:
+        raise ProtocolError("an empty frame")
     raise ProtocolError(f"unknown frame kind {kind}")
 
 
@@ -254,6 +258,8 @@ def _unpack_data(frame: Frame, head: Buffer) -> Data:
         data = Data(seq, places, birth, head[at:], frame[1:])
     if count > len(data.body):
         raise ProtocolError(f"a data frame with {count} messages in {len(data.body)} bytes")
+    if origins[-1] >> 64:
+        raise ProtocolError(f"a data frame with origin {origins[-1]}")
     return data
 
 

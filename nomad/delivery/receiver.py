@@ -91,6 +91,7 @@ class Receiver:
         self._settled = 0
         """Every message numbered up to here is settled, in the present sender's counting."""
         self._resumed = False
+        """Whether the present connection's sender has told from which number it goes on; until then `_seq` is not its."""
         self._due: float | None = None
         self._freed_messages = 0
         self._freed_bytes = 0
@@ -105,12 +106,10 @@ class Receiver:
 
     def welcome(self, hello: dict[str, Any]) -> dict[str, Any]:
         """What this side answers to a sender's hello. Raises `Fenced` for a sender of an older epoch."""
-        try:
-            epoch = int(hello["epoch"])
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ProtocolError(f"link {self.link}: malformed hello: {exc!r}") from exc
-        if epoch < self.peer_epoch:
-            raise Fenced(f"link {self.link}: the sender is of epoch {epoch}, {self.peer_epoch} has been heard")
+        epoch = hello.get("epoch")
+        if not isinstance(epoch, int):
+            raise ProtocolError(f"link {self.link}: a hello with epoch {epoch!r}")
+        self.admit(epoch)
         return {
             "epoch": self.epoch,
             "received": [(lane, *position) for lane, position in self.received.items()],
@@ -120,12 +119,18 @@ class Receiver:
             "window_bytes": self._window_bytes,
         }
 
-    def opened(self, epoch: int) -> None:
-        """The sender has proven itself; the connection is the link's from now on.
+    def admit(self, epoch: int) -> None:
+        """Raise `Fenced` for a sender of an older epoch than was heard or announced."""
+        if epoch < self.peer_epoch:
+            raise Fenced(f"link {self.link}: the sender is of epoch {epoch}, {self.peer_epoch} has been heard")
 
-        `received` may have moved on since `welcome` only if an older connection of the same link was still
-        read meanwhile: the driver stops reading that one first.
+    def opened(self, epoch: int) -> None:
+        """The sender has proven itself; the connection is the link's from now on. Raises `Fenced`.
+
+        `received` may have moved on since `welcome`, when an older connection of the same link was still read: what
+        was received over it comes again, and is dropped.
         """
+        self.admit(epoch)
         if epoch != self._sender_epoch:
             for batch in self._held:
                 batch.start = None
@@ -141,7 +146,8 @@ class Receiver:
         """Take a frame; True when it brought a batch. Raises `ProtocolError`."""
         word = frames.unpack(frame)
         if type(word) is Data:
-            return self._data(word, now)
+            self._data(word, now)
+            return True
         if isinstance(word, frames.Resume):
             self._seq, self._bytes, self._resumed = word.seq, word.nbytes, True
             self._count_settled()
@@ -201,7 +207,7 @@ class Receiver:
     def take(self, now: float) -> list[Frame]:
         """Frames for the connection."""
         taken: list[Frame] = []
-        if self.machine.state is not State.OPEN:
+        if self.machine.state is not State.OPEN or not self._resumed:
             return taken
         if self._pong:
             self._pong = False
@@ -227,27 +233,32 @@ class Receiver:
 
     def deadline(self) -> float | None:
         """When `take` will have something to send that it hasn't now."""
-        return self._due if self.machine.state is State.OPEN else None
+        return self._due if self.machine.state is State.OPEN and self._resumed else None
 
     # -- inside
 
     def _acknowledge_by(self, when: float) -> None:
         self._due = when if self._due is None else min(self._due, when)
 
-    def _data(self, data: Data, now: float) -> bool:
+    def _data(self, data: Data, now: float) -> None:
         if not self._resumed:
             raise ProtocolError(f"link {self.link}: data before resume")
         if data.seq != self._seq:
             raise ProtocolError(f"link {self.link}: expected message {self._seq}, got {data.seq}")
-        nbytes = data.nbytes
-        batch = Batch(data, data.places.up_to(self.received.get(data.places.lane, NOWHERE)))
-        if self._held_messages and (
-            self._held_messages + batch.messages > self._window_messages
-            or self._held_bytes + batch.nbytes > self._window_bytes
+        places = data.places
+        received = self.received.get(places.lane, NOWHERE)
+        batch = Batch(data, places.up_to(received) if places.origins[0] <= received[0] else 0)
+        if (
+            self._held_messages
+            and batch.messages
+            and (
+                self._held_messages + batch.messages > self._window_messages
+                or self._held_bytes + batch.nbytes > self._window_bytes
+            )
         ):
             raise ProtocolError(f"link {self.link}: the sender exceeds its credit")
         self._seq += data.count
-        self._bytes += nbytes
+        self._bytes += data.nbytes
         self._arrived_at = now
         self.duplicates += batch.skip
         self.accepted += data.count - batch.skip
@@ -255,11 +266,12 @@ class Receiver:
         self._held_messages += batch.messages
         self._held_bytes += batch.nbytes
         if batch.mark is None:
-            self.received[data.places.lane] = batch.last
+            self.received[places.lane] = batch.last
             self.inbox.append(batch)
-        return True
 
     def _count_settled(self) -> None:
+        if not self._resumed:
+            return
         if not self._held:
             self._settled = max(self._settled, self._seq)
         elif (start := self._held[0].start) is not None:

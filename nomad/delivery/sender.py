@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nomad.delivery import frames
-from nomad.delivery.frames import NOWHERE, Ack, Data, Places, Position
+from nomad.delivery.frames import NOWHERE, Ack, Places, Position
 from nomad.delivery.states import Event, Machine, State
 from nomad.errors import Fenced, ProtocolError
 from nomad.transport.base import Buffer, Frame
@@ -34,7 +34,8 @@ class _Entry:
     frame: Frame
     start: int
     """Messages numbered before it."""
-    count: int
+    end: int
+    """Messages numbered up to its last."""
     nbytes: int
     bytes_end: int
     """Cumulative bytes up to its end."""
@@ -178,17 +179,21 @@ class Sender:
 
     def submit(self, body: Buffer, buffers: Sequence[Buffer], places: Places, birth: int) -> None:
         """Queue a batch of messages, one at the least, whose positions follow all earlier ones of their lane."""
-        data = Data(self.numbered, places, birth, body, buffers)
-        self._bytes += data.nbytes
-        count = len(places)
-        entry = _Entry(data.pack(), self.numbered, count, data.nbytes, self._bytes, places.lane, places[-1])
-        self.numbered += count
-        self._entries.append(entry)
+        start, count = self.numbered, len(places.origins)
+        frame = frames.pack_data(start, places, birth, body, buffers)
+        nbytes = len(body) + sum(map(len, buffers)) if buffers else len(body)
+        self._bytes += nbytes
+        self.numbered = end = start + count
+        self._entries.append(_Entry(frame, start, end, nbytes, self._bytes, places.lane, places[-1]))
 
     @property
     def blocked(self) -> bool:
         """Whether something waits for credit: back-pressure."""
-        return self.machine.state is State.OPEN and self._cursor < len(self._entries) and not self._may_send()
+        if self.machine.state is not State.OPEN or self._cursor == len(self._entries):
+            return False
+        entry = self._entries[self._cursor]
+        beyond = entry.end > self._credit_messages or entry.bytes_end > self._credit_bytes
+        return beyond and not self._alone(entry)
 
     # -- draining
 
@@ -200,11 +205,14 @@ class Sender:
             self._control.clear()
         if self.machine.state is not State.OPEN:
             return taken
-        while most > 0 and self._cursor < len(self._entries) and self._may_send():
-            entry = self._entries[self._cursor]
+        entries = self._entries
+        while most > 0 and self._cursor < len(entries):
+            entry = entries[self._cursor]
+            if (entry.end > self._credit_messages or entry.bytes_end > self._credit_bytes) and not self._alone(entry):
+                break
             self._cursor += 1
-            self._sent = entry.start + entry.count
-            self._sends.append((self._sent, now))
+            self._sent = entry.end
+            self._sends.append((entry.end, now))
             taken.append(entry.frame)
             most -= entry.nbytes
         return taken
@@ -228,11 +236,8 @@ class Sender:
 
     # -- inside
 
-    def _may_send(self) -> bool:
-        entry = self._entries[self._cursor]
-        if entry.start + entry.count <= self._credit_messages and entry.bytes_end <= self._credit_bytes:
-            return True
-        # The receiver holds nothing: a batch larger than its whole window travels alone, rather than never.
+    def _alone(self, entry: _Entry) -> bool:
+        """Whether the receiver holds nothing: a batch larger than its whole window travels alone, rather than never."""
         return (
             self._credit_messages - entry.start >= self._window_messages
             and self._credit_bytes - (entry.bytes_end - entry.nbytes) >= self._window_bytes
@@ -244,9 +249,9 @@ class Sender:
         self._credit_messages = max(self._credit_messages, ack.credit_messages)
         self._credit_bytes = max(self._credit_bytes, ack.credit_bytes)
         freed = False
-        while self._cursor and self._entries[0].start + self._entries[0].count <= ack.settled:
+        while self._cursor and self._entries[0].end <= ack.settled:
             entry = self._entries.popleft()
-            self.settled += entry.count
+            self.settled = entry.end
             self._settled_bytes += entry.nbytes
             self._cursor -= 1
             freed = True

@@ -1,0 +1,507 @@
+"""A chain of operators in miniature: the real sender, receiver, codec and positions, and the actor's bookkeeping without its loop.
+
+    source ──▶ first ──▶ second ──▶ sink (with a journal)
+
+Every step is one small thing that can happen: a frame moves, a message is worked off, a connection breaks at one of
+its ends or at both, an operator is killed and started anew while its predecessor may still be alive, an
+acknowledgement is late. The order of the steps is all that a test decides, so any history can be repeated and shrunk.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nomad.actor.progress import SOURCE_BITS, Batches
+from nomad.delivery.codec import Codec
+from nomad.delivery.frames import NOWHERE, Places, Position, step
+from nomad.delivery.receiver import Batch, Receiver
+from nomad.delivery.sender import Sender
+from nomad.delivery.states import State
+from nomad.errors import Fenced
+from nomad.transport.base import Frame
+
+WINDOW_MESSAGES = 6
+WINDOW_BYTES = 90
+
+Value = list[int]
+"""What flows: the source's number, and what the operators on the way appended."""
+
+Function = Callable[[Value], "list[Value | None]"]
+
+
+def weight(value: Value, modulus: int) -> int:
+    """A number below `modulus` that depends on the value alone, in no obvious way."""
+    return sum((k + 3) * (v + 1) * 2654435761 for k, v in enumerate(value)) // 97 % modulus
+
+
+def same(value: Value) -> list[Value | None]:
+    return [value]
+
+
+def drop(value: Value) -> list[Value | None]:
+    return [None if weight(value, 3) == 0 else [*value, -1]]
+
+
+def expand(value: Value) -> list[Value | None]:
+    """Up to 8 of them, which is more than the window; some are None, as generators may yield."""
+    count = weight(value, 5) * 2
+    return [None if weight([*value, k], 6) == 0 else [*value, k] for k in range(count)]
+
+
+def large(value: Value) -> list[Value | None]:
+    """Some results are larger than the window."""
+    return [[*value, *([1 << 40] * (12 if weight(value, 4) == 0 else 0))]]
+
+
+FUNCTIONS: dict[str, Function] = {"same": same, "drop": drop, "expand": expand, "large": large}
+
+
+class Disk:
+    """What survives an operator's process: the journal, the messages set aside, the results of those run again."""
+
+    def __init__(self) -> None:
+        self.journal: dict[int, Position] = {}
+        self.aside: dict[tuple[int, Position], Value] = {}
+        self.known: set[tuple[int, Position]] = set()
+        self.reruns: dict[int, list[Value]] = {}
+
+
+class Instance:
+    """One life of an operator: `number` 0 is the source."""
+
+    def __init__(self, world: World, number: int, epoch: int):
+        self.world = world
+        self.number = number
+        self.epoch = epoch
+        self.disk = world.disks[number]
+        self.function = world.functions[number]
+        self.coder = Codec()
+        self.alive = True
+        self.receiver: Receiver | None = None
+        self.sender: Sender | None = None
+        if number:
+            self.receiver = Receiver(
+                f"p:{number - 1}>{number}", epoch, window_messages=WINDOW_MESSAGES, window_bytes=WINDOW_BYTES,
+                received=self.disk.journal,
+            )  # fmt: skip
+        if number < world.last:
+            self.sender = Sender(f"p:{number}>{number + 1}", epoch)
+        self.batch: Batch | None = None
+        self.batches: Batches | None = None
+        self.on_the_way: deque[tuple[int, int]] = deque()
+        self.newest_run = epoch << SOURCE_BITS
+        self.resent = not self.disk.reruns
+        self.incoming: Connection | None = None
+        self.outgoing: Connection | None = None
+
+    @property
+    def numbered(self) -> int:
+        return self.sender.numbered if self.sender else 0
+
+    @property
+    def settled(self) -> int:
+        return self.sender.settled if self.sender else 0
+
+    @property
+    def room(self) -> int:
+        return self.sender.room_for(20.0) if self.sender else 1000
+
+    def emit(self, values: list[Value], places: Places) -> None:
+        assert self.sender
+        body, buffers = self.coder.encode(values)
+        self.sender.submit(body, buffers, places, 0)
+
+    def work(self, count: int) -> bool:
+        """Work off up to `count` messages; False when there was nothing to do."""
+        assert self.receiver
+        if not self.resent:
+            return self.send_old()
+        if self.room <= 0:
+            return False
+        while not self.batches:
+            if self.batch is not None:
+                self.batch.done(self.numbered)
+                self.batch = None
+                self.settle()
+            if not self.receiver.inbox:
+                self.settle()
+                return False
+            self.batch = batch = self.receiver.inbox.popleft()
+            values = self.coder.decode(batch.data.body, batch.data.buffers)
+            assert len(values) == batch.data.count
+            self.batches = Batches(batch.data, batch.skip, values)
+        chunk = self.batches.take(min(count, self.room))
+        for value, k in zip(chunk.values, range(len(chunk.values)), strict=True):
+            self.call(value, chunk.places.lane, chunk.places[k])
+        return True
+
+    def call(self, value: Value, lane: int, position: Position) -> None:
+        key = lane, position
+        if self.sender is None:
+            self.world.arrived(value, lane)
+            self.disk.journal[lane] = position
+        elif key in self.disk.known:
+            return
+        elif self.world.raises(self.number, value):
+            self.disk.aside[key] = value
+            self.disk.known.add(key)
+        else:
+            self.emit_all(self.function(value), lane, position)
+
+    def emit_all(self, results: list[Value | None], lane: int, position: Position) -> None:
+        """In batches of two, so that the results of one message are spread over several."""
+        many = self.function is expand
+        made = [(r, position.path + step(k) if many else position.path) for k, r in enumerate(results) if r is not None]
+        for start in range(0, len(made), 2):
+            part = made[start : start + 2]
+            paths = [path for _, path in part]
+            origins = [position.origin] * len(part)
+            self.emit([r for r, _ in part], Places(lane, origins, paths if any(paths) else None))
+
+    def rerun(self) -> bool:
+        """Run the oldest message that was set aside again, successfully."""
+        if not self.disk.aside or not self.resent or self.room <= 0:
+            return False
+        key = min(self.disk.aside)
+        results = [r for r in self.function(self.disk.aside.pop(key)) if r is not None]
+        if results:
+            self.newest_run += 1
+            self.disk.reruns[self.newest_run] = results
+            self.send_run(self.newest_run)
+        return True
+
+    def send_old(self) -> bool:
+        if self.room <= 0:
+            return False
+        for number in sorted(self.disk.reruns):
+            self.send_run(number)
+        self.resent = True
+        return True
+
+    def send_run(self, number: int) -> None:
+        results = self.disk.reruns[number]
+        for start in range(0, len(results), 2):
+            part = results[start : start + 2]
+            paths = [step(start + k) for k in range(len(part))]
+            self.emit(part, Places(self.number, [number] * len(part), paths))
+        self.on_the_way.append((self.numbered, number))
+
+    def settle(self) -> None:
+        while self.on_the_way and self.on_the_way[0][0] <= self.settled:
+            self.disk.reruns.pop(self.on_the_way.popleft()[1], None)
+        if self.receiver is not None:
+            self.receiver.settle(self.settled, self.world.now)
+
+
+CONFIRM: Frame = (b"confirm",)
+
+
+class Connection:
+    """One connection between two instances, from the hello on. It ends at each end for itself."""
+
+    def __init__(self, dialer: Instance, listener: Instance):
+        self.dialer = dialer
+        self.listener = listener
+        self.to_listener: deque[Frame] = deque()
+        self.to_dialer: deque[Frame] = deque()
+        self.welcome: dict[str, Any] | None = None
+        self.agreed = False
+        self.ended = False
+
+    def end_dialer(self) -> None:
+        """The dialer finds it broken; what was on the way to it is lost."""
+        if self.dialer.outgoing is self:
+            self.dialer.outgoing = None
+            assert self.dialer.sender
+            self.dialer.sender.disconnected()
+        self.to_dialer.clear()
+
+    def end_listener(self) -> None:
+        """The listener finds it broken."""
+        if self.listener.incoming is self:
+            self.listener.incoming = None
+            assert self.listener.receiver
+            self.listener.receiver.disconnected()
+        self.to_listener.clear()
+        self.ended = True
+
+    @property
+    def listening(self) -> bool:
+        """Whether the listener still reads it: it does so until it knows better."""
+        return self.listener.alive and not self.ended
+
+
+class World:
+    """The chain and all that can happen to it."""
+
+    def __init__(self, first: str, second: str, *, failing: bool = False):
+        self.functions = [same, FUNCTIONS[first], FUNCTIONS[second], same]
+        self.last = len(self.functions) - 1
+        self.failing = failing
+        self.now = 0.0
+        self.disks = [Disk() for _ in self.functions]
+        self.epochs = [1] * len(self.functions)
+        self.nodes = [Instance(self, number, 1) for number in range(len(self.functions))]
+        self.zombies: list[Instance] = []
+        """Instances that were replaced and are still alive, with the same folder."""
+        self.connections: list[Connection] = []
+        self.produced = 0
+        self.got: list[Value] = []
+        self.extras: list[Value] = []
+        self.faults = 0
+
+    # -- what the functions do
+
+    def raises(self, number: int, value: Value) -> bool:
+        return self.failing and weight([*value, number], 5) == 0
+
+    def arrived(self, value: Value, lane: int) -> None:
+        """The sink works on a message."""
+        if lane:
+            self.extras.append(value)
+            return
+        expected = self.expected()
+        assert len(self.got) < len(expected), f"one too many: {value}"
+        assert value == expected[len(self.got)], f"number {len(self.got)} is {value}, not {expected[len(self.got)]}"
+        self.got.append(value)
+
+    def expected(self) -> list[Value]:
+        """What the sink must get from the source's messages, in order: those that aren't set aside on the way."""
+        values: list[Value] = [[n] for n in range(self.produced)]
+        for number in (1, 2):
+            values = [
+                result
+                for value in values
+                if not self.raises(number, value)
+                for result in self.functions[number](value)
+                if result is not None
+            ]
+        return values
+
+    def expected_extras(self) -> list[Value]:
+        """What must come of the messages that were set aside, once all have been run again; in any order."""
+        found: list[Value] = []
+        values: list[tuple[Value, bool]] = [([n], False) for n in range(self.produced)]
+        for number in (1, 2):
+            values = [
+                (result, extra or self.raises(number, value))
+                for value, extra in values
+                for result in self.functions[number](value)
+                if result is not None
+            ]
+        found += [value for value, extra in values if extra]
+        return sorted(found)
+
+    # -- what can happen
+
+    def produce(self, count: int) -> bool:
+        source = self.nodes[0]
+        count = min(count, source.room)
+        if count <= 0:
+            return False
+        numbers = range(self.produced, self.produced + count)
+        first = (source.epoch << SOURCE_BITS) + numbers.start + 1
+        self.produced += count
+        source.emit([[n] for n in numbers], Places(0, range(first, first + count)))
+        return True
+
+    def dial(self, number: int, *, zombie: int | None = None) -> bool:
+        """An operator, or an instance that it replaced, dials the next one; it may meet one that was replaced."""
+        dialer = self.nodes[number]
+        listener = self.nodes[number + 1]
+        if zombie is not None:
+            old = [z for z in self.zombies if z.alive and z.number in (number, number + 1)]
+            if not old:
+                return False
+            chosen = old[zombie % len(old)]
+            dialer, listener = (chosen, listener) if chosen.number == number else (dialer, chosen)
+        if dialer.outgoing is not None:
+            dialer.outgoing.end_dialer()
+        assert dialer.sender
+        assert listener.receiver
+        connection = Connection(dialer, listener)
+        dialer.outgoing = connection
+        dialer.sender.connected()
+        self.connections.append(connection)
+        try:
+            connection.welcome = listener.receiver.welcome(dialer.sender.hello())
+        except Fenced:
+            assert dialer.epoch < self.epochs[number]
+            connection.end_dialer()
+        return True
+
+    def agree(self, connection: Connection) -> bool:
+        """The welcome arrives; the dialer proves itself and begins to send."""
+        dialer = connection.dialer
+        if not connection.welcome or connection.agreed or dialer.outgoing is not connection or not dialer.alive:
+            return False
+        assert dialer.sender
+        try:
+            dialer.sender.welcomed(connection.welcome, self.now)
+        except Fenced:
+            assert connection.listener.epoch < self.epochs[connection.listener.number]
+            connection.end_dialer()
+            return True
+        connection.agreed = True
+        connection.to_listener.append(CONFIRM)
+        return True
+
+    def collect(self, connection: Connection, most: int) -> bool:
+        """Both ends put on the wire what they may send."""
+        moved = 0
+        if connection.agreed and connection.dialer.outgoing is connection and connection.dialer.alive:
+            assert connection.dialer.sender
+            frames = connection.dialer.sender.take(self.now, most)
+            if connection.listening:
+                connection.to_listener += [tuple(map(bytes, f)) for f in frames]
+            moved += len(frames)
+        if connection.listener.incoming is connection and connection.listener.alive:
+            assert connection.listener.receiver
+            frames = connection.listener.receiver.take(self.now)
+            if connection.dialer.outgoing is connection:
+                connection.to_dialer += [tuple(map(bytes, f)) for f in frames]
+            moved += len(frames)
+        return moved > 0
+
+    def deliver(self, connection: Connection) -> bool:
+        """The next frame arrives at the listener."""
+        listener = connection.listener
+        if not connection.to_listener or not connection.listening:
+            return False
+        frame = connection.to_listener.popleft()
+        receiver = listener.receiver
+        assert receiver
+        if frame is CONFIRM:
+            try:
+                receiver.admit(connection.dialer.epoch)
+            except Fenced:
+                connection.end_listener()
+                return True
+            if listener.incoming is not None:
+                listener.incoming.end_listener()
+            receiver.opened(connection.dialer.epoch)
+            listener.incoming = connection
+        else:
+            assert connection.dialer.epoch >= receiver.peer_epoch, "a fenced sender is heard"
+            receiver.receive(frame, self.now)
+            listener.settle()
+        messages, nbytes = receiver.unsettled
+        assert messages <= WINDOW_MESSAGES
+        assert nbytes <= WINDOW_BYTES or messages <= 2, "only one batch may be larger than the window, and then alone"
+        return True
+
+    def acknowledge(self, connection: Connection) -> bool:
+        """The next frame arrives at the dialer."""
+        dialer = connection.dialer
+        if not connection.to_dialer or dialer.outgoing is not connection or not dialer.alive:
+            return False
+        assert dialer.sender
+        assert connection.listener.epoch >= dialer.sender.peer_epoch, "a fenced receiver is heard"
+        dialer.sender.receive(connection.to_dialer.popleft(), self.now)
+        dialer.settle()
+        return True
+
+    def break_off(self, connection: Connection, *, dialer: bool, listener: bool) -> None:
+        """The connection breaks; one end may find out later."""
+        self.faults += 1
+        if dialer:
+            connection.end_dialer()
+        if listener:
+            connection.end_listener()
+
+    def restart(self, numbers: list[int], *, zombies: bool, told: bool) -> None:
+        """Kill operators and start them anew; with `zombies` the old ones go on. The neighbours are `told`, or find out."""
+        self.faults += 1
+        for number in numbers:
+            old = self.nodes[number]
+            old.alive = zombies and number != self.last  # a sink that is believed dead and isn't would act twice
+            if old.alive:
+                self.zombies.append(old)
+            else:
+                for connection in self.connections:
+                    if old in (connection.dialer, connection.listener):
+                        connection.end_dialer()
+                        connection.end_listener()
+            self.epochs[number] += 1
+            self.nodes[number] = Instance(self, number, self.epochs[number])
+        for number in numbers:
+            if told:
+                self.tell(number)
+        self.forget()
+
+    def tell(self, number: int) -> None:
+        """The neighbours learn the epoch of an operator from the master."""
+        for other in (number - 1, number + 1):
+            if 0 <= other <= self.last:
+                node = self.nodes[other]
+                if other < number and node.sender:
+                    stale = self.epochs[number] > node.sender.peer_epoch
+                    node.sender.expect(self.epochs[number])
+                    if stale and node.outgoing is not None:
+                        node.outgoing.end_dialer()
+                elif other > number and node.receiver:
+                    stale = self.epochs[number] > node.receiver.peer_epoch
+                    node.receiver.expect(self.epochs[number])
+                    if stale and node.incoming is not None:
+                        node.incoming.end_listener()
+
+    def forget(self) -> None:
+        """Drop connections of which nothing is left."""
+        self.connections = [
+            c for c in self.connections
+            if c.dialer.outgoing is c or c.listener.incoming is c or (c.to_listener and c.listening)
+        ]  # fmt: skip
+
+    # -- the end
+
+    def heal(self) -> None:
+        """No more faults: everything arrives, whatever has happened."""
+        for zombie in self.zombies:
+            zombie.alive = False
+        for connection in self.connections:
+            connection.end_dialer()
+            connection.end_listener()
+        for number in range(1, self.last + 1):
+            self.tell(number)
+        self.connections.clear()
+        for number in range(self.last):
+            self.dial(number)
+        for _ in range(10_000):
+            self.now += 0.01
+            moved = self.round()
+            if not moved and not any(node.rerun() for node in self.nodes[1 : self.last]):
+                return
+        raise AssertionError("it never comes to rest")
+
+    def round(self) -> bool:
+        """Let everything happen that can happen once."""
+        moved = False
+        for connection in list(self.connections):
+            moved |= self.agree(connection)
+            moved |= self.collect(connection, 1 << 20)
+            while self.deliver(connection):
+                moved = True
+            while self.acknowledge(connection):
+                moved = True
+        for node in self.nodes[1:]:
+            while node.work(3):
+                moved = True
+            node.settle()
+        return moved
+
+    def check(self) -> None:
+        """What must hold when all has come to rest."""
+        assert self.got == self.expected()
+        assert sorted(self.extras) == self.expected_extras()
+        for node in self.nodes:
+            if node.sender:
+                assert node.sender.unsettled == (0, 0)
+            if node.receiver:
+                assert node.receiver.machine.state is State.OPEN
+                assert node.receiver.unsettled == (0, 0)
+                assert not node.receiver.inbox
+            assert not node.disk.reruns
+            assert not node.disk.aside
+        assert all(p > NOWHERE for p in self.disks[self.last].journal.values())
