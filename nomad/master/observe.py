@@ -101,6 +101,9 @@ class Observer:
     def bury(self, pod: str, operator: str, *, expected: bool) -> FailureView | None:
         """A pod has ended: keep its counters, and how it ended unless that was `expected`."""
         state = self._observed.pods.pop(pod, PodState())
+        if state.runtime is not None and not state.exited:
+            # It couldn't be put to work, but its process runs: nobody's from now on, and to be ended.
+            self._observed.pods[pod] = PodState(runtime=state.runtime, connection=state.connection)
         history = self._history(operator)
         if state.heartbeat_at is not None:
             history.totals = replace(added(history.totals, state.stats), links=[], rss=0, paused=False)

@@ -216,6 +216,22 @@ async def test_a_pod_that_cannot_be_started_is_tried_again(cluster: Cluster) -> 
         await cluster.until(lambda: cluster.phase() == "running", passing=0.1)
 
 
+async def test_a_pod_whose_bundle_cannot_be_read_is_tried_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def damaged(store: Store, digest: str) -> bytes:
+        return b"not what was stored"
+
+    async with cluster.run():
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "bundle", damaged)
+            await cluster.submit()
+            await cluster.until(lambda: "operator.failed" in cluster.kinds())
+        assert "not a Nomad bundle" in cluster.master.pipeline("p").reason
+        await cluster.until(lambda: cluster.phase() == "running", passing=0.1)
+        await cluster.until(lambda: len(cluster.runtime.running()) == 3, passing=1.0)  # none is left of the first
+
+
 async def test_an_error_of_a_message_is_shown_and_ends_nothing(working: Cluster) -> None:
     error = {"type": "ValueError", "message": "no good", "traceback": "Traceback ..."}
     working.pods["p.square-e1"].beat(error, failed=1, set_aside=1)
@@ -294,6 +310,23 @@ async def test_a_removed_pipeline_leaves_nothing_and_its_id_is_free(working: Clu
     await working.submit_and_run()
     assert [op.epoch for op in working.master.pipeline("p").operators] == [2, 2, 2]
     assert working.operator("square").stats.processed == 0
+
+
+async def test_a_removal_that_cannot_be_stored_is_tried_again(
+    working: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, failures = Store.remove_pipeline, ["the disk is full", "still"]
+
+    async def full_at_first(store: Store, *args: Any) -> None:
+        if failures:
+            raise StateError(failures.pop())
+        await remove(store, *args)
+
+    monkeypatch.setattr(Store, "remove_pipeline", full_at_first)
+    removing = asyncio.create_task(working.master.remove("p"))
+    await working.until(removing.done, passing=0.5)
+    await removing
+    assert working.master.pipelines() == []
 
 
 async def test_removing_twice_at_once_is_removing_once(working: Cluster) -> None:
@@ -403,6 +436,29 @@ async def test_token_and_key_stay_the_same(cluster: Cluster) -> None:
     assert not master.ready
     with pytest.raises(RequestError, match="isn't running"):
         master.pipelines()
+
+
+async def test_pods_that_do_not_end_are_left_to_the_next_master(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = replace(cluster.settings.reconcile, drain_grace=0.01, stop_grace=0.01, retry=0.01)
+    cluster.settings = replace(cluster.settings, reconcile=quick)
+    cluster.pods.obey = False
+    async with cluster.run():
+        await cluster.submit_and_run()
+    assert "not all pods have ended" in caplog.text
+    assert len(cluster.runtime.running()) == 3
+
+
+async def test_a_master_whose_loop_fails_ends_and_says_why(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use() -> None:
+        async with cluster.run() as master:
+            monkeypatch.setattr("nomad.master.reconcile.step", lambda *args, **more: 1 / 0)
+            await cluster.submit()
+            await asyncio.wait_for(master.remove("p"), 10)
+
+    with pytest.raises(ZeroDivisionError):
+        await use()
 
 
 # Links and nodes
