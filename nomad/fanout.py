@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 from weakref import WeakSet
 
@@ -18,11 +18,14 @@ T = TypeVar("T")
 class Subscription(AsyncIterator[T]):
     """What one reader hasn't read yet. Iterate in one task; it ends when either side closes it."""
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, size: Callable[[T], int], most: int | None) -> None:
         self.skipped = 0
         """How many items were lost just before the one that was last read."""
         self._items: deque[tuple[T, int]] = deque()  # each with how many were lost just before it
         self._limit = limit
+        self._size = size
+        self._most = most
+        self._waiting = 0  # sizes of the items together
         self._gap = 0  # lost since the newest
         self._closed = False
         self._arrived = asyncio.Event()
@@ -41,9 +44,11 @@ class Subscription(AsyncIterator[T]):
         if self._closed:
             return
         self._items.append((item, self._gap))
+        self._waiting += self._size(item)
         self._gap = 0
-        if self._limit is not None and len(self._items) > self._limit:
-            _, lost = self._items.popleft()
+        while len(self._items) > 1 and self._full():
+            gone, lost = self._items.popleft()
+            self._waiting -= self._size(gone)
             oldest, gap = self._items[0]
             self._items[0] = oldest, lost + 1 + gap
         self._arrived.set()
@@ -58,7 +63,12 @@ class Subscription(AsyncIterator[T]):
             self._arrived.clear()
             await self._arrived.wait()
         item, self.skipped = self._items.popleft()
+        self._waiting -= self._size(item)
         return item
+
+    def _full(self) -> bool:
+        too_many = self._limit is not None and len(self._items) > self._limit
+        return too_many or (self._most is not None and self._waiting > self._most)
 
 
 class Fanout(Generic[T]):
@@ -71,9 +81,14 @@ class Fanout(Generic[T]):
     def __len__(self) -> int:
         return len(self._subscriptions)
 
-    def subscribe(self, limit: int | None = None) -> Subscription[T]:
-        """Items from now on; at most `limit` unread ones are kept."""
-        subscription: Subscription[T] = Subscription(limit)
+    def subscribe(
+        self, limit: int | None = None, *, size: Callable[[T], int] = lambda item: 1, most: int | None = None
+    ) -> Subscription[T]:
+        """Items from now on; at most `limit` unread ones are kept, whose `size`s together don't exceed `most`.
+
+        The newest is kept whatever its size.
+        """
+        subscription: Subscription[T] = Subscription(limit, size, most)
         if self._closed:
             subscription.close()
         else:

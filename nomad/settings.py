@@ -107,7 +107,8 @@ class History:
 
     events: int = 10_000
     tail_queue: int = 1_000
-    """Outputs waiting per reader of a tail; the oldest are dropped and counted."""
+    tail_bytes: int = 8 << 20
+    """Outputs, and their bytes, that wait per reader of a tail; the oldest are dropped and counted."""
     failure_lines: int = 20
     """Last lines of a pod's log that are kept with its failure."""
 

@@ -48,3 +48,16 @@ async def test_a_forgotten_reader_is_not_kept() -> None:
     assert len(fanout) == 1
     del reader
     assert len(fanout) == 0
+
+
+async def test_the_oldest_go_when_what_waits_is_too_large() -> None:
+    fanout: Fanout[bytes] = Fanout()
+    reader = fanout.subscribe(100, size=len, most=10)
+    for item in (b"a" * 6, b"b" * 6, b"c" * 3, b"d" * 50):
+        fanout.publish(item)
+    assert await anext(reader) == b"d" * 50
+    assert reader.skipped == 3
+    fanout.publish(b"e")
+    assert await anext(reader) == b"e"
+    assert reader.skipped == 0
+    fanout.close()

@@ -92,7 +92,7 @@ async def assemble(
             observer,
             lambda pod: keys.of_pod(pod) if loop.requested.operator_of(pod) else None,
             settings.heartbeats,
-            settings.history.tail_queue,
+            settings.history,
         )
 
         def over(pipeline: str) -> None:

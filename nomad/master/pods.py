@@ -21,7 +21,7 @@ from nomad.errors import ConflictError, DeliveryError, RequestError, TransportEr
 from nomad.fanout import Fanout, Subscription
 from nomad.master.observe import Observer
 from nomad.master.views import TailItem
-from nomad.settings import Heartbeats
+from nomad.settings import Heartbeats, History
 from nomad.transport import registry
 from nomad.transport.base import Connection, Listener
 
@@ -85,13 +85,13 @@ class PodPort:
     """Where pods dial in. `listen` first, `close` last."""
 
     def __init__(
-        self, observer: Observer, key_for: Callable[[str], bytes | None], settings: Heartbeats, tail_queue: int
+        self, observer: Observer, key_for: Callable[[str], bytes | None], settings: Heartbeats, tail: History
     ) -> None:
-        """`key_for`: the key of a pod that is wanted, None for any other. `tail_queue`: outputs kept per reader."""
+        """`key_for`: the key of a pod that is wanted, None for any other. `tail`: how much is kept per reader of outputs."""
         self._observer = observer
         self._key_for = key_for
         self._settings = settings
-        self._tail_queue = tail_queue
+        self._tail = tail
         self._listener: Listener | None = None
         self._channels: dict[str, _Channel] = {}
         self._numbers = itertools.count(1)
@@ -136,7 +136,7 @@ class PodPort:
     def tail(self, operator: str) -> AsyncIterator[TailItem]:
         """Outputs of an operator (`pipeline.name`) from now on, over restarts of its pods, until `end_tails`."""
         outputs = self._outputs.setdefault(operator, Fanout())
-        subscription = outputs.subscribe(self._tail_queue)
+        subscription = outputs.subscribe(self._tail.tail_queue, size=len, most=self._tail.tail_bytes)
         if len(outputs) == 1:
             self._tap(operator, on=True)
         return self._read(operator, outputs, subscription)
