@@ -51,6 +51,8 @@ class Instance:
         self._port = InPort(self._ins)
         self._tasks: list[asyncio.Task[None]] = []
         self.actor: Operator | Source = self._actor(loaded)
+        for link in self._links():
+            link.changed = self.actor.wake
 
     async def start(self) -> str | None:
         """Listen and dial; the address that peers should dial, None for a source. Raises `TransportError`."""
@@ -149,7 +151,7 @@ class Instance:
         mine = self._assignment
         if peer.direction == "out":
             sender = Sender(peer.link, mine.epoch)
-            self._outs[peer.link] = OutLink(sender, mine.link_key, self._clock, self._changed)
+            self._outs[peer.link] = OutLink(sender, mine.link_key, self._clock)
             return
         receiver = Receiver(
             peer.link,
@@ -158,7 +160,7 @@ class Instance:
             window_bytes=mine.window_bytes,
             received=self._journal.positions() if self._journal else None,
         )
-        self._ins[peer.link] = InLink(receiver, mine.link_key, self._clock, self._changed)
+        self._ins[peer.link] = InLink(receiver, mine.link_key, self._clock)
 
     def _actor(self, loaded: LoadedOperator) -> Operator | Source:
         spec, clock = loaded.spec, self._clock
@@ -179,9 +181,6 @@ class Instance:
             lane=loaded.number,
             epoch=self._assignment.epoch,
         )
-
-    def _changed(self) -> None:
-        self.actor.wake()
 
     def _file(self, name: str) -> str | None:
         return os.path.join(self._assignment.workdir, name) if self._assignment.workdir else None

@@ -17,7 +17,7 @@ from nomad.actor.journal import Journal
 from nomad.actor.meter import Meter
 from nomad.actor.mode import Mode
 from nomad.actor.outbox import BATCH_MESSAGES, Outbox
-from nomad.actor.progress import Batches, Chunk
+from nomad.actor.progress import Chunk
 from nomad.actor.rerun import Reruns
 from nomad.actor.setaside import SetAside
 from nomad.clock import Clock
@@ -88,7 +88,9 @@ class Operator:
         self._clock = clock
         self._wake = asyncio.Event()
         self._batch: Batch | None = None
-        self._batches: Batches | None = None
+        """What is being worked off."""
+        self._left: Chunk | None = None
+        """What of it no chunk has been made of yet; None when nothing."""
         self.reruns = Reruns(
             spec.kind,
             function,
@@ -105,7 +107,9 @@ class Operator:
         self._yielded = (0, NOWHERE, 0)
         """Lane and position of the newest input for which a generator has yielded something, and how many results."""
         self._parked = False
-        """`run` waits, and nothing of it is under way."""
+        """`run` waits, nothing of it is under way, and nobody has told it to go on."""
+        self._chunk_size = 1
+        """Messages whose calls take about as long as may go by before others get their turn; 1 until that is known."""
         self._rest: _Rest | None = None
         self._broken: OperatorFailed | None = None
 
@@ -115,18 +119,32 @@ class Operator:
         A function that runs inline is called right here, which saves the detour over the task; what takes
         longer than one chunk, or needs waiting, is left to `run`.
         """
-        if not (self._parked and self.mode.inline and not self.reruns) or self._wake.is_set():
+        if not self._parked or not self.mode.inline or self.reruns.asked:
             self._settle()
-            self._wake.set()
+            self._go_on()
             return
         self._parked = False
         try:
-            self._rest = self._step()
+            if (chunk := self._next()) is None:
+                self._settle()
+            elif self.set_aside.kept:
+                self._rest = _Rest(chunk, 0, None, 0.0)
+            else:
+                rest = self._call_inline(chunk, 0)
+                if rest.error is None and rest.debt <= 0:
+                    self._worked(chunk)
+                else:
+                    self._rest = rest
         except OperatorFailed as exc:
             self._broken = exc
         self._parked = True
-        if self._rest is not None or self._broken is not None or self._batches or self._in.receiver.inbox:
-            self._wake.set()
+        if self._rest is not None or self._broken is not None or self._left is not None or self._in.receiver.inbox:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Let `run` go on, if it waits."""
+        self._parked = False
+        self._wake.set()
 
     async def run(self) -> None:
         """Work until cancelled. Raises `OperatorFailed`."""
@@ -135,7 +153,7 @@ class Operator:
             self._wake.clear()
             if self._broken is not None:
                 raise self._broken
-            if self.reruns:
+            if self.reruns.asked:
                 await self.reruns.run_next()
             rest = self._rest
             self._rest = None
@@ -159,58 +177,44 @@ class Operator:
     def queued(self) -> tuple[int, int]:
         """Messages and bytes received and not yet worked off."""
         messages, nbytes = self._in.receiver.queued
-        return messages + (self._batches.left if self._batches else 0), nbytes
+        left = self._left
+        return messages + (len(left.values) if left is not None else 0), nbytes
 
     # -- one chunk
 
     def _next(self) -> Chunk | None:
-        room = self._out.room
-        if room <= 0:
-            self._meter.paused = bool(self._batches or self._in.receiver.inbox)
+        """The next messages to be worked off, if there are any and there is room for what comes of them."""
+        left, inbox, meter = self._left, self._in.receiver.inbox, self._meter
+        if left is None and not inbox:
+            meter.paused = False
             return None
-        self._meter.paused = False
-        while not self._batches:
-            self._finish_batch()
-            if not self._in.receiver.inbox:
-                return None
-            self._batch = batch = self._in.receiver.inbox.popleft()
-            self._batches = Batches(batch.data, batch.skip, self._decode(batch))
-        return self._batches.take(min(room, self._chunk_size()))
-
-    def _decode(self, batch: Batch) -> list[Any]:
-        try:
-            values = self._codec.decode(batch.data.body, batch.data.buffers)
-        except PayloadError as exc:
-            raise OperatorFailed(f"operator {self.spec.name} can't read its input: {exc}") from exc
-        if len(values) != batch.data.count:
-            raise OperatorFailed(
-                f"operator {self.spec.name} can't read its input: {len(values)} values in a batch of {batch.data.count}"
-            )
-        return values
-
-    def _chunk_size(self) -> int:
-        assert self._batches is not None
-        if self.set_aside.kept and self.set_aside.covers(self._batches.lane, self._batches.position.origin):
-            return 1
-        each = self.mode.service_time
-        if each is None:
-            return 1
-        span = INLINE_SPAN if self.mode.inline else THREAD_SPAN
-        return max(1, min(BATCH_MESSAGES, int(span / each) if each > 0 else BATCH_MESSAGES))
-
-    def _step(self) -> _Rest | None:
-        """Work off one chunk inline, if there is one; what is left of it when something needs waiting."""
-        chunk = self._next()
-        if chunk is None:
-            self._settle()
+        size = self._out.room
+        if size <= 0:
+            meter.paused = True
             return None
-        if self._known(chunk):
-            return None
-        rest = self._call_inline(chunk, 0)
-        if rest.error is not None or rest.debt > 0:
-            return rest
-        self._worked(chunk)
-        return None
+        meter.paused = False
+        if left is None:
+            self._batch = batch = inbox.popleft()
+            data = batch.data
+            try:
+                values = self._codec.decode(data.body, data.buffers)
+                if len(values) != data.count:
+                    raise PayloadError(f"{len(values)} values in a batch of {data.count}")
+            except PayloadError as exc:
+                raise OperatorFailed(f"operator {self.spec.name} can't read its input: {exc}") from exc
+            left = Chunk(values, data.places, data.birth)
+            if batch.skip:
+                left = left.cut(batch.skip, data.count)
+        if self._chunk_size < size:
+            size = self._chunk_size
+        if self.set_aside.kept and self.set_aside.covers(left.places.lane, left.places.origins[0]):
+            size = 1
+        count = len(left.values)
+        if size >= count:
+            self._left = None
+            return left
+        self._left = left.cut(size, count)
+        return left.cut(0, size)
 
     async def _work(self, rest: _Rest) -> None:
         """Work off a chunk from where it stands."""
@@ -231,20 +235,23 @@ class Operator:
 
     def _known(self, chunk: Chunk) -> bool:
         """Whether the chunk is a message that an earlier instance has set aside."""
-        return (
-            self.set_aside.kept and len(chunk.values) == 1 and self.set_aside.holds(chunk.places.lane, chunk.places[0])
-        )
+        aside = self.set_aside
+        return bool(aside.kept) and len(chunk.values) == 1 and aside.holds(chunk.places.lane, chunk.places[0])
 
     def _worked(self, chunk: Chunk) -> None:
         self._meter.worked(chunk.birth)
-        if not self._batches:
-            self._finish_batch()
+        if self._left is None and self._batch is not None:
+            self._batch.done(self._out.numbered)
+            self._batch = None
         self._settle()
 
     def _called(self, chunk: Chunk, at: int, calls: int, seconds: float, error: BaseException | None) -> _Rest:
         if calls:
             self.mode.observe(calls, seconds)
             self._meter.called(calls, seconds)
+            each = self.mode.service_time
+            span = INLINE_SPAN if self.mode.inline else THREAD_SPAN
+            self._chunk_size = max(1, min(BATCH_MESSAGES, int(span / each) if each else BATCH_MESSAGES))
         return _Rest(chunk, at + calls, error, self._meter.stretch(seconds))
 
     def _call_inline(self, chunk: Chunk, at: int) -> _Rest:
@@ -314,11 +321,13 @@ class Operator:
         """Results of the values from number `at` on, one each; None is none."""
         values = [r for r in results if r is not None]
         if values:
-            if len(values) == len(results):
-                kept: Sequence[int] = range(at, at + len(results))
-            else:
-                kept = [k for k, r in enumerate(results, at) if r is not None]
-            self._send(chunk, kept, values, chunk.places.pick(kept))
+            places = chunk.places
+            kept: Sequence[int] = range(at, at + len(results))
+            if len(values) < len(kept):
+                kept = [k for k, r in zip(kept, results, strict=True) if r is not None]
+            if len(kept) < len(chunk.values):
+                places = places.pick(kept)
+            self._send(chunk, kept, values, places)
 
     def _emit_many(self, chunk: Chunk, at: int, results: list[tuple[int, int, Any]]) -> None:
         """Results of a generator: of which value, the how many-eth of its results, and the result."""
@@ -336,10 +345,9 @@ class Operator:
             self._send(chunk, kept, [r for _, _, r in results], Places(places.lane, places.origins, paths))
 
     def _send(self, chunk: Chunk, kept: Sequence[int], values: list[Any], places: Places) -> None:
+        unsendable = self._out.emit(values, places, chunk.birth) if self._out.links else ()
         self._meter.emitted(values)
-        if not self._out.links:
-            return
-        for bad in self._out.emit(values, places, chunk.birth):
+        for bad in unsendable:
             self._keep_aside(chunk, kept[bad.number], bad.error, 1)
 
     # -- errors
@@ -377,12 +385,6 @@ class Operator:
         self._meter.set_aside(self.set_aside.count)
 
     # -- settling
-
-    def _finish_batch(self) -> None:
-        """The present batch is worked off."""
-        if self._batch is not None:
-            self._batch.done(self._out.numbered)
-            self._batch = self._batches = None
 
     def _settle(self) -> None:
         settled = self._out.settled

@@ -5,7 +5,6 @@ Every successor gets a full copy; the encoded bytes are shared between the links
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ from nomad.delivery.codec import Codec
 from nomad.delivery.driver import OutLink
 from nomad.delivery.frames import Places
 from nomad.errors import PayloadError
-from nomad.transport.base import Buffer
 
 BATCH_MESSAGES = 4096
 BATCH_BYTES = 256 * 1024
@@ -40,6 +38,8 @@ class Outbox:
         """Messages sent, on every link the same."""
         self._codec = codec
         self._copy = copy
+        self._most = BATCH_MESSAGES
+        """Messages of one batch, as large as they are."""
 
     @property
     def room(self) -> int:
@@ -53,35 +53,30 @@ class Outbox:
 
     def emit(self, values: list[Any], places: Places, birth: int) -> list[Unsendable]:
         """Send results that come from `places`, behind all that was sent before. Those that can't be sent are returned."""
-        step = self._batch_size()
+        step = self._most
         if len(values) <= step:
             unsendable = self._emit(values, places, birth, 0)
         else:
             unsendable = []
             for start in range(0, len(values), step):
                 unsendable += self._emit(values[start : start + step], places.cut(start, start + step), birth, start)
-        self.flush()
+        for link in self.links:
+            link.flush()
         return unsendable
 
     @property
     def settled(self) -> int:
         """So many of the messages sent are acknowledged by all that got them."""
-        return min((link.sender.settled for link in self.links), default=self.numbered)
+        settled = self.numbered
+        for link in self.links:
+            if link.sender.settled < settled:
+                settled = link.sender.settled
+        return settled
 
     @property
     def greeted(self) -> bool:
         """Whether every link's receiver has been heard once, so that it is known where to go on."""
         return all(link.sender.greeted for link in self.links)
-
-    def flush(self) -> None:
-        """Hand the connections what they may have."""
-        for link in self.links:
-            link.flush()
-
-    def _batch_size(self) -> int:
-        if not self.output_bytes:
-            return BATCH_MESSAGES
-        return max(1, min(BATCH_MESSAGES, int(BATCH_BYTES / self.output_bytes)))
 
     def _emit(self, values: list[Any], places: Places, birth: int, offset: int) -> list[Unsendable]:
         unsendable: list[Unsendable] = []
@@ -93,7 +88,18 @@ class Outbox:
                 return unsendable
             places = places.pick(good)
             body, buffers = self._codec.encode([values[k] for k in good])
-        self._submit(body, buffers, places, birth)
+        count = len(places.origins)
+        size = len(body) + sum(map(len, buffers)) if buffers else len(body)
+        each = size / count
+        if self.output_bytes is not None:
+            each = self.output_bytes + 0.2 * (each - self.output_bytes)
+        self.output_bytes = each
+        self._most = max(1, min(BATCH_MESSAGES, int(BATCH_BYTES / each)))
+        self.numbered += count
+        if self._copy:
+            buffers = [bytes(b) for b in buffers]
+        for link in self.links:
+            link.sender.submit(body, buffers, places, birth)
         return unsendable
 
     def _sendable(self, values: list[Any], offset: int) -> tuple[list[int], list[Unsendable]]:
@@ -107,13 +113,3 @@ class Outbox:
             else:
                 good.append(number)
         return good, unsendable
-
-    def _submit(self, body: bytes, buffers: Sequence[Buffer], places: Places, birth: int) -> None:
-        size = len(body) + sum(map(len, buffers)) if buffers else len(body)
-        each = size / len(places)
-        self.output_bytes = each if self.output_bytes is None else self.output_bytes + 0.2 * (each - self.output_bytes)
-        self.numbered += len(places)
-        if self._copy:
-            buffers = [bytes(b) for b in buffers]
-        for link in self.links:
-            link.sender.submit(body, buffers, places, birth)

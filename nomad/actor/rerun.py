@@ -54,19 +54,16 @@ class Reruns:
         self._lane = lane
         self._newest = epoch << SOURCE_BITS
         """Number of the newest run that had results."""
-        self._asked: deque[tuple[list[int] | None, asyncio.Future[dict[str, int]]]] = deque()
+        self.asked: deque[tuple[list[int] | None, asyncio.Future[dict[str, int]]]] = deque()
         self._on_the_way: deque[tuple[int, int]] = deque()
         """How many messages had been sent when the results of a run were among them, and the run's number."""
-
-    def __bool__(self) -> bool:
-        return bool(self._asked)
 
     def ask(self, ids: list[int] | None) -> asyncio.Future[dict[str, int]]:
         """Have messages run again: how many ran, and how many failed again."""
         if self._lane >= LANES:
             raise NomadError(f"only the first {LANES} operators of a pipeline can run messages again")
         done: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
-        self._asked.append((ids, done))
+        self.asked.append((ids, done))
         return done
 
     def drop(self, ids: list[int] | None) -> int:
@@ -82,7 +79,7 @@ class Reruns:
 
     async def run_next(self) -> None:
         """Serve the oldest request."""
-        ids, done = self._asked.popleft()
+        ids, done = self.asked.popleft()
         ran = failed = 0
         for record in self._set_aside.records(ids):
             ran += 1

@@ -73,19 +73,15 @@ class SetAside:
         self._db: sqlite3.Connection | None = None
         self.count = 0
         self._bytes = 0
-        self._kept: set[tuple[int, Position]] = set()
+        self.kept: set[tuple[int, Position]] = set()
+        """What earlier instances set aside, lane and position. When it is empty, `covers` and `holds` needn't be asked."""
         self._newest_kept: dict[int, int] = {}
         if path is not None and os.path.exists(path):
             self._open()
 
-    @property
-    def kept(self) -> bool:
-        """Whether an earlier instance left any: else `covers` and `holds` needn't be asked."""
-        return bool(self._kept)
-
     def holds(self, lane: int, position: Position) -> bool:
         """Whether an earlier instance set this message aside already."""
-        return (lane, position) in self._kept
+        return (lane, position) in self.kept
 
     def covers(self, lane: int, origin: int) -> bool:
         """Whether an earlier instance kept a message of this origin or a later one."""
@@ -182,8 +178,8 @@ class SetAside:
             self._db.execute("PRAGMA synchronous=OFF")  # survives a kill; only power loss can lose the newest
             self._db.executescript(_SCHEMA)
             rows = self._db.execute("SELECT lane, origin, path, gone, length(value) FROM message").fetchall()
-            self._kept = {(lane, Position(origin, path)) for lane, origin, path, _, _ in rows}
-            for lane, position in self._kept:
+            self.kept = {(lane, Position(origin, path)) for lane, origin, path, _, _ in rows}
+            for lane, position in self.kept:
                 self._newest_kept[lane] = max(self._newest_kept.get(lane, NOWHERE.origin), position.origin)
             self.count, self._bytes = sum(not gone for *_, gone, _ in rows), sum(size for *_, size in rows)
         return self._db

@@ -192,7 +192,7 @@ class OutLink:
 
     def _arrived(self) -> None:
         """The connection has frames, or has ended."""
-        if self._raw is None:
+        if self._raw is None or self._end.done():
             return
         try:
             frames = self._raw.poll()
@@ -201,7 +201,6 @@ class OutLink:
             for frame in frames:
                 freed |= self.sender.receive(frame, now)
         except (TransportError, DeliveryError) as exc:
-            self._raw = None
             self._end.set_result(exc)
             return
         self.flush()

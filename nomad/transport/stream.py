@@ -39,7 +39,7 @@ class StreamConnection(asyncio.BufferedProtocol):
         self._received: list[Frame] = []
         self._waiting_bytes = 0  # received and not taken by recv
         self._reading = True
-        self._writing = True
+        self.writable = True
         self._reader = Waiter()
         self._drainer = Waiter()
         self._broken: str | None = None  # why it can't be used any more, if by the peer
@@ -61,19 +61,17 @@ class StreamConnection(asyncio.BufferedProtocol):
     def closed(self) -> bool:
         return self._closed or self._broken is not None
 
-    @property
-    def writable(self) -> bool:
-        return self._writing
-
     def write(self, frames: Iterable[Frame]) -> None:
         if self._closed or self._broken is not None:
             raise self._error()
-        # One by one: asyncio's writelines joins the buffers before Python 3.12, uvloop gathers these.
-        for buffer in encode(frames):
-            self._transport.write(buffer)
+        buffers = encode(frames)
+        if len(buffers) == 1:
+            self._transport.write(buffers[0])
+        else:  # in one system call, but for asyncio's own loop before Python 3.12, which joins them
+            self._transport.writelines(buffers)
 
     async def drain(self) -> None:
-        while not self.closed and not self._writing:
+        while not self.closed and not self.writable:
             await self._drainer.wait()
         if self.closed:
             raise self._error()
@@ -135,10 +133,10 @@ class StreamConnection(asyncio.BufferedProtocol):
         self._break(f"{self._peer} closed the connection" + (" in the middle of a frame" if partial else ""))
 
     def pause_writing(self) -> None:
-        self._writing = False
+        self.writable = False
 
     def resume_writing(self) -> None:
-        self._writing = True
+        self.writable = True
         self._drainer.wake()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -158,7 +156,7 @@ class StreamConnection(asyncio.BufferedProtocol):
         frames = len(self._received) - before
         self._waiting_bytes += nbytes + FRAME_OVERHEAD * frames
         if frames:
-            self._reader.wake()
+            (self._reader.callback or self._reader.wake)()
         if self._waiting_bytes > RECEIVE_LIMIT and self._received:
             self._read(False)
 

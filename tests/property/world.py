@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from nomad.actor.progress import SOURCE_BITS, Batches
+from nomad.actor.progress import SOURCE_BITS, Chunk
 from nomad.delivery.codec import Codec
 from nomad.delivery.frames import NOWHERE, Places, Position, step
 from nomad.delivery.receiver import Batch, Receiver
@@ -89,7 +89,7 @@ class Instance:
         if number < world.last:
             self.sender = Sender(f"p:{number}>{number + 1}", epoch)
         self.batch: Batch | None = None
-        self.batches: Batches | None = None
+        self.left: Chunk | None = None
         self.on_the_way: deque[tuple[int, int]] = deque()
         self.newest_run = epoch << SOURCE_BITS
         self.resent = not self.disk.reruns
@@ -120,7 +120,7 @@ class Instance:
             return self.send_old()
         if self.room <= 0:
             return False
-        while not self.batches:
+        if self.left is None:
             if self.batch is not None:
                 self.batch.done(self.numbered)
                 self.batch = None
@@ -131,8 +131,9 @@ class Instance:
             self.batch = batch = self.receiver.inbox.popleft()
             values = self.coder.decode(batch.data.body, batch.data.buffers)
             assert len(values) == batch.data.count
-            self.batches = Batches(batch.data, batch.skip, values)
-        chunk = self.batches.take(min(count, self.room))
+            self.left = Chunk(values, batch.data.places, 0).cut(batch.skip, len(values))
+        size, count = min(count, self.room), len(self.left.values)
+        chunk, self.left = self.left.cut(0, size), self.left.cut(size, count) if size < count else None
         for value, k in zip(chunk.values, range(len(chunk.values)), strict=True):
             self.call(value, chunk.places.lane, chunk.places[k])
         return True
