@@ -201,7 +201,7 @@ class Operator:
                 if len(values) != data.count:
                     raise PayloadError(f"{len(values)} values in a batch of {data.count}")
             except PayloadError as exc:
-                raise OperatorFailed(f"operator {self.spec.name} can't read its input: {exc}") from exc
+                raise OperatorFailed(f"it can't read its input: {exc}") from exc
             left = Chunk(values, data.places, data.birth)
             if batch.skip:
                 left = left.cut(batch.skip, data.count)
@@ -341,7 +341,7 @@ class Operator:
             steps = [step(index) for _, index, _ in results]
             paths = steps if places.paths is None else list(map(bytes.__add__, places.paths, steps))
             if max(map(len, paths)) > MOST_PATH:
-                raise OperatorFailed(f"operator {self.spec.name}: too many generators one behind another")
+                raise OperatorFailed("too many generators stand one behind another")
             self._send(chunk, kept, [r for _, _, r in results], Places(places.lane, places.origins, paths))
 
     def _send(self, chunk: Chunk, kept: Sequence[int], values: list[Any], places: Places) -> None:
@@ -373,13 +373,13 @@ class Operator:
     def _keep_aside(self, chunk: Chunk, k: int, error: BaseException, attempts: int) -> None:
         self._meter.failed(error, retried=False)
         if self.spec.on_error is OnError.FAIL:
-            raise OperatorFailed(f"operator {self.spec.name} failed: {type(error).__name__}: {error}") from error
+            raise OperatorFailed(str(error)) from error
         lane, position = chunk.places.lane, chunk.places[k]
         try:
             value = self._codec.encode_one(chunk.values[k])
             self.set_aside.add(lane, position, value, describe(error), attempts, self._sent_of(chunk, k))
         except NomadError as exc:
-            raise OperatorFailed(f"operator {self.spec.name}: {exc}") from error
+            raise OperatorFailed(str(exc)) from exc
         if self._journal is not None:
             self._journal.mark(lane, position)
         self._meter.set_aside(self.set_aside.count)

@@ -98,7 +98,7 @@ class Source:
             if out.error is not None:
                 self._meter.failed(out.error, retried=False)
                 if self.spec.on_error is OnError.FAIL:
-                    raise OperatorFailed(f"source {self.spec.name} failed: {out.error!r}") from out.error
+                    raise OperatorFailed(str(out.error)) from out.error
             # Missed ticks are skipped, not made up for.
             due = max(due + interval, self._clock.now())
             await self._sleep_until(due)
@@ -119,7 +119,7 @@ class Source:
             self._meter.failed(out.error, retried=False)
             kind = OperatorFailed if self.spec.on_error is OnError.FAIL else SourceFailed
             error = out.error
-            raise kind(f"source {self.spec.name} failed: {type(error).__name__}: {error}") from error
+            raise kind(str(error)) from error
 
     def _pump(self) -> None:
         """Send what the generator has made, as far as there is room: called when it made something, and on credit."""
@@ -156,7 +156,7 @@ class Source:
         """A source has no input to set aside: what it made and can't be sent is counted and shown."""
         self._meter.failed(error, retried=False)
         if self.spec.on_error is OnError.FAIL:
-            raise OperatorFailed(f"source {self.spec.name} failed: {error}") from error
+            raise OperatorFailed(str(error)) from error
 
     def _called(self, calls: int, seconds: float) -> None:
         self._meter.called(calls, seconds)
