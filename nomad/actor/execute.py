@@ -225,7 +225,7 @@ def _timed(job: Callable[[], None], out: Handoff) -> None:
         job()
     except Stopped:
         pass
-    except BaseException as exc:  # a user's sys.exit() is an error of the message too; reported by the operator
+    except BaseException as exc:  # noqa: BLE001 - a user's sys.exit() is an error of the message too; the operator reports it
         error = exc
     out.finish(error, time.perf_counter() - started)
 
@@ -237,7 +237,7 @@ async def _timed_async(job: Coroutine[Any, Any, None], out: Handoff) -> None:
         await job
     except Stopped:
         pass
-    except BaseException as exc:  # as in _timed; cancellation happens at the thread's end only
+    except BaseException as exc:  # noqa: BLE001 - as in _timed; cancellation happens at the thread's end only
         error = exc
     out.finish(error, time.perf_counter() - started)
 

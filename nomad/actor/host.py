@@ -47,12 +47,18 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
 """Seconds between attempts to reach the master."""
 
 TAP_ITEMS, TAP_BYTES, TAP_EVERY = 4096, 4 << 20, 0.02
-"""Outputs and their bytes that wait for the master while somebody looks on, and the seconds between messages; what is over is counted."""
+"""Outputs and their bytes that wait for the master while somebody looks on, and the seconds between messages.
+
+What is over is counted.
+"""
 
 LAST_OUTPUT_BYTES = 64 * 1024
 
 SWITCH_INTERVAL = 0.0005
-"""Seconds after which a computing thread must let another one have the interpreter: bounds what it adds to the network's latency."""
+"""Seconds after which a computing thread must let another one have the interpreter.
+
+Bounds what it adds to the network's latency.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +237,7 @@ class Host:
             self._fail(exc, Exit.CRASHED)
         except OperatorFailed as exc:
             self._fail(exc, Exit.FAILED)
-        except Exception as exc:  # whatever it is, the master and the user are to see it
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the master and the user are to see it
             self._fail(exc, Exit.CRASHED)
         else:
             if isinstance(instance.actor, Source) and instance.actor.draining:

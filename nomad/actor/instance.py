@@ -94,7 +94,7 @@ class Instance:
             link.cut()
 
     async def close(self) -> bool:
-        """Close everything; False when the user's function hangs in its thread, which only the end of the process can end."""
+        """Close everything; False when the user's function hangs in its thread: only the end of the process ends it."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

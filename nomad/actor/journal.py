@@ -1,9 +1,10 @@
 """How far the last operator of a pipeline has come, in a file that survives the kill of its process.
 
-A final operator acts on the world, so nobody downstream recognises a double. After each call it notes the position of the
-message in a memory-mapped page: a store, not a system call, and the page outlives the process. An instance that starts
-anew goes on behind the noted position. What remains is the message whose call was interrupted: nobody can know
-whether it took effect, and it is run again. The page is not forced to disk: a power failure can lose the note, a kill can't.
+A final operator acts on the world, so nobody downstream recognises a double. After each call it notes the position of
+the message in a memory-mapped page: a store, not a system call, and the page outlives the process. An instance that
+starts anew goes on behind the noted position. What remains is the message whose call was interrupted: nobody can know
+whether it took effect, and it is run again. The page is not forced to disk: a power failure can lose the note, a kill
+can't.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _WORD = 8
 
 
 class Journal:
-    """A block of 256 bytes for each lane: which of two slots is valid, and the slots (origin, length of the path, path).
+    """A block of 256 bytes for each lane: which of two slots is valid, and the slots.
 
-    The first word of the block after the last lane is a magic number.
+    A slot is an origin, the length of the path, and the path. The first word of the block after the last lane is a magic number.
     """
 
     def __init__(self, path: str):

@@ -1,4 +1,7 @@
-"""What an actor counts and samples; heart-beats read it from another thread. Cheap: called per chunk, not per message."""
+"""What an actor counts and samples; heart-beats read it from another thread.
+
+Cheap: called per chunk, not per message.
+"""
 
 from __future__ import annotations
 

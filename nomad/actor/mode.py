@@ -1,14 +1,14 @@
 """Decides where a function runs: inline in the data loop, or in a thread of its own. Pure.
 
-Handing a message to a thread and back costs two thread wake-ups, which is more than all the rest of a hop. A function that has
-proven to be quick runs in the data loop; one that takes long, just once, goes back to the thread, and must prove
-itself for twice as long the next time. Heart-beats don't depend on it: they have a loop of their own.
+Handing a message to a thread and back costs two thread wake-ups, which is more than all the rest of a hop. A function
+that has proven to be quick runs in the data loop; one that takes long, just once, goes back to the thread, and must
+prove itself for twice as long the next time. Heart-beats don't depend on it: they have a loop of their own.
 """
 
 from __future__ import annotations
 
 QUICK = 0.0002
-"""Seconds per call up to which a function counts as quick: a few hops' worth of network work that would wait meanwhile."""
+"""Seconds per call up to which a function counts as quick: a few hops' worth of network work, which would wait."""
 
 SLOW = 0.005
 """Seconds per call from which a function has no place in the data loop."""

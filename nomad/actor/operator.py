@@ -286,7 +286,7 @@ class Operator:
             journal.mark(places.lane, places[k])
 
     async def _call_thread(self, chunk: Chunk, at: int, first: int = 0) -> _Rest:
-        """The same in the function's thread. Of a generator's results for a value, those before number `first` aren't sent."""
+        """The same in the function's thread. Of a generator's results, those before number `first` aren't sent."""
         kind = self.spec.kind
         out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
         values = chunk.values[at:] if at else chunk.values

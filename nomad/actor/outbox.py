@@ -1,4 +1,4 @@
-"""What an operator sends: encodes results into batches, keeps them on every outgoing link, and says how much room there is.
+"""What an operator sends: encodes results into batches, keeps them on every outgoing link, and says how much room is left.
 
 Every successor gets a full copy; the encoded bytes are shared between the links.
 """
@@ -52,7 +52,7 @@ class Outbox:
         return room
 
     def emit(self, values: list[Any], places: Places, birth: int) -> list[Unsendable]:
-        """Send results that come from `places`, behind all that was sent before. Those that can't be sent are returned."""
+        """Send results that come from `places`, behind all that was sent before; returns those that can't be sent."""
         step = self._most
         if len(values) <= step:
             unsendable = self._emit(values, places, birth, 0)

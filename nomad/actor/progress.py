@@ -7,7 +7,7 @@ from typing import Any
 from nomad.delivery.frames import Places
 
 SOURCE_BITS = 40
-"""A source counts its messages from `epoch << SOURCE_BITS`: a new instance goes on above all that an earlier one sent."""
+"""A source counts from `epoch << SOURCE_BITS`: a new instance goes on above all that an earlier one sent."""
 
 
 class Chunk:

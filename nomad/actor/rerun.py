@@ -73,7 +73,7 @@ class Reruns:
         return dropped
 
     async def send_old(self) -> None:
-        """Send what an earlier instance got and the next operators may not have. To be called before anything is sent."""
+        """Send what an earlier instance got and the next operators may not have. Called before anything is sent."""
         for number, results in self._set_aside.reruns():
             await self._send(number, self._codec.decode_one(results))
 

@@ -74,7 +74,7 @@ class SetAside:
         self.count = 0
         self._bytes = 0
         self.kept: set[tuple[int, Position]] = set()
-        """What earlier instances set aside, lane and position. When it is empty, `covers` and `holds` needn't be asked."""
+        """What earlier instances set aside, lane and position. While empty, `covers` and `holds` needn't be asked."""
         self._newest_kept: dict[int, int] = {}
         if path is not None and os.path.exists(path):
             self._open()

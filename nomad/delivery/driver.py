@@ -1,4 +1,4 @@
-"""Data links on real connections: dials, listens, shakes hands, and pumps frames. The only file of delivery that awaits.
+"""Data links on real connections: dials, listens, shakes hands, pumps frames. The only file of delivery that awaits.
 
 `OutLink` owns a `Sender` and dials until it is closed; `InPort` listens for all links of an operator and
 hands each connection to its `InLink`, which owns a `Receiver`. Their owner (`nomad.actor`) is told through a
@@ -37,7 +37,10 @@ FLUSH_BYTES = 256 * 1024
 async def shake_dialer(
     conn: Connection, key: bytes, identity: str, hello: dict[str, Any], timeout: float = HANDSHAKE_TIMEOUT
 ) -> dict[str, Any]:
-    """Prove `identity` on a new connection; the listener's welcome. Raises `HandshakeError`, `Fenced` or `TransportError`."""
+    """Prove `identity` on a new connection; the listener's welcome.
+
+    Raises `HandshakeError`, `Fenced` or `TransportError`.
+    """
     dialer = handshake.Dialer(key, identity, hello)
     async with _deadline(timeout):
         conn.write([dialer.start()])

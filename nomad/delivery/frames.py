@@ -4,10 +4,10 @@ docs/delivery.md gives the wire format. All integers are little-endian. A frame 
 transport seam has it: the head starts with one byte of kind; large parts of a DATA frame follow it out of band.
 
 A *position* says where a message comes from: `origin` is the number of the source's message that it descends
-from (1, 2, …), `path` has a step for each generator on the way: the how-many-eth of its outputs it was. A position depends
-on nothing else, so an operator that starts anew gives what it makes of a message the same positions as its
-predecessor did, wherever it starts, and whoever has had them recognises them. Positions are ordered as the messages of a
-link are; `NOWHERE` is before the first.
+from (1, 2, …), `path` has a step for each generator on the way: the how-many-eth of its outputs it was. A position
+depends on nothing else, so an operator that starts anew gives what it makes of a message the same positions as its
+predecessor did, wherever it starts, and whoever has had them recognises them. Positions are ordered as the messages of
+a link are; `NOWHERE` is before the first.
 
 Messages that an operator runs again after they were set aside come in between, in a *lane* of their own: lane 0 is
 what comes from the source, lane n what operator number n runs again, counted by that operator.
@@ -112,7 +112,7 @@ class Places:
 
 
 class Data:
-    """A batch of messages, one at the least. Made for every batch that is received: slots, and sizes worked out once."""
+    """A batch of messages, one at least. Made for every batch that is received: slots, and sizes worked out once."""
 
     __slots__ = ("birth", "body", "buffers", "count", "nbytes", "places", "seq")
 

@@ -21,7 +21,10 @@ from nomad.errors import Fenced, ProtocolError
 from nomad.transport.base import Frame
 
 ACK_DELAY = 0.01
-"""Seconds that an acknowledgement may wait for more to acknowledge. A wake-up costs tens of microseconds whatever it carries."""
+"""Seconds that an acknowledgement may wait for more to acknowledge.
+
+A wake-up costs tens of microseconds whatever it carries.
+"""
 
 ACK_SHARE = 4
 """An acknowledgement goes out at once when it frees a window's 1/ACK_SHARE."""
@@ -43,7 +46,7 @@ class Batch:
         self.start: int | None = data.seq
         """Its number in the present sender's counting; None for a batch of an earlier sender instance."""
         self.mark: int | None = None
-        """What came of it is among the first so many messages that the operator has sent; None before it is worked off."""
+        """What came of it is among the first so many messages that the operator has sent; None before it is done."""
         if double:
             self.done(0)
 
@@ -54,7 +57,7 @@ class Batch:
 
 
 class Receiver:
-    """One link's receiving half. `received` restores the last positions, by lane, that an earlier instance was done with."""
+    """One link's receiving half. `received`: the last positions, by lane, that an earlier instance was done with."""
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class Receiver:
         self._settled = 0
         """Every message numbered up to here is settled, in the present sender's counting."""
         self._resumed = False
-        """Whether the present connection's sender has told from which number it goes on; until then `_seq` is not its."""
+        """Whether the present connection's sender has told where it goes on; until then `_seq` is not its."""
         self._due: float | None = None
         self._freed_messages = 0
         self._freed_bytes = 0

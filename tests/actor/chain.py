@@ -1,4 +1,4 @@
-"""A pipeline of real operator instances in one event loop, joined over `inproc`; any of them can be cut, killed and restarted."""
+"""A pipeline of real operator instances in one event loop, over `inproc`; any can be cut, killed and restarted."""
 
 from __future__ import annotations
 

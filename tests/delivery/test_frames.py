@@ -167,7 +167,8 @@ def test_a_truncated_or_damaged_head_is_a_protocol_error_or_data(word: Data, cho
     ],
     ids=[
         "empty", "no kind", "unknown kind", "no head", "short ack", "long resume", "no body",
-        "more messages than bytes", "origin", "body lost", "lane", "path too long", "positions cut short", "paths cut short",
+        "more messages than bytes", "origin", "body lost", "lane", "path too long", "positions cut short",
+        "paths cut short",
     ],
 )  # fmt: skip
 def test_what_is_refused(frame: Frame) -> None:
