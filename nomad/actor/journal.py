@@ -23,7 +23,8 @@ _WORD = 8
 class Journal:
     """A block of 256 bytes for each lane: which of two slots is valid, and the slots.
 
-    A slot is an origin, the length of the path, and the path. The first word of the block after the last lane is a magic number.
+    A slot is an origin, the length of the path, and the path. The first word of the block after the last lane is a
+    magic number.
     """
 
     def __init__(self, path: str):

@@ -266,7 +266,7 @@ class Operator:
                 results.extend(map(self._function, values))
             else:
                 self._call_journaled(self._journal, chunk, at, values, results)
-        except (Exception, SystemExit) as exc:
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - the user's function may raise anything
             error = exc
         seconds = time.perf_counter() - started
         self._emit(chunk, at, results)

@@ -1,4 +1,4 @@
-"""What an operator sends: encodes results into batches, keeps them on every outgoing link, and says how much room is left.
+"""What an operator sends: encodes results into batches, keeps them on every outgoing link, says how much room is left.
 
 Every successor gets a full copy; the encoded bytes are shared between the links.
 """

@@ -87,7 +87,7 @@ class PodPort:
     def __init__(
         self, observer: Observer, key_for: Callable[[str], bytes | None], settings: Heartbeats, tail: History
     ) -> None:
-        """`key_for`: the key of a pod that is wanted, None for any other. `tail`: how much is kept per reader of outputs."""
+        """`key_for`: the key of a wanted pod, None for any other. `tail`: how much is kept per reader of outputs."""
         self._observer = observer
         self._key_for = key_for
         self._settings = settings

@@ -1,4 +1,4 @@
-"""A chain of operators in miniature: the real sender, receiver, codec and positions, and the actor's bookkeeping without its loop.
+"""A chain of operators in miniature: the real sender, receiver, codec and positions; the actor's bookkeeping, no loop.
 
     source ──▶ first ──▶ second ──▶ sink (with a journal)
 
@@ -413,7 +413,7 @@ class World:
             connection.end_listener()
 
     def restart(self, numbers: list[int], *, zombies: bool, told: bool) -> None:
-        """Kill operators and start them anew; with `zombies` the old ones go on. The neighbours are `told`, or find out."""
+        """Kill operators and start them anew; with `zombies` the old ones go on. Neighbours are `told`, or find out."""
         self.faults += 1
         for number in numbers:
             old = self.nodes[number]
