@@ -67,9 +67,7 @@ def _load_foreign(scheme: str, address: str) -> object:
         try:
             return entry.load()
         except (ImportError, AttributeError) as exc:
-            raise AddressError(
-                f"{address!r}: the transport {scheme!r} ({entry.value}) can't be loaded: {exc}"
-            ) from exc
+            raise AddressError(f"{address!r}: the transport {scheme!r} ({entry.value}) can't be loaded: {exc}") from exc
     raise AddressError(
         f"{address!r}: no transport is called {scheme!r}; there are {', '.join(schemes())}; "
         f"packages add others by the entry-point group {GROUP!r}"

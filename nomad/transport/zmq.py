@@ -503,9 +503,7 @@ async def _opened(listener: ZmqListener, address: str, opening: Awaitable[None])
 
 async def _resolved(host: str, port: int) -> str:
     """The IP address of `host`; ZeroMQ would look it up in the thread that carries all connections."""
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return str(found[0][4][0])
 
 

@@ -46,9 +46,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     sys.modules.pop("pigeon_post", None)
 
 
-@pytest.mark.parametrize(
-    ("address", "scheme"), [("inproc:x", "inproc"), ("tcp://h:1", "tcp"), ("unix:/x", "unix")]
-)
+@pytest.mark.parametrize(("address", "scheme"), [("inproc:x", "inproc"), ("tcp://h:1", "tcp"), ("unix:/x", "unix")])
 def test_own_transports(address: str, scheme: str) -> None:
     transport = registry.transport_for(address)
     assert transport.scheme == scheme
