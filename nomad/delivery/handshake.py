@@ -8,8 +8,7 @@
 A three-message challenge-response as in ISO/IEC 9798-4 (mechanism 5): each side's MAC (HMAC-SHA256,
 RFC 2104) covers both nonces, its role, and everything that was said, so that neither a replayed nor a
 reflected nor an altered message passes. Nothing after it is encrypted or authenticated message by message:
-docs/security.md says what follows from that. A listener that refuses answers REFUSED with a reason, and says
-nothing of which identities exist.
+docs/security.md says what follows from that. A listener that refuses answers REFUSED with a reason.
 """
 
 from __future__ import annotations
@@ -55,7 +54,9 @@ class Dialer:
         transcript = self._hello + body
         if not hmac.compare_digest(_mac(self._key, b"listener", transcript), message["mac"]):
             raise HandshakeError("the listener doesn't hold this pipeline's key")
-        content = msgpack.unpackb(body)
+        content = _unpacked(body)
+        if not isinstance(content, dict) or not isinstance(content.get("body"), dict):
+            raise HandshakeError("a welcome without a valid 'content'")
         confirm = msgpack.packb({"type": _CONFIRM, "mac": _mac(self._key, b"dialer", transcript)})
         return (confirm,), content["body"]
 
@@ -108,11 +109,8 @@ def _read(frame: Frame) -> tuple[dict[str, Any], bytes]:
     if len(frame) != 1 or len(frame[0]) > MAX_BYTES:
         raise HandshakeError("not a handshake message")
     raw = bytes(frame[0])
-    try:
-        message = msgpack.unpackb(raw)
-    except (ValueError, TypeError) as exc:
-        raise HandshakeError("not a handshake message") from exc
-    if not isinstance(message, dict) or "type" not in message:
+    message = _unpacked(raw)
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise HandshakeError("not a handshake message")
     wanted: dict[str, dict[str, type | tuple[type, ...]]] = {
         _HELLO: {"identity": str, "nonce": bytes, "body": dict},
@@ -122,3 +120,10 @@ def _read(frame: Frame) -> tuple[dict[str, Any], bytes]:
         if not isinstance(message.get(field), kind):
             raise HandshakeError(f"a {message['type']} without a valid {field!r}")
     return message, raw
+
+
+def _unpacked(raw: bytes) -> Any:
+    try:
+        return msgpack.unpackb(raw)
+    except (ValueError, TypeError) as exc:
+        raise HandshakeError("not a handshake message") from exc

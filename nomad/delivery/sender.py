@@ -96,10 +96,10 @@ class Sender:
         when the answer makes no sense.
         """
         try:
-            epoch = int(body["epoch"])
-            received = {int(lane): Position(int(origin), bytes(path)) for lane, origin, path in body["received"]}
-            room_messages, room_bytes = int(body["room_messages"]), int(body["room_bytes"])
-            self._window_messages, self._window_bytes = int(body["window_messages"]), int(body["window_bytes"])
+            epoch = _int(body["epoch"])
+            received = {_int(lane): Position(_int(origin), _bytes(path)) for lane, origin, path in body["received"]}
+            room_messages, room_bytes = _int(body["room_messages"]), _int(body["room_bytes"])
+            self._window_messages, self._window_bytes = _int(body["window_messages"]), _int(body["window_bytes"])
         except (KeyError, TypeError, ValueError) as exc:
             raise ProtocolError(f"link {self.link}: malformed welcome: {exc!r}") from exc
         if epoch < self.peer_epoch:
@@ -260,3 +260,15 @@ class Sender:
             if end == ack.echo:
                 self.rtt = max(0.0, now - sent_at - ack.held)
         return freed
+
+
+def _int(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _bytes(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise TypeError(f"{value!r} is no path")
+    return value
