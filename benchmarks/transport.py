@@ -1,13 +1,13 @@
 """How fast are the transports, next to raw blocking sockets in the same minute?
 
-    python benchmarks/transport.py [--backends unix,tcp] [--repeats 5] [--seconds 1] [--loop uvloop] [--json FILE]
+    python -m benchmarks.transport [--quick] [--json OUT] [--backends unix,tcp] [--workloads 64] [--loop asyncio]
 
 Two processes: one sends, one receives (or answers). For each workload all backends run one after another,
-and that `--repeats` times; shown are medians. Ratios compare runs of the same round, so that a machine
-that is slow for a minute is slow for both. CPU is that of both processes together.
+several times; shown are medians. Ratios compare runs of the same round, so that a machine that is slow for
+a minute is slow for both. CPU is that of both processes together, without their start.
 
-Raw is what a program without a runtime would do: fixed-size messages over a blocking socket, one
-`sendall` each, received by `recv_into` into one buffer over and over.
+Raw is what a program without a runtime would do: messages of a known size over a blocking socket, one
+`sendall` each, received by `recv_into` into one buffer over and over, which stays in the caches.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Coroutine
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any, TypeVar
 
+import uvloop
+
+from benchmarks import harness
 from nomad.errors import ConnectionBroken
 from nomad.transport.base import Connection
 from nomad.transport.registry import connect, listen
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,24 @@ REFERENCE = {"unix": "raw unix", "zmq+ipc": "raw unix", "inproc": "raw unix", "t
 
 
 @dataclass
+class Near:
+    """What the sender, or asker, found."""
+
+    cpu: float = 0.0
+    round_trip: float = 0.0
+    """Seconds, the median."""
+
+
+@dataclass
+class Far:
+    """What the receiver found."""
+
+    count: int = 1
+    seconds: float = 1.0
+    cpu: float = 0.0
+
+
+@dataclass
 class Result:
     rate: float = 0.0
     """Frames per second."""
@@ -71,30 +94,30 @@ def frame_of(workload: Workload) -> tuple[bytes, ...]:
     return (b"h" * 40, payload) if workload.part else (payload,)
 
 
-async def send(connection: Connection, workload: Workload, seconds: float) -> None:
+async def send(connection: Connection, workload: Workload, seconds: float) -> Near:
     batch = [frame_of(workload)] * workload.batch
-    end = time.monotonic() + seconds
+    cpu, end = time.process_time(), time.monotonic() + seconds
     while time.monotonic() < end:
         connection.write(batch)
         await connection.drain()
     await connection.close()
+    return Near(cpu=time.process_time() - cpu)
 
 
-async def receive(connection: Connection) -> tuple[int, float]:
-    """How many frames came until the sender closed, and the seconds from the first to the last."""
-    count = len(await connection.recv())
-    first = last = time.monotonic()
-    warm = count
+async def receive(connection: Connection) -> Far:
+    """From the first frames, which aren't counted, until the sender closed."""
+    await connection.recv()
+    cpu, first, count = time.process_time(), time.monotonic(), 0
+    last = first
     try:
         while True:
             count += len(await connection.recv())
             last = time.monotonic()
     except ConnectionBroken:
-        return count - warm, last - first
+        return Far(count, last - first, time.process_time() - cpu)
 
 
-async def ask(connection: Connection, seconds: float) -> float:
-    """The median seconds of a question and its answer."""
+async def ask(connection: Connection, seconds: float) -> Near:
     question = [(b"q" * 64,)]
     times = []
     end = time.monotonic() + seconds
@@ -103,74 +126,69 @@ async def ask(connection: Connection, seconds: float) -> float:
         await connection.recv()
         times.append(time.monotonic() - began)
     await connection.close()
-    return statistics.median(times)
+    return Near(round_trip=statistics.median(times))
 
 
-async def answer(connection: Connection) -> None:
+async def answer(connection: Connection) -> Far:
     try:
         while True:
             connection.write(await connection.recv())
     except ConnectionBroken:
-        pass
+        return Far()
 
 
-async def near(address: str, workload: Workload | None, seconds: float) -> float:
+async def near(address: str, workload: Workload | None, seconds: float) -> Near:
     """The sender's, or asker's, end."""
     connection = await connect(address)
-    if workload is None:
-        return await ask(connection, seconds)
-    await send(connection, workload, seconds)
-    return 0.0
+    return await (send(connection, workload, seconds) if workload else ask(connection, seconds))
 
 
 async def measure(backend: str, workload: Workload | None, seconds: float, loop: str, folder: str) -> Result:
-    done: asyncio.Future[tuple[int, float]] = asyncio.get_running_loop().create_future()
+    done: asyncio.Future[Far] = asyncio.get_running_loop().create_future()
 
     async def far(connection: Connection) -> None:
-        if workload is None:
-            await answer(connection)
-            done.set_result((1, 1.0))
-        else:
-            done.set_result(await receive(connection))
+        done.set_result(await (receive(connection) if workload else answer(connection)))
 
     address = {"unix": f"unix:{folder}/s", "zmq+ipc": f"zmq+ipc:{folder}/z", "inproc": "inproc:"}
     listener = await listen(address.get(backend, f"{backend}://127.0.0.1:0"), far)
-    cpu = time.process_time()
     if backend == "inproc":
-        round_trip, sender_cpu = await near(listener.reachable, workload, seconds), 0.0
+        sent = await near(listener.reachable, workload, seconds)
+        sent.cpu = 0.0  # the receiver's is that of this one process
     else:
         sender = await asyncio.create_subprocess_exec(
             *sender_command(listener.reachable, workload, seconds, loop), stdout=subprocess.PIPE
         )
         output, _ = await sender.communicate()
-        round_trip, sender_cpu = json.loads(output)
-    count, elapsed = await done
+        sent = Near(**json.loads(output))
+    received = await done
     await listener.close()
-    cpu = time.process_time() - cpu + sender_cpu
-    return Result(count / elapsed, cpu / max(count, 1), round_trip)
+    return result(sent, received)
+
+
+def result(sent: Near, received: Far) -> Result:
+    return Result(
+        received.count / received.seconds, (sent.cpu + received.cpu) / max(received.count, 1), sent.round_trip
+    )
 
 
 def sender_command(address: str, workload: Workload | None, seconds: float, loop: str) -> list[str]:
     task = json.dumps([address, workload and asdict(workload), seconds, loop])
-    return [sys.executable, __file__, "--sender", task]
+    return [sys.executable, "-m", "benchmarks.transport", "--sender", task]
 
 
 def sender_main(task: str) -> None:
-    """In a process of its own: prints its median round trip and its CPU seconds."""
+    """In a process of its own: prints what it measured."""
     address, fields, seconds, loop = json.loads(task)
     workload = fields and Workload(**fields)
-    cpu = time.process_time()
     if address.startswith("raw "):
-        round_trip = raw_near(address, workload, seconds)
+        sent = raw_near(address, workload, seconds)
     else:
-        round_trip = run(near(address, workload, seconds), loop)
-    print(json.dumps([round_trip, time.process_time() - cpu]))
+        sent = run(near(address, workload, seconds), loop)
+    print(json.dumps(asdict(sent)))
 
 
-def run(main, loop: str):  # type: ignore[no-untyped-def]
+def run(main: Coroutine[Any, Any, T], loop: str) -> T:
     if loop == "uvloop":
-        import uvloop
-
         return uvloop.run(main)
     return asyncio.run(main)
 
@@ -178,7 +196,7 @@ def run(main, loop: str):  # type: ignore[no-untyped-def]
 # Raw
 
 
-def raw_near(address: str, workload: Workload | None, seconds: float) -> float:
+def raw_near(address: str, workload: Workload | None, seconds: float) -> Near:
     _, kind, place = address.split(" ", 2)
     if kind == "unix":
         sock = socket.socket(socket.AF_UNIX)
@@ -186,7 +204,7 @@ def raw_near(address: str, workload: Workload | None, seconds: float) -> float:
     else:
         sock = socket.create_connection(("127.0.0.1", int(place)))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    end = time.monotonic() + seconds
+    cpu, end = time.process_time(), time.monotonic() + seconds
     with sock:
         if workload is None:
             times = []
@@ -194,51 +212,45 @@ def raw_near(address: str, workload: Workload | None, seconds: float) -> float:
                 sock.sendall(b"q" * 64)
                 sock.recv(64)
                 times.append(time.monotonic() - began)
-            return statistics.median(times)
+            return Near(round_trip=statistics.median(times))
         payload = os.urandom(workload.size)
         while time.monotonic() < end:
             for _ in range(workload.batch):
                 sock.sendall(payload)
-    return 0.0
+    return Near(cpu=time.process_time() - cpu)
 
 
 def raw_measure(backend: str, workload: Workload | None, seconds: float, folder: str) -> Result:
     kind = RAW[backend]
     with socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET) as listener:
-        place = f"{folder}/raw" if kind == "unix" else ("127.0.0.1", 0)
-        listener.bind(place)
+        listener.bind(f"{folder}/raw" if kind == "unix" else ("127.0.0.1", 0))
         listener.listen()
-        if kind == "tcp":
-            place = str(listener.getsockname()[1])
-        cpu = time.process_time()
+        place = f"{folder}/raw" if kind == "unix" else listener.getsockname()[1]
         sender = subprocess.Popen(
             sender_command(f"raw {kind} {place}", workload, seconds, ""), stdout=subprocess.PIPE, text=True
         )
         sock, _ = listener.accept()
         with sock:
-            count, elapsed = raw_far(sock, workload)
+            received = raw_far(sock, workload)
     output, _ = sender.communicate()
-    if kind == "unix":
-        os.unlink(f"{folder}/raw")
-    round_trip, sender_cpu = json.loads(output)
-    cpu = time.process_time() - cpu + sender_cpu
-    return Result(count / elapsed, cpu / max(count, 1), round_trip)
+    return result(Near(**json.loads(output)), received)
 
 
-def raw_far(sock: socket.socket, workload: Workload | None) -> tuple[int, float]:
+def raw_far(sock: socket.socket, workload: Workload | None) -> Far:
     if workload is None:
+        if sock.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while data := sock.recv(64):
             sock.sendall(data)
-        return 1, 1.0
+        return Far()
     view = memoryview(bytearray(workload.size + 64))[64:]
-    count = -1
-    first = last = 0.0
+    count, cpu, first, last = -1, time.process_time(), 0.0, 0.0
     while True:
         filled = 0
         while filled < workload.size:
             got = sock.recv_into(view[filled:])
             if not got:
-                return count, last - first
+                return Far(count, last - first, time.process_time() - cpu)
             filled += got
         count += 1
         last = time.monotonic()
@@ -248,43 +260,33 @@ def raw_far(sock: socket.socket, workload: Workload | None) -> tuple[int, float]
 # All of it
 
 
-def one(backend: str, workload: Workload | None, arguments: argparse.Namespace) -> Result:
+def one(backend: str, workload: Workload | None, seconds: float, loop: str) -> Result:
     with tempfile.TemporaryDirectory(prefix="nomad-bench-") as folder:
         if backend in RAW:
-            return raw_measure(backend, workload, arguments.seconds, folder)
-        return run(measure(backend, workload, arguments.seconds, arguments.loop, folder), arguments.loop)
-
-
-def machine() -> dict[str, object]:
-    return {
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+            return raw_measure(backend, workload, seconds, folder)
+        return run(measure(backend, workload, seconds, loop, folder), loop)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--backends", default=",".join(BACKENDS), help="default: %(default)s")
-    parser.add_argument("--workloads", default="", help="parts of their names, default: all")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each run")
-    parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
-    parser.add_argument("--json", type=Path, help="write all results to this file")
-    parser.add_argument("--sender", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = harness.arguments(
+        __doc__,
+        backends={"default": ",".join(BACKENDS), "metavar": "A,B", "help": "default: %(default)s"},
+        workloads={"default": "", "metavar": "A,B", "help": "beginnings of their names; default: all"},
+        loop={"choices": ["uvloop", "asyncio"], "default": "uvloop"},
+        sender={"help": argparse.SUPPRESS},
+    )
     if arguments.sender:
         sender_main(arguments.sender)
         return
+    repeats, seconds = (1, 0.2) if arguments.quick else (7, 0.7)
     backends = arguments.backends.split(",")
     found = []
     for workload in [*WORKLOADS, None]:
         name = workload.name if workload else ROUND_TRIP
-        if not any(part in name for part in arguments.workloads.split(",")):
+        if not name.startswith(tuple(arguments.workloads.split(","))):
             continue
         rounds = [
-            {backend: one(backend, workload, arguments) for backend in backends} for _ in range(arguments.repeats)
+            {backend: one(backend, workload, seconds, arguments.loop) for backend in backends} for _ in range(repeats)
         ]
         show(name, workload, rounds)
         found += [
@@ -292,30 +294,32 @@ def main() -> None:
             for number, results in enumerate(rounds)
             for backend, result in results.items()
         ]
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"machine": machine(), "loop": arguments.loop, "results": found}, indent=1)
-        )
+    harness.write(arguments.json, {"loop": arguments.loop, "results": found})
 
 
 def show(name: str, workload: Workload | None, rounds: list[dict[str, Result]]) -> None:
-    print(f"\n{name}")
+    def median(backend: str, figure: str, reference: str = "") -> float:
+        return statistics.median(
+            getattr(results[backend], figure) / (getattr(results[reference], figure) if reference else 1)
+            for results in rounds
+        )
+
+    rows = []
     for backend in rounds[0]:
-        results = [results[backend] for results in rounds]
+        reference = REFERENCE.get(backend, "")
+        known = reference in rounds[0]
         if workload is None:
-            line = f"{1e6 * statistics.median(result.round_trip for result in results):10.1f} us p50"
+            cells = [f"{1e6 * median(backend, 'round_trip'):.0f}"]
+            cells += [f"{median(backend, 'round_trip', reference):.2f}" if known else ""]
         else:
-            rate = statistics.median(result.rate for result in results)
-            cpu = statistics.median(result.cpu for result in results)
-            line = f"{rate:10.0f} frames/s {rate * workload.size / 1e6:8.0f} MB/s {1e6 * cpu:8.1f} us CPU per frame"
-        reference = REFERENCE.get(backend)
-        if reference in rounds[0]:
-            if workload is None:
-                ratio = statistics.median(r[backend].round_trip / r[reference].round_trip for r in rounds)
-            else:
-                ratio = statistics.median(r[backend].rate / r[reference].rate for r in rounds)
-            line += f"   {ratio:6.2f} of {reference}"
-        print(f"  {backend:9} {line}", flush=True)
+            rate = median(backend, "rate")
+            cells = [f"{rate:,.0f}", f"{rate * workload.size / 1e6:,.0f}", f"{1e6 * median(backend, 'cpu'):.1f}"]
+            cells += [f"{median(backend, figure, reference):.2f}" if known else "" for figure in ("rate", "cpu")]
+        rows.append([backend, *cells])
+    if workload is None:
+        harness.table(name, ["", "us, p50", "of raw"], rows)
+    else:
+        harness.table(name, ["", "frames/s", "MB/s", "CPU us/frame", "rate of raw", "CPU of raw"], rows)
 
 
 if __name__ == "__main__":

@@ -81,10 +81,10 @@ class Connection(Protocol):
         ...
 
     def notify(self, callback: Callable[[], None]) -> None:
-        """From now on call `callback` in the loop when frames have arrived or the connection has ended.
+        """From now on have the event loop call `callback` when frames have arrived or the connection has ended.
 
-        For a reader that `poll`s instead of having a task wait in `recv`, which costs a detour over the task. The
-        callback must not raise, and may close the connection.
+        For a reader that `poll`s instead of having a task wait in `recv`, which costs a detour over the task. It
+        isn't called from within another call on either end, so it may write, close or abort. It must not raise.
         """
         ...
 

@@ -31,6 +31,8 @@ FRAME_OVERHEAD = 128
 """What a waiting frame counts for beyond its bytes, so that empty ones are bounded too."""
 _LOOK_AHEAD = 16
 """Buffers of a frame that are searched for the next large one."""
+_TAIL_BYTES = 4096
+"""The most that a large payload's buffer has room for what follows it."""
 _FEW = 9
 """A frame of less parts than this takes the fast ways."""
 _HEADERS = [struct.Struct(f"<II{parts}Q") for parts in range(_FEW)]
@@ -101,6 +103,8 @@ def _header(sizes: list[int]) -> bytes:
 
 
 class _Stage(Enum):
+    """What the next piece of the stream is."""
+
     PREFIX = auto()
     LENGTHS = auto()
     BUFFERS = auto()
@@ -153,13 +157,17 @@ class Splitter:
             end += count
         else:
             self._filled += count
-            if self._filled < self._want:
+            end = self._filled - self._want
+            if end < 0:
                 return
             target, self._target = self._target, None
-            self._advance(target.toreadonly(), frames)
+            if end:
+                scratch[:end] = target[self._want : self._filled]
+            self._end = 0
+            self._advance(target[: self._want].toreadonly(), frames)
         while True:
             if self._stage is _Stage.PREFIX:
-                start = self._split_small(start, end, frames)
+                start = self._split(start, end, frames)
             want = self._want
             if end - start >= want:
                 piece = scratch[start : start + want].tobytes()
@@ -167,7 +175,9 @@ class Splitter:
                 self._advance(piece, frames)
                 continue
             if want >= IN_PLACE_BYTES:
-                self._target = self._pool.take(want)
+                # With room for what comes before the next payload, which saves a read for it alone.
+                tail = min(_TAIL_BYTES, self._small_ahead()) if self._stage is _Stage.BUFFERS else 0
+                self._target = self._pool.take(want + tail)
                 self._filled = end - start
                 self._target[: self._filled] = scratch[start:end]
                 start = end
@@ -176,36 +186,41 @@ class Splitter:
         if start and self._end:
             scratch[: self._end] = scratch[start:end]
 
-    def _split_small(self, start: int, end: int, frames: list[Frame]) -> int:
-        """Split off frames that lie complete in scratch from `start` to `end`: where the first other begins.
+    def _split(self, start: int, end: int, frames: list[Frame]) -> int:
+        """Split what lies in scratch from `start` to `end` into frames: where the first begins that this can't.
 
-        The common case at speed; the way through `_advance` gives the same, piece by piece.
+        The quick way for frames of few parts; the way through `_advance` gives the same, piece by piece.
         """
-        scratch, first = self._scratch, start
+        scratch = self._scratch
         while end - start >= PREFIX.size:
             size, parts = PREFIX.unpack_from(scratch, start)
             at = start + PREFIX.size
             if not parts:
                 stop = at + size
-                if stop > end or size > self._max_bytes:
-                    break
-                frames.append((scratch[at:stop].tobytes(),))
-            else:
-                if parts >= _FEW or end - at < 8 * parts:
-                    break
+                if stop <= end and size <= self._max_bytes:
+                    frames.append((scratch[at:stop].tobytes(),))
+                    self._lead = 0
+                    start = stop
+                    continue
+                sizes = (size,)
+            elif parts < _FEW and end - at >= 8 * parts:
                 sizes = (size, *_SIZES[parts].unpack_from(scratch, at))
                 at += 8 * parts
-                stop = at + sum(sizes)
-                if stop > end or stop - at > self._max_bytes:
-                    break
-                buffers = []
-                for size in sizes:
-                    buffers.append(scratch[at : at + size].tobytes())
-                    at += size
-                frames.append(tuple(buffers))
-            start = stop
-        if start != first:
+            else:
+                break
+            self._check(sizes)
+            buffers: list[Buffer] = []
+            for index, size in enumerate(sizes):
+                stop = at + size
+                if stop > end:
+                    self._stage, self._want, self._sizes = _Stage.BUFFERS, size, list(sizes[:index:-1])
+                    self._buffers = buffers
+                    return at
+                buffers.append(scratch[at:stop].tobytes())
+                at = stop
+            frames.append(tuple(buffers))
             self._lead = 0
+            start = at
         return start
 
     def _advance(self, piece: bytes | memoryview, frames: list[Frame]) -> None:
@@ -216,13 +231,12 @@ class Splitter:
             self._head_size, parts = PREFIX.unpack(piece)
             if parts > MAX_PARTS:
                 raise FrameTooLarge(f"the peer announced a frame of {parts} parts; the limit is {MAX_PARTS}")
-            if parts:
-                self._stage, self._want = _Stage.LENGTHS, 8 * parts
-                return
-            self._begin_buffers([self._head_size])
+            self._stage, self._want = _Stage.LENGTHS, 8 * parts
+            return
         else:
-            lengths = struct.unpack(f"<{len(piece) // 8}Q", piece)
-            self._begin_buffers([*reversed(lengths), self._head_size])
+            sizes = (self._head_size, *struct.unpack(f"<{len(piece) // 8}Q", piece))
+            self._check(sizes)
+            self._stage, self._sizes = _Stage.BUFFERS, list(reversed(sizes))
         if self._sizes:
             self._want = self._sizes.pop()
         else:
@@ -230,18 +244,19 @@ class Splitter:
             self._buffers = []
             self._stage, self._want = _Stage.PREFIX, PREFIX.size
 
-    def _begin_buffers(self, sizes: list[int]) -> None:
+    def _check(self, sizes: Sequence[int]) -> None:
+        """Refuse a frame of buffers of these sizes, or remember where its first large one begins."""
         total = sum(sizes)
         if total > self._max_bytes:
             raise FrameTooLarge(f"the peer announced a frame of {total} bytes; the limit is {self._max_bytes}")
-        self._stage, self._sizes = _Stage.BUFFERS, sizes
-        lead = PREFIX.size + 8 * (len(sizes) - 1)
-        for size in sizes[: -_LOOK_AHEAD - 1 : -1]:
-            if size >= IN_PLACE_BYTES:
-                self._lead = lead
-                return
-            lead += size
         self._lead = 0
+        if total >= IN_PLACE_BYTES:
+            lead = PREFIX.size + 8 * (len(sizes) - 1)
+            for size in sizes[:_LOOK_AHEAD]:
+                if size >= IN_PLACE_BYTES:
+                    self._lead = lead
+                    break
+                lead += size
 
     def _until_large(self) -> int:
         """Bytes from the start of scratch to where a large payload is expected, or all of scratch."""
@@ -249,7 +264,11 @@ class Splitter:
             return self._lead
         if self._stage is _Stage.LENGTHS:
             return self._lead - PREFIX.size
-        ahead = self._want
+        return min(SCRATCH_BYTES, self._want + self._small_ahead())
+
+    def _small_ahead(self) -> int:
+        """Bytes that are expected between the wanted buffer and the next large one."""
+        ahead = 0
         for size in self._sizes[: -_LOOK_AHEAD - 1 : -1]:
             if size >= IN_PLACE_BYTES:
                 return ahead

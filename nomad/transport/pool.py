@@ -12,8 +12,8 @@ from collections import deque
 
 POOL_BYTES = 24 << 20
 """The most that a pool keeps: what a link's window and a connection's receive limit let live at once."""
-POOL_SPARE = 8
-"""Unused buffers that a pool keeps for a burst."""
+SPARE_BYTES = 8 << 20
+"""The most that a pool keeps unused, for a burst."""
 LAZY_BYTES = 8 << 20
 """A buffer over this size gets its memory as it is filled, lest a peer takes it by announcing a payload."""
 PAGE_OFFSET = 64
@@ -36,6 +36,7 @@ class Pool:
         self._free: deque[bytearray] = deque()  # the one that was used last, and is in the caches, last
         self.kept = 0
         """Bytes of all buffers that it knows of."""
+        self._free_bytes = 0
 
     def take(self, size: int) -> memoryview:
         """A writable buffer of `size` bytes with any content, at a good offset within its page."""
@@ -44,16 +45,24 @@ class Pool:
         need = PAGE_OFFSET + size
         while self._lent and _unused(self._lent[0]):
             self._free.append(self._lent.popleft())
-        buffer = self._free.pop() if self._free else None
-        if buffer is not None and not need <= len(buffer) <= 2 * need:  # what comes now is of another size
-            self.kept -= len(buffer)
-            buffer = None
+            self._free_bytes += len(self._free[-1])
+        buffer = None
+        if self._free:
+            buffer = self._free.pop()
+            self._free_bytes -= len(buffer)
+            if not need <= len(buffer) <= 2 * need:  # what comes now is of another size
+                self.kept -= len(buffer)
+                buffer = None
         if buffer is None:
             buffer = bytearray(need)
             self.kept += need
         self._lent.append(buffer)
-        while self.kept > self._limit or len(self._free) > POOL_SPARE:
-            self.kept -= len((self._free or self._lent).popleft())
+        while self._free and (self._free_bytes > SPARE_BYTES or self.kept > self._limit):
+            dropped = self._free.popleft()
+            self._free_bytes -= len(dropped)
+            self.kept -= len(dropped)
+        while self.kept > self._limit:
+            self.kept -= len(self._lent.popleft())
         return memoryview(buffer)[PAGE_OFFSET:need]
 
 

@@ -39,6 +39,7 @@ class StreamConnection(asyncio.BufferedProtocol):
         self._received: list[Frame] = []
         self._waiting_bytes = 0  # received and not taken by recv
         self._reading = True
+        self._gathers = False
         self.writable = True
         self._reader = Waiter()
         self._drainer = Waiter()
@@ -65,10 +66,11 @@ class StreamConnection(asyncio.BufferedProtocol):
         if self._closed or self._broken is not None:
             raise self._error()
         buffers = encode(frames)
-        if len(buffers) == 1:
-            self._transport.write(buffers[0])
-        else:  # in one system call, but for asyncio's own loop before Python 3.12, which joins them
+        if len(buffers) > 1 and self._gathers:
             self._transport.writelines(buffers)
+        else:
+            for buffer in buffers:
+                self._transport.write(buffer)
 
     async def drain(self) -> None:
         while not self.closed and not self.writable:
@@ -120,6 +122,9 @@ class StreamConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=HIGH_WATER)
+        # uvloop writes many buffers with one system call. Before Python 3.12 asyncio's writelines joins them,
+        # and until 3.12.3 it doesn't count them as backlog; its write sends at once, so little is lost.
+        self._gathers = type(transport).__module__.startswith("uvloop")
         self._local, self._peer = self._describe(self._transport)
         if self._on_open is not None:
             self._on_open(self)
@@ -156,7 +161,7 @@ class StreamConnection(asyncio.BufferedProtocol):
         frames = len(self._received) - before
         self._waiting_bytes += nbytes + FRAME_OVERHEAD * frames
         if frames:
-            (self._reader.callback or self._reader.wake)()
+            (self._reader.callback or self._reader.wake)()  # this is the loop's own call
         if self._waiting_bytes > RECEIVE_LIMIT and self._received:
             self._read(False)
 

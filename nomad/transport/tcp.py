@@ -19,8 +19,6 @@ from nomad.transport.stream import StreamConnection
 from nomad.transport.unixfiles import SocketFile
 
 BACKLOG = 128
-UNIX_BUFFER_BYTES = 4 << 20
-"""Kernel buffers of unix sockets; the usual 208 KiB makes a large frame take many switches between the processes."""
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Half a minute until a peer that vanished without a word is noticed on an idle connection."""
 
@@ -142,8 +140,7 @@ def _set_up_tcp(transport: asyncio.Transport) -> tuple[str, str]:
 
 
 def _set_up_unix(transport: asyncio.Transport) -> tuple[str, str]:
-    sock = transport.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNIX_BUFFER_BYTES)
+    # The kernel's buffers stay as they are: larger ones save switches between the processes, but what
+    # they hold leaves the processor's caches; 0.4 to 4 MiB took 5 to 40 % more CPU per frame of 900 KB.
     local, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
     return f"unix:{local or ''}", f"unix:{peer or ''}"

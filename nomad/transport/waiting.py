@@ -15,12 +15,13 @@ class Waiter:
     Unlike an `asyncio.Event` it holds no state that could differ from the one that is waited for.
     """
 
-    __slots__ = ("_futures", "callback")
+    __slots__ = ("_futures", "_telling", "callback")
 
     def __init__(self) -> None:
         self._futures: list[asyncio.Future[None]] = []
+        self._telling = False
         self.callback: Callable[[], None] | None = None
-        """Called by `wake` too, for owners that would rather not have a task wait."""
+        """Called after `wake` too, for owners that would rather not have a task wait."""
 
     async def wait(self) -> None:
         """Wait for the next `wake`."""
@@ -33,11 +34,17 @@ class Waiter:
                 self._futures.remove(future)
 
     def wake(self) -> None:
-        """Let all go on that wait now."""
+        """Let all go on that wait now, and have the callback called soon: its owner may be in the middle of a call."""
         if self._futures:
             futures, self._futures = self._futures, []
             for future in futures:
                 if not future.done():
                     future.set_result(None)
+        if self.callback is not None and not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
         if self.callback is not None:
             self.callback()

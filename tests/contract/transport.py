@@ -240,6 +240,59 @@ async def check_question_and_answer(transport: Transport, address: str) -> None:
 
 
 @contract
+async def check_polling_when_told(transport: Transport, address: str) -> None:
+    """A reader without a task: it is told of frames and of the end, and polls."""
+    frames = numbered(300)
+    async with pair(transport, address) as (dialer, acceptor):
+        got: list[Frame] = []
+        ended: list[Exception] = []
+
+        def arrived() -> None:
+            try:
+                got.extend(dialer.poll())
+            except TransportError as exc:
+                ended.append(exc)
+
+        assert dialer.poll() == []
+        dialer.notify(arrived)
+        for start in range(0, len(frames), 30):
+            acceptor.write(frames[start : start + 30])
+            await until(lambda goal=start + 30: len(got) == goal)  # type: ignore[misc]
+        assert plain(got) == frames
+        assert ended == []
+        await soon(acceptor.close())
+        await until(lambda: bool(ended))
+        assert all(isinstance(exc, ConnectionBroken) for exc in ended)
+        with pytest.raises(ConnectionBroken):
+            dialer.poll()
+        await soon(dialer.close())
+        with pytest.raises(ConnectionClosed):
+            dialer.poll()
+
+
+@contract
+async def check_closing_when_told(transport: Transport, address: str) -> None:
+    """Whoever is told of frames may close the connection there and then."""
+    for end in ("abort", "close"):
+        async with pair(transport, address) as (dialer, acceptor):
+            closing: list[asyncio.Future[None]] = []
+
+            def arrived(connection: Connection = acceptor, closing: list[asyncio.Future[None]] = closing) -> None:
+                if not closing:
+                    connection.abort()
+                    closing.append(asyncio.ensure_future(connection.close()))
+
+            acceptor.notify(arrived)
+            dialer.write([(b"go",), (b"large", some_bytes(300_000))])
+            if end == "close":
+                await soon(dialer.close())
+            assert await take_all(dialer) == [] if end == "abort" else True
+            await until(lambda closing=closing: bool(closing))  # type: ignore[misc]
+            await soon(closing[0])
+            await assert_closed(acceptor)
+
+
+@contract
 async def check_writing_nothing(transport: Transport, address: str) -> None:
     async with pair(transport, address) as (dialer, acceptor):
         dialer.write([])
