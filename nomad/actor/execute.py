@@ -37,12 +37,16 @@ class Handoff:
         """Values that a generator has been called for, the one that raised included."""
         self.birth = 0
         """`time.time_ns` when the oldest value that still waits was made."""
-        self._items: list[Any] = []
+        self.items: list[Any] = []
+        """Values that wait to be taken, oldest first. Only `take` removes any."""
         self._loop = loop
         self._signalled = False
         self._stopped = False
-        self._ready = asyncio.Event()
-        self._call = ready or self._ready.set
+        self._ready: asyncio.Event | None = None
+        if ready is None:
+            self._ready = asyncio.Event()
+            ready = self._ready.set
+        self._call = ready
         """What happens in the loop when there is something to take: `wait` returns, or what the owner wants instead."""
         self._full = False
         self._space = threading.Event()
@@ -53,12 +57,12 @@ class Handoff:
     def put(self, item: Any) -> None:
         """Hand over a value; waits while `limit` values wait."""
         self._append(item)
-        if len(self._items) >= self.limit or self._stopped:
+        if len(self.items) >= self.limit or self._stopped:
             self._wait()
 
     def put_all(self, items: Iterable[Any]) -> None:
         """Hand over all of a generator's values, each as soon as it is there. `put`, without a call per value."""
-        waiting, append, now = self._items, self._items.append, time.time_ns
+        waiting, append, now = self.items, self.items.append, time.time_ns
         for item in items:
             if not waiting:
                 self.birth = now()
@@ -73,10 +77,10 @@ class Handoff:
         self._append(item)
         if self._async_space is None:
             self._async_space = asyncio.get_running_loop(), asyncio.Event()
-        while len(self._items) >= self.limit and not self._stopped:
+        while len(self.items) >= self.limit and not self._stopped:
             space = self._async_space[1]
             space.clear()
-            if len(self._items) >= self.limit and not self._stopped:
+            if len(self.items) >= self.limit and not self._stopped:
                 await space.wait()
         if self._stopped:
             raise Stopped
@@ -90,24 +94,21 @@ class Handoff:
 
     async def wait(self) -> None:
         """Until there is something to take, or it has finished."""
+        assert self._ready is not None, "its owner is called"
         await self._ready.wait()
 
     def take(self, most: int | None = None) -> list[Any]:
         """Up to `most` values, oldest first."""
         self._signalled = False
-        self._ready.clear()
-        count = len(self._items) if most is None else min(most, len(self._items))
-        taken = self._items[:count]
-        del self._items[:count]
-        if self._items or self.finished:
-            self._ready.set()
-        self._free()
+        items = self.items
+        count = len(items) if most is None or most > len(items) else most
+        taken = items[:count]
+        del items[:count]
+        if self._full or self._async_space is not None:
+            self._free()
+        if self._ready is not None and not items and not self.finished:
+            self._ready.clear()
         return taken
-
-    @property
-    def waiting(self) -> int:
-        """Values that wait to be taken."""
-        return len(self._items)
 
     def stop(self) -> None:
         """Make the thread give up at its next value."""
@@ -117,10 +118,10 @@ class Handoff:
     # -- inside
 
     def _wait(self) -> None:
-        while len(self._items) >= self.limit and not self._stopped:
+        while len(self.items) >= self.limit and not self._stopped:
             self._space.clear()
             self._full = True
-            if len(self._items) >= self.limit and not self._stopped:
+            if len(self.items) >= self.limit and not self._stopped:
                 self._space.wait()
             self._full = False
         if self._stopped:
@@ -128,9 +129,9 @@ class Handoff:
 
     def _append(self, item: Any) -> None:
         # Appending, slicing and deleting a list are atomic under the GIL, and only the loop removes.
-        if not self._items:
+        if not self.items:
             self.birth = time.time_ns()
-        self._items.append(item)
+        self.items.append(item)
         if not self._signalled:
             self._signal()
 

@@ -111,7 +111,7 @@ class Operator:
         self._chunk_size = 1
         """Messages whose calls take about as long as may go by before others get their turn; 1 until that is known."""
         self._rest: _Rest | None = None
-        self._broken: OperatorFailed | None = None
+        self._broken: Exception | None = None
 
     def wake(self) -> None:
         """Something arrived, was acknowledged, or was asked for.
@@ -135,7 +135,7 @@ class Operator:
                     self._worked(chunk)
                 else:
                     self._rest = rest
-        except OperatorFailed as exc:
+        except Exception as exc:  # whatever it is, `run` raises it
             self._broken = exc
         self._parked = True
         if self._rest is not None or self._broken is not None or self._left is not None or self._in.receiver.inbox:
@@ -296,9 +296,9 @@ class Operator:
         start_calls(self._worker, kind, function, values, out)
         called = 0
         try:
-            while not (out.finished and not out.waiting):
+            while not (out.finished and not out.items):
                 await out.wait()
-                while (room := self._out.room) <= 0 and out.waiting:
+                while (room := self._out.room) <= 0 and out.items:
                     self._meter.paused = True
                     self._wake.clear()
                     await self._wake.wait()

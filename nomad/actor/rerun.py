@@ -123,7 +123,7 @@ class Reruns:
         out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
         start_calls(self._worker, self._kind, self._function, [value], out)
         try:
-            while not (out.finished and not out.waiting):
+            while not (out.finished and not out.items):
                 await out.wait()
                 results += out.take()
         finally:

@@ -52,7 +52,7 @@ class Source:
         self.draining = False
         self._handoff: Handoff | None = None
         """While a generator is being pulled."""
-        self._broken: OperatorFailed | None = None
+        self._broken: Exception | None = None
 
     def wake(self) -> None:
         """Something was acknowledged."""
@@ -71,7 +71,7 @@ class Source:
     @property
     def queued(self) -> tuple[int, int]:
         """Messages made and not yet sent on; their bytes aren't known before they are encoded."""
-        return (self._handoff.waiting if self._handoff else 0), 0
+        return (len(self._handoff.items) if self._handoff else 0), 0
 
     async def run(self) -> None:
         """Work. Raises `OperatorFailed` or `SourceFailed`."""
@@ -107,7 +107,7 @@ class Source:
         out = self._handoff = Handoff(asyncio.get_running_loop(), 1, self._pump)
         start_source(self._worker, self.spec.kind, self._function, out)
         try:
-            while not (out.finished and not out.waiting):
+            while not (out.finished and not out.items):
                 self._wake.clear()
                 await self._wake.wait()
                 if self._broken is not None:
@@ -127,14 +127,14 @@ class Source:
         if out is None or self._broken is not None:
             return
         try:
-            while out.waiting and (room := self._out.room) > 0:
+            while out.items and (room := self._out.room) > 0:
                 birth = out.birth
                 self._send([v for v in out.take(room) if v is not None], birth)
                 out.limit = self._limit(out.limit)
-        except OperatorFailed as exc:
+        except Exception as exc:  # whatever it is, `run` raises it
             self._broken = exc
-        self._meter.paused = out.waiting > 0
-        if self._broken is not None or (out.finished and not out.waiting):
+        self._meter.paused = bool(out.items)
+        if self._broken is not None or (out.finished and not out.items):
             self._wake.set()
 
     def _limit(self, limit: int) -> int:
@@ -145,11 +145,12 @@ class Source:
     def _send(self, values: list[Any], birth: int) -> None:
         if not values:
             return
-        self._meter.emitted(values)
         first = self._origin + 1
         self._origin += len(values)
         places = Places(0, range(first, first + len(values)))
-        for bad in self._out.emit(values, places, birth or time.time_ns()):
+        unsendable = self._out.emit(values, places, birth or time.time_ns())
+        self._meter.emitted(values)
+        for bad in unsendable:
             self._refuse(bad.error)
 
     def _refuse(self, error: PayloadError) -> None:
