@@ -12,10 +12,17 @@ from nomad.delivery.codec import Codec
 from nomad.delivery.driver import OutLink
 from nomad.delivery.frames import Places
 from nomad.errors import PayloadError
+from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS
 
 BATCH_MESSAGES = 4096
 BATCH_BYTES = 256 * 1024
-"""The most that goes into one batch: enough to make its cost per message vanish, little enough to flow."""
+"""What goes into one batch: enough to make its cost per message vanish, little enough to flow."""
+
+LARGE_BATCH = 4 * BATCH_BYTES
+"""A batch that turns out to be larger is split."""
+
+LARGEST = MAX_FRAME_BYTES - 4096
+"""Bytes of one message: a frame with one must not exceed what a transport takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +86,21 @@ class Outbox:
         return all(link.sender.greeted for link in self.links)
 
     def _emit(self, values: list[Any], places: Places, birth: int, offset: int) -> list[Unsendable]:
-        unsendable: list[Unsendable] = []
+        count = len(values)
         try:
             body, buffers = self._codec.encode(values)
-        except PayloadError:
-            good, unsendable = self._sendable(values, offset)
-            if not good:
-                return unsendable
-            places = places.pick(good)
-            body, buffers = self._codec.encode([values[k] for k in good])
-        count = len(places.origins)
+        except PayloadError as exc:
+            return self._emit_halves(values, places, birth, offset) if count > 1 else [Unsendable(offset, exc)]
         size = len(body) + sum(map(len, buffers)) if buffers else len(body)
+        if size > LARGE_BATCH:
+            if count > 1:  # these values are much larger than the last ones were
+                return self._emit_halves(values, places, birth, offset)
+            if size > LARGEST or len(buffers) > MAX_PARTS:
+                error = PayloadError(
+                    f"a message of {size >> 20} MiB in {len(buffers)} large buffers can't be sent: the most is "
+                    f"{LARGEST >> 20} MiB in {MAX_PARTS}"
+                )
+                return [Unsendable(offset, error)]
         each = size / count
         if self.output_bytes is not None:
             each = self.output_bytes + 0.2 * (each - self.output_bytes)
@@ -100,16 +111,9 @@ class Outbox:
             buffers = [bytes(b) for b in buffers]
         for link in self.links:
             link.sender.submit(body, buffers, places, birth)
-        return unsendable
+        return []
 
-    def _sendable(self, values: list[Any], offset: int) -> tuple[list[int], list[Unsendable]]:
-        good: list[int] = []
-        unsendable = []
-        for number, value in enumerate(values):
-            try:
-                self._codec.encode([value])
-            except PayloadError as exc:
-                unsendable.append(Unsendable(offset + number, exc))
-            else:
-                good.append(number)
-        return good, unsendable
+    def _emit_halves(self, values: list[Any], places: Places, birth: int, offset: int) -> list[Unsendable]:
+        half, count = len(values) // 2, len(values)
+        first = self._emit(values[:half], places.cut(0, half), birth, offset)
+        return first + self._emit(values[half:], places.cut(half, count), birth, offset + half)

@@ -102,8 +102,8 @@ class OutLink:
         """What is read from, until it has ended."""
         self._end: asyncio.Future[Exception]
         """Why the present connection ended."""
-        self._known = asyncio.Event()
-        self._retry = asyncio.Event()
+        self._moved = asyncio.Event()
+        """Set when the peer is elsewhere, or another instance: what is under way with the old one ends."""
         self._clogged = asyncio.Event()
 
     def set_peer(self, address: str | None, epoch: int, shape: Shape) -> None:
@@ -114,32 +114,28 @@ class OutLink:
         moved = address != self._address or epoch > self.sender.peer_epoch
         self.sender.expect(epoch)
         self._address, self._shape = address, shape
-        if self._conn is not None:
-            if moved:
-                self._conn.abort()
-            else:
-                self._conn = _shaped(self._conn, shape, self._clock)
-        if address is None:
-            self._known.clear()
-        else:
-            self._known.set()
         if moved:
-            self._retry.set()
+            self.cut()
+            self._moved.set()
+        elif self._conn is not None:
+            self._conn = _shaped(self._conn, shape, self._clock)
 
     async def run(self) -> None:
         """Connect and pump until cancelled."""
         backoff = BACKOFF_FIRST
         while True:
-            await self._known.wait()
-            self._retry.clear()
+            self._moved.clear()
+            if self._address is None:
+                await self._moved.wait()
+                continue
             before = self.reconnects
             try:
-                await self._connection()
+                await _first(self._connection(self._address), self._moved.wait())
             except (TransportError, DeliveryError) as exc:
                 self.last_error = f"{type(exc).__name__}: {exc}"
                 self.fenced += isinstance(exc, Fenced)
             backoff = BACKOFF_FIRST if self.reconnects > before else min(BACKOFF_MOST, backoff * 2)
-            await self._pause(backoff * random.uniform(0.5, 1.0))
+            await _first(self._clock.sleep(backoff * random.uniform(0.5, 1.0)), self._moved.wait())
 
     def flush(self) -> None:
         """Hand the connection what it may have now."""
@@ -166,10 +162,8 @@ class OutLink:
         if self._conn is not None:
             self._conn.abort()
 
-    async def _connection(self) -> None:
+    async def _connection(self, address: str) -> None:
         """One connection from dial to end; counted in `reconnects` when it had been agreed."""
-        address = self._address
-        assert address is not None
         raw = await registry.connect(address)
         conn = _shaped(raw, self._shape, self._clock)
         agreed = False
@@ -185,7 +179,7 @@ class OutLink:
             self._raw = raw
             raw.notify(self._arrived)
             self._arrived()
-            await _all(self._ended(), self._unclog(), self._watch())
+            await _first(self._ended(), self._unclog(), self._watch())
         finally:
             self._raw = None
             conn, self._conn = self._conn or conn, None
@@ -228,12 +222,6 @@ class OutLink:
             if not self.sender.tick(self._clock.now()):
                 raise ConnectionBroken(f"link {self.sender.link}: the peer has been silent for too long")
             self.flush()
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait before the next attempt, or until the peer has moved."""
-        pause = asyncio.ensure_future(self._clock.sleep(seconds))
-        moved = asyncio.ensure_future(self._retry.wait())
-        await _race(pause, moved)
 
 
 class InLink:
@@ -290,7 +278,7 @@ class InLink:
         if self._raw is not None:
             if not self._end.done():
                 self._end.set_result(ConnectionBroken(f"link {self.receiver.link}: replaced by a newer connection"))
-            self._raw.abort()
+            self.cut()
             self._lost()
         self.receiver.opened(epoch)
         self._raw, self._conn = raw, _shaped(raw, self._shape, self._clock)
@@ -411,13 +399,9 @@ async def _one(conn: Connection) -> Frame:
     return frames[0]
 
 
-async def _all(*jobs: Awaitable[None]) -> None:
+async def _first(*jobs: Awaitable[object]) -> None:
     """Run jobs until the first ends or fails; cancel the others and wait for them; raise the first failure."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
-    await _race(*tasks)
-
-
-async def _race(*tasks: asyncio.Future[Any]) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
