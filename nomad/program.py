@@ -60,8 +60,8 @@ def load(target: str) -> Submission:
     """What `FILE` or `FILE:NAME` wants to have submitted.
 
     NAME is a list of operators in the file. Without it, it's `operators`, else the list of the file's only call of
-    `submit_pipeline`. The nodes and the id are those of the call, else the file's `start_node`, `end_node` and
-    `pipeline_id`. Raises `UsageError` that says what is missing where.
+    `submit_pipeline`. The nodes, the id and the profile are those of the call, else the file's `start_node`,
+    `end_node`, `pipeline_id` and, for `operators`, `profile`. Raises `UsageError` that says what is missing where.
     """
     path, name = _split(target)
     module, calls = _run(path)
@@ -90,7 +90,14 @@ def _completed(call: Submission, module: ModuleType) -> Submission:
         start=call.start or getattr(module, "start_node", None),
         end=call.end or getattr(module, "end_node", None),
         id=call.id or getattr(module, "pipeline_id", None),
+        profile=call.profile if call.profile is not None else _own_profile(call, module),
     )
+
+
+def _own_profile(call: Submission, module: ModuleType) -> Any:
+    """The list `profile` of the file, which is of its list `operators`."""
+    profile = getattr(module, "profile", None)
+    return profile if isinstance(profile, list) and call.operators is getattr(module, "operators", None) else None
 
 
 def _candidates(module: ModuleType) -> str:

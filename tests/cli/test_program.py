@@ -80,6 +80,13 @@ def test_operators_and_variables(file: File) -> None:
     assert (names(found), found.start, found.end, found.id) == (["source", "sink"], "a", None, "x")
 
 
+def test_the_profile_is_that_of_the_list_operators(file: File) -> None:
+    target = file(FUNCTIONS + "operators = [source, sink]\nmine = [source, sink]\nprofile = [{}, {}]\n")
+    assert load(target).profile == [{}, {}]
+    assert load(f"{target}:mine").profile is None
+    assert load(file(FUNCTIONS + "operators = [source, sink]\ndef profile(): ...\n")).profile is None
+
+
 def test_a_name(file: File) -> None:
     target = file(FUNCTIONS + "operators = 1\nmine = [source, sink]\n")
     assert names(load(f"{target}:mine")) == ["source", "sink"]
