@@ -135,7 +135,7 @@ class Operator:
                     self._worked(chunk)
                 else:
                     self._rest = rest
-        except Exception as exc:  # whatever it is, `run` raises it
+        except Exception as exc:  # noqa: BLE001 - whatever it is, `run` raises it
             self._broken = exc
         self._parked = True
         if self._rest is not None or self._broken is not None or self._left is not None or self._in.receiver.inbox:

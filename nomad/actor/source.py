@@ -131,7 +131,7 @@ class Source:
                 birth = out.birth
                 self._send([v for v in out.take(room) if v is not None], birth)
                 out.limit = self._limit(out.limit)
-        except Exception as exc:  # whatever it is, `run` raises it
+        except Exception as exc:  # noqa: BLE001 - whatever it is, `run` raises it
             self._broken = exc
         self._meter.paused = bool(out.items)
         if self._broken is not None or (out.finished and not out.items):
