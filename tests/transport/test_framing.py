@@ -21,7 +21,7 @@ frames = st.lists(st.lists(sizes, min_size=1, max_size=5).map(lambda found: tupl
 
 def content(size: int) -> bytes:
     """`size` bytes that are different for other sizes and at other places."""
-    return (struct.pack("<I", size * 2_654_435_761 & 0xFFFFFFFF) + bytes(range(251))) [: size % 255] + bytes(
+    return (struct.pack("<I", size * 2_654_435_761 & 0xFFFFFFFF) + bytes(range(251)))[: size % 255] + bytes(
         range(255)
     ) * (size // 255)
 
