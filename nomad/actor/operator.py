@@ -266,8 +266,10 @@ class Operator:
                 results.extend(map(self._function, values))
             else:
                 self._call_journaled(self._journal, chunk, at, values, results)
-        except (Exception, SystemExit) as exc:  # noqa: BLE001 - the user's function may raise anything
+        except BaseException as exc:  # noqa: BLE001 - it is the user's function that raised, whatever it is
             error = exc
+        if error is None and len(results) < len(values):
+            error = StopIteration("raised by the function")  # which `map` takes for the end of the values
         seconds = time.perf_counter() - started
         self._emit(chunk, at, results)
         return self._called(chunk, at, len(results) + (error is not None), seconds, error)
@@ -278,7 +280,7 @@ class Operator:
         if places.paths is None and (slot := journal.slot(places.lane)) is not None:
             page, number = slot
             # The loop's own target is the store that marks a message, right after its call has returned.
-            for result, page[number] in zip(map(function, values), places.origins[at:], strict=True):
+            for result, page[number] in zip(map(function, values), places.origins[at:], strict=False):
                 add(result)
             return
         for k, value in enumerate(values, at):

@@ -80,7 +80,7 @@ class Source:
             await self._periodic()
         else:
             await self._generator()
-        await self._until(lambda: self._out.settled == self._out.numbered)
+        await self._settled()
 
     async def _periodic(self) -> None:
         interval = self.spec.interval or 0.0
@@ -117,9 +117,10 @@ class Source:
             self._handoff = None
         if out.error is not None and not self.draining:
             self._meter.failed(out.error, retried=False)
-            kind = OperatorFailed if self.spec.on_error is OnError.FAIL else SourceFailed
-            error = out.error
-            raise kind(str(error)) from error
+            if self.spec.on_error is OnError.FAIL:
+                raise OperatorFailed(str(out.error)) from out.error
+            await self._settled()  # its process is about to end; what the generator gave must not end with it
+            raise SourceFailed(str(out.error)) from out.error
 
     def _pump(self) -> None:
         """Send what the generator has made, as far as there is room: called when it made something, and on credit."""
@@ -163,6 +164,9 @@ class Source:
         self._meter.called(calls, seconds)
         self.service_time = seconds / calls
 
+    async def _settled(self) -> None:
+        await self._until(lambda: self._out.settled == self._out.numbered)
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._meter.paused = self._out.greeted
@@ -179,6 +183,7 @@ class Source:
         finally:
             timer.cancel()
             drained.cancel()
+            await asyncio.gather(timer, drained, return_exceptions=True)
 
     async def _drained(self) -> None:
         while not self.draining:

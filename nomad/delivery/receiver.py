@@ -20,7 +20,7 @@ from nomad.delivery.states import Event, Machine, State
 from nomad.errors import Fenced, ProtocolError
 from nomad.transport.base import Frame
 
-ACK_DELAY = 0.01
+ACK_DELAY = 0.02
 """Seconds that an acknowledgement may wait for more to acknowledge.
 
 A wake-up costs tens of microseconds whatever it carries.
