@@ -8,6 +8,7 @@
     │   │   └── EnvironmentMismatch  other Python minor version, or a package is missing
     │   ├── PayloadError           a value that is not data for the codec in use
     │   ├── TopologyError          nodes or links of a topology file
+    │   ├── PlacementError         a placement problem that can't be read
     │   └── AddressError           an address no transport can use
     ├── RequestError               the master refused; carries its problem document
     │   ├── AuthenticationError    401
@@ -65,6 +66,10 @@ class PayloadError(UsageError):
 
 class TopologyError(UsageError):
     """A topology (nodes and links) is not valid."""
+
+
+class PlacementError(UsageError):
+    """A placement problem is not valid."""
 
 
 class AddressError(UsageError):

@@ -1,0 +1,91 @@
+"""One instance, searched with growing effort until the answer is proven or the effort is spent.
+
+Narrow beam, local refinement, wider beam, freeing parts of the placement, widest beam. Effort is counted in states and
+rounds, so that the same problem always gets the same answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nomad.scheduler import beam, refine
+from nomad.scheduler.beam import SLACK
+from nomad.scheduler.instance import Instance
+from nomad.scheduler.refine import Rated
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is tried."""
+
+    widths: tuple[int, ...] = (32, 256, 2000)
+    rounds: int = 24
+    """Neighbourhoods tried between two widths."""
+    freed: int = 6
+    """Operators placed anew together."""
+    freed_width: int = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The best placement found."""
+
+    best: Rated | None
+    """None if there is none, or none was found."""
+    proven: bool
+    """It is the optimum, to rounding; or it is certain that there is none."""
+
+
+def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Answer:
+    """Place the operators of an instance. `start`: a valid placement to do better than, if there is one."""
+    if not instance.bound < float("inf"):
+        return Answer(None, True)
+    best = start
+    first = refine.rate(instance, refine.cheapest(instance))
+    if not first.excess and first.better(best):
+        best = first
+    for number, width in enumerate(effort.widths):
+        if best is not None and best.latency <= instance.bound * SLACK:
+            return Answer(best, True)
+        found = beam.search(instance, width, best.latency if best else float("inf"))
+        if len(found.latency):
+            top = Rated(found.chosen[0], float(found.latency[0]))
+            if top.latency <= (best.latency * SLACK if best else float("inf")):
+                best = top
+        if found.exact:
+            return Answer(best, True)
+        if best is None:
+            best = _repair(instance, first)
+        if best is not None:
+            best = refine.descend(instance, best)
+            if number + 1 < len(effort.widths):
+                best = _rework(instance, best, effort)
+    if best is not None:
+        best = _rework(instance, best, effort)
+        return Answer(best, best.latency <= instance.bound * SLACK)
+    return Answer(None, False)
+
+
+def _repair(instance: Instance, broken: Rated) -> Rated | None:
+    """From a placement that breaks capacities to one that doesn't."""
+    best = refine.descend(instance, broken)
+    return None if best.excess else best
+
+
+def _rework(instance: Instance, best: Rated, effort: Effort) -> Rated:
+    """Free parts of the placement in turn, from the start again after each gain."""
+    left = effort.rounds
+    improved = True
+    while improved:
+        improved = False
+        if best.latency <= instance.bound * SLACK:
+            return best
+        for freed in refine.neighbourhoods(instance, best, effort.freed):
+            if not left:
+                return best
+            left -= 1
+            found = refine.replace(instance, best, freed, effort.freed_width)
+            if found is not None:
+                best, improved = refine.descend(instance, found), True
+                break
+    return best
