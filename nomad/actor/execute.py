@@ -137,7 +137,10 @@ class Handoff:
 
     def _signal(self) -> None:
         self._signalled = True
-        self._loop.call_soon_threadsafe(self._call)
+        try:
+            self._loop.call_soon_threadsafe(self._call)
+        except RuntimeError:
+            return  # the loop has ended while a call hung: nobody waits any more
 
     def _free(self) -> None:
         if self._full:
@@ -154,6 +157,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop() if runs_loop else None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -167,10 +171,12 @@ class Worker:
         self._loop.call_soon_threadsafe(self._start, job)
 
     def close(self, timeout: float) -> bool:
-        """Ask the thread to end; whether it did within `timeout` seconds."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        self._jobs.put(None)
+        """Ask the thread to end; whether it did within `timeout` seconds. May be called again."""
+        if not self._closing:
+            self._closing = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+            self._jobs.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
