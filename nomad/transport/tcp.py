@@ -110,10 +110,9 @@ class StreamListener:
         return self._reachable
 
     async def close(self) -> None:
-        self._server.close()
+        self._server.close()  # not wait_closed: it waits for the connection of a handler that closes its listener
         self._clean_up()
         await self._handlers.close()
-        await self._server.wait_closed()
 
 
 def _bound_socket(family: int, kind: int, proto: int, sockaddr: object) -> socket.socket:

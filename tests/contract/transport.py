@@ -35,7 +35,8 @@ CLOGGED_BYTES = 48 << 20
 """What a connection may take at most, at both ends and in between, while nobody reads."""
 
 STILL = 0.03
-"""Seconds without progress after which a writer is taken to wait for its reader; too short only makes checks weaker."""
+"""Seconds without progress after which a writer is taken to wait for its reader. A slow machine may be wrong about
+that, which makes a check weaker but doesn't fail it."""
 
 T = TypeVar("T")
 Check = Callable[[Transport, str], Awaitable[None]]
@@ -157,7 +158,7 @@ async def clog(connection: Connection, frame: Frame) -> int:
             waiting = asyncio.ensure_future(connection.drain())
             done, _ = await asyncio.wait([waiting], timeout=STILL)
             if not done:
-                assert await cancelled(waiting)
+                await cancelled(waiting)
                 return count
             await waiting
 
@@ -455,7 +456,7 @@ async def check_cancelled_drain_leaves_the_connection_usable(transport: Transpor
         for _ in range(3):
             draining = asyncio.ensure_future(dialer.drain())
             await asyncio.sleep(0)
-            assert await cancelled(draining)
+            await cancelled(draining)
         draining = asyncio.ensure_future(dialer.drain())
         assert plain(await take(acceptor, count)) == [frame] * count
         await soon(draining)
@@ -473,7 +474,6 @@ async def check_a_clogged_peer(transport: Transport, address: str) -> None:
             near, far = ends[side], ends[1 - side]
             frame = (b"frame", some_bytes(200_000))
             count = await clog(near, frame)
-            assert not near.writable
             draining = asyncio.ensure_future(near.drain())
             assert plain(await take(far, count)) == [frame] * count
             await soon(draining)
@@ -503,7 +503,16 @@ async def check_a_clogged_connection_wakes_up_when_it_breaks(transport: Transpor
             await asyncio.sleep(0)
             far.abort()
             with pytest.raises(ConnectionBroken):
-                await soon(draining)
+                await soon(write_on(near, draining))
+
+
+async def write_on(connection: Connection, draining: asyncio.Future[None]) -> None:
+    """Write whenever `drain` lets us, for ever."""
+    await draining
+    while True:
+        connection.write([(b"x",)])
+        await connection.drain()
+        await asyncio.sleep(0)
 
 
 @contract
