@@ -151,4 +151,13 @@ class Fenced(DeliveryError):
 def describe(exc: BaseException, *, limit: int = 20_000) -> dict[str, str]:
     """`exc` as data: its type, message and traceback text (the last `limit` characters)."""
     text = "".join(_traceback.format_exception(exc))
-    return {"type": type(exc).__qualname__, "message": str(exc), "traceback": text[-limit:]}
+    return {"type": type(exc).__qualname__, "message": message_of(exc), "traceback": text[-limit:]}
+
+
+def message_of(exc: BaseException, *, limit: int = 4_000) -> str:
+    """The message of an error that isn't ours: whatever its `__str__` does, and the first `limit` characters of it."""
+    try:
+        text = str(exc)
+    except Exception as failure:  # noqa: BLE001 - the user's own code, which may raise anything
+        return f"(its message can't be shown: str() of it raises {type(failure).__qualname__})"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

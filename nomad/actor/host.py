@@ -34,7 +34,7 @@ from nomad.clock import SystemClock
 from nomad.control import Assignment
 from nomad.delivery.codec import Codec
 from nomad.delivery.driver import shake_dialer
-from nomad.errors import DeliveryError, NomadError, PayloadError, TransportError, describe
+from nomad.errors import DeliveryError, NomadError, PayloadError, TransportError, describe, message_of
 from nomad.transport import registry
 from nomad.transport.base import Connection
 
@@ -261,7 +261,7 @@ class Host:
 
     def _fail(self, exc: BaseException, code: Exit) -> None:
         cause = exc.__cause__ if isinstance(exc, OperatorFailed) and exc.__cause__ is not None else exc
-        error = {**describe(cause), "message": str(exc)}
+        error = {**describe(cause), "message": message_of(exc)}
         print(error["traceback"], file=sys.stderr, flush=True)
         self._send_stats()
         self._send({"type": "failed", "error": error, "fatal": code in (Exit.CODE, Exit.FAILED)})
@@ -412,6 +412,7 @@ def main() -> None:
     boot = json.loads(os.environ.pop("NOMAD_POD"))
     sys.setswitchinterval(SWITCH_INTERVAL)
     _keep_large_buffers()
+    _keep_signals_from_forks()
     with asyncio.Runner(loop_factory=new_loop) as runner:
         host = runner.run(_make(boot))
         code = runner.run(host.run())
@@ -425,6 +426,28 @@ def main() -> None:
 
 async def _make(boot: dict[str, Any]) -> Host:
     return Host(boot)
+
+
+def _keep_signals_from_forks() -> None:
+    """Let a signal to a process that the user's function forks end that one, and not the pod.
+
+    The two share the socket over which the loop hears of signals, and multiprocessing ends its workers with SIGTERM.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def before() -> None:  # a signal may come before `child` is called
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def child() -> None:
+        signal.set_wakeup_fd(-1)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        parent()
+
+    def parent() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    os.register_at_fork(before=before, after_in_child=child, after_in_parent=parent)
 
 
 def _keep_large_buffers() -> None:

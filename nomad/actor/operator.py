@@ -25,7 +25,7 @@ from nomad.delivery.codec import Codec
 from nomad.delivery.driver import InLink
 from nomad.delivery.frames import MOST_PATH, NOWHERE, Places, step
 from nomad.delivery.receiver import Batch
-from nomad.errors import NomadError, PayloadError, describe
+from nomad.errors import NomadError, PayloadError, describe, message_of
 from nomad.pipeline import Kind, OnError, OperatorSpec
 
 INLINE_SPAN = 0.002
@@ -375,7 +375,7 @@ class Operator:
     def _keep_aside(self, chunk: Chunk, k: int, error: BaseException, attempts: int) -> None:
         self._meter.failed(error, retried=False)
         if self.spec.on_error is OnError.FAIL:
-            raise OperatorFailed(str(error)) from error
+            raise OperatorFailed(message_of(error)) from error
         lane, position = chunk.places.lane, chunk.places[k]
         try:
             value = self._codec.encode_one(chunk.values[k])

@@ -14,7 +14,7 @@ from nomad.actor.outbox import BATCH_MESSAGES, Outbox
 from nomad.actor.progress import SOURCE_BITS
 from nomad.clock import Clock
 from nomad.delivery.frames import Places
-from nomad.errors import PayloadError
+from nomad.errors import PayloadError, message_of
 from nomad.pipeline import Kind, OnError, OperatorSpec
 
 AHEAD = 2 * BATCH_MESSAGES
@@ -98,7 +98,7 @@ class Source:
             if out.error is not None:
                 self._meter.failed(out.error, retried=False)
                 if self.spec.on_error is OnError.FAIL:
-                    raise OperatorFailed(str(out.error)) from out.error
+                    raise OperatorFailed(message_of(out.error)) from out.error
             # Missed ticks are skipped, not made up for.
             due = max(due + interval, self._clock.now())
             await self._sleep_until(due)
@@ -118,9 +118,9 @@ class Source:
         if out.error is not None and not self.draining:
             self._meter.failed(out.error, retried=False)
             if self.spec.on_error is OnError.FAIL:
-                raise OperatorFailed(str(out.error)) from out.error
+                raise OperatorFailed(message_of(out.error)) from out.error
             await self._settled()  # its process is about to end; what the generator gave must not end with it
-            raise SourceFailed(str(out.error)) from out.error
+            raise SourceFailed(message_of(out.error)) from out.error
 
     def _pump(self) -> None:
         """Send what the generator has made, as far as there is room: called when it made something, and on credit."""
@@ -158,7 +158,7 @@ class Source:
         """A source has no input to set aside: what it made and can't be sent is counted and shown."""
         self._meter.failed(error, retried=False)
         if self.spec.on_error is OnError.FAIL:
-            raise OperatorFailed(str(error)) from error
+            raise OperatorFailed(message_of(error)) from error
 
     def _called(self, calls: int, seconds: float) -> None:
         self._meter.called(calls, seconds)

@@ -228,6 +228,42 @@ async def test_messages_set_aside_are_seen_and_run_again(local: Local, tmp_path:
         assert not (local.settings.state / "pods" / "p").exists()
 
 
+async def test_an_error_that_has_no_words_is_set_aside_like_any_other(local: Local, tmp_path: Path) -> None:
+    def picky(x: int) -> int:
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError("no words")
+
+        if x % 2:
+            raise Mute
+        return x
+
+    async with local.run():
+        await local.submit([counting(10), picky, writing(tmp_path / "out")])
+        await local.until(lambda: local.phase() == "completed")
+        assert numbers(tmp_path / "out") == [0, 2, 4, 6, 8]
+        assert local.operator("picky").restarts == 0
+        assert local.operator("picky").stats.set_aside == 5
+
+
+async def test_a_function_may_fork_and_signal_its_children(local: Local, tmp_path: Path) -> None:
+    def forking(x: int) -> int:
+        import multiprocessing
+
+        context = multiprocessing.get_context("fork")
+        worker = context.Process(target=time.sleep, args=(60,))
+        worker.start()
+        worker.terminate()
+        worker.join()
+        return worker.exitcode  # type: ignore[return-value]
+
+    async with local.run():
+        await local.submit([counting(20), forking, writing(tmp_path / "out")])
+        await local.until(lambda: local.phase() == "completed")
+        assert numbers(tmp_path / "out") == [-signal.SIGTERM] * 20
+        assert local.operator("forking").restarts == 0
+
+
 MASTER = """
 import asyncio, sys
 from pathlib import Path
