@@ -118,9 +118,14 @@ class _Packer:
 
 _KNOWN = frozenset(("enum", "nomad"))
 
+MOST_STEPS = 8
+"""A way to what can't be packed is abridged when it has more steps."""
+
 
 def _explain(exc: Exception, path: list[str], part: Any) -> str:
     what = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
+    if len(path) > MOST_STEPS:
+        path = [*path[: MOST_STEPS // 2], "...", *path[-MOST_STEPS // 2 :]]
     place = f"its {' -> '.join(path)} is of type {what}, which" if path else f"its type, {what},"
     return (
         f"{place} can't travel to another process ({type(exc).__name__}: {exc}). Create it inside the function, "

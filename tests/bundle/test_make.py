@@ -307,6 +307,15 @@ def test_what_cannot_be_packed_is_found(fn, says):
     assert "Create it inside the function" in message
 
 
+def test_a_long_way_to_it_is_abridged():
+    held = lock
+    for _ in range(1_500):
+        held = [held]
+    message = refused(lambda x: held)
+    assert "item 0 -> item 0 -> ... -> item 0" in message
+    assert len(message) < 500
+
+
 def test_a_module_that_cannot_be_packed(project):
     script = project(
         script="""
