@@ -9,15 +9,28 @@ promising are kept, and the answer is a good one. The work is bounded by width x
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nomad.scheduler.arrays import Bools, Floats, Ints
 from nomad.scheduler.instance import Instance
 
 SLACK = 1 + 1e-12
 """Bounds that differ by rounding only are equal."""
-_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(values: Any) -> NDArray[np.uint64]:
+    """Whole numbers to well-spread ones."""
+    out: NDArray[np.uint64] = (values.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    out ^= out >> np.uint64(29)
+    return out * np.uint64(0xBF58476D1CE4E5B9)
+
+
+def _whole(amount: float, all_amounts: Floats) -> np.uint64:
+    """An amount in units that are fine enough to tell sums of amounts apart."""
+    return np.uint64(round(float(amount) * 2.0**40 / float(all_amounts.max())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +49,7 @@ class Found:
 class _States:
     """Partial assignments, side by side."""
 
-    __slots__ = ("bounds", "chosen", "counts", "finish", "flow", "total", "used")
+    __slots__ = ("bounds", "chosen", "finish", "flow", "mark", "total", "used")
 
     def __init__(self, instance: Instance, reserved: Floats):
         self.chosen: Ints = np.zeros((1, instance.size), dtype=np.int64)
@@ -45,18 +58,21 @@ class _States:
         self.flow: Floats = np.zeros((1, len(instance.scarce) + 1))
         self.bounds: Floats = instance.bounds[None, :].copy()
         self.total: Floats = np.zeros(1)
+        self.mark: NDArray[np.uint64] = np.zeros(1, dtype=np.uint64)  # same capacities taken, same mark
 
     def take(self, rows: Ints) -> None:
         """Keep these."""
         self.chosen, self.finish = self.chosen[rows], self.finish[rows]
         self.used = self.used[:, rows]
-        self.flow, self.bounds, self.total = self.flow[rows], self.bounds[rows], self.total[rows]
+        self.flow, self.bounds = self.flow[rows], self.bounds[rows]
+        self.total, self.mark = self.total[rows], self.mark[rows]
 
 
-def search(instance: Instance, width: int, known: float = np.inf, spread: float = 0.05) -> Found:
+def search(instance: Instance, width: int, known: float = np.inf, spread: float = 0.05, caution: float = 0.0) -> Found:
     """The best placements found with `width` states a level, none worse than `known`.
 
-    `spread`: how much the mean finish counts beside the bound when states must be let go.
+    When states must be let go, `spread` is how much the mean finish counts beside the bound, and `caution` how much it
+    counts that few nodes have room for what is left.
     """
     order = range(instance.size)
     fixed = instance.allowed.sum(axis=1) == 1
@@ -78,13 +94,18 @@ def search(instance: Instance, width: int, known: float = np.inf, spread: float 
             keep = np.argpartition(score, 4 * width)[: 4 * width]
             keep.sort()
             picked, score = picked[keep], score[keep]
-        ranked = np.argsort(score, kind="stable")
-        picked = picked[ranked]
+        picked = picked[np.argsort(score, kind="stable")]
         _advance(instance, states, op, picked, finish, estimate, bound, earlier, bool(fixed[op]))
-        alive = _valid(instance, states, op, fixed)
+        alive, tightness = _look_ahead(instance, states, op, fixed, limit)
+        if not alive.all():
+            states.take(np.flatnonzero(alive))
+            tightness = tightness[alive]
+        rank = states.bounds.sum(axis=1) + spread / (op + 1) * states.total
+        rank *= 1 + caution * tightness
+        states.take(np.argsort(rank, kind="stable"))
+        rows = np.arange(len(rank))
         if not instance.contended:
-            alive &= _undominated(instance, states, op)
-        rows = np.flatnonzero(alive)
+            rows = np.flatnonzero(_undominated(instance, states, op))
         if len(rows) > width:
             exact = False
             rows = rows[:width]
@@ -190,32 +211,67 @@ def _advance(
     states.total += estimate.ravel()[picked]
     if not fixed:
         for number, needs in enumerate(instance.needs):
-            states.used[number, every, node] += needs[op]
+            if needs[op]:
+                states.used[number, every, node] += needs[op]
+                states.mark += _whole(needs[op], needs) * _mixed(node + number * instance.places)
     if len(instance.scarce):
         for before in instance.inputs[op]:
             load = instance.work.flow[before]
             if load:
                 way = instance.ways[states.chosen[:, before], node]
                 np.add.at(states.flow, (every[:, None], way), load)
+                taken = _mixed(way + 2 * instance.places) * (way < len(instance.scarce))
+                states.mark += _whole(load, instance.work.flow) * taken.sum(axis=1, dtype=np.uint64)
 
 
-def _valid(instance: Instance, states: _States, op: int, fixed: Bools) -> Bools:
-    """Whether the links hold, and whether what is left can still fit as far as can be said at a glance."""
-    alive = np.ones(len(states.chosen), dtype=bool)
+def _look_ahead(
+    instance: Instance, states: _States, op: int, fixed: Bools, limit: float
+) -> tuple[Bools, Floats]:
+    """Which states can still become a placement within `limit`, as far as can be said at a glance, and how tight it is.
+
+    Raises the bounds of the states by what the rooms left say: each operator to come has to go where it fits.
+    """
+    rows = len(states.chosen)
+    alive = np.ones(rows, dtype=bool)
+    tightness = np.zeros(rows)
     if len(instance.scarce) and len(instance.inputs[op]) > 1:
         alive &= (states.flow[:, :-1] <= np.maximum(instance.flow_room[:-1], 0.0)).all(axis=1)
-    left = np.flatnonzero(~fixed[op + 1 :]) + op + 1
+    if not len(instance.needs) or not rows:
+        return alive, tightness
+    left = [later for later in range(op + 1, instance.size) if not fixed[later]]
+    if not left:
+        return alive, tightness
+    free = instance.room[:, None, :] - states.used
     for number, needs in enumerate(instance.needs):
-        rest = np.sort(needs[left])[::-1]
-        if not len(rest) or not rest[0]:
-            continue
-        free = instance.room[number] - states.used[number]
-        sizes, first = np.unique(-rest, return_index=True)
-        for size, at in list(zip(-sizes, first, strict=True))[:4]:
-            if size > 0:
-                as_large = int((rest >= size).sum())
-                alive &= np.floor(np.maximum(free, 0.0) / size + 1e-9).sum(axis=1) >= as_large
-    return alive
+        rest = needs[left]
+        size = float(rest.max())
+        if size > 0:  # enough nodes for the largest
+            alive &= (free[number] >= size).any(axis=1)
+        size = float(np.median(rest))
+        if size > 0:  # and for the larger half
+            held = np.floor(np.maximum(free[number], 0.0) * (1 / size) + 1e-9).sum(axis=1)
+            alive &= held >= (rest >= size).sum()
+    fits: dict[tuple[float, ...], Bools] = {}
+    for later in left:
+        key = tuple(instance.needs[:, later].tolist())
+        if key not in fits:
+            fits[key] = (free >= instance.needs[:, later, None, None]).all(axis=0)
+        estimate: Floats = instance.through[later]
+        reached = [before for before in instance.inputs[later] if before <= op]
+        if reached:
+            start: Floats = instance.arrival[later]
+            for before in reached:
+                start = np.maximum(
+                    start, states.finish[:, before, None] + instance.transfer[before, later][states.chosen[:, before]]
+                )
+            estimate = start + (instance.cost[later] + instance.onward[later])
+        at_least = np.where(fits[key], estimate, np.inf)
+        least = at_least.min(axis=1)
+        group = instance.work.group[later]
+        np.maximum(states.bounds[:, group], least, out=states.bounds[:, group])
+        tightness += 1.0 / np.maximum(np.isfinite(at_least).sum(axis=1), 1)
+    alive &= states.bounds.sum(axis=1) <= min(limit, np.finfo(float).max)
+    return alive, tightness
 
 
 def _undominated(instance: Instance, states: _States, op: int) -> Bools:
@@ -223,18 +279,9 @@ def _undominated(instance: Instance, states: _States, op: int) -> Bools:
     if len(states.chosen) < 2:
         return np.ones(len(states.chosen), dtype=bool)
     open_ = [other for other in range(op + 1) if any(after > op for after in instance.outputs[other])]
-    key = np.zeros(len(states.chosen), dtype=np.uint64)
-    columns = [states.chosen[:, other] for other in open_]
-    if op + 1 < instance.size:
-        for number, needs in enumerate(instance.needs):
-            scale = 2.0**30 / max(float(needs.sum()), 1e-300)
-            columns.extend(np.rint(states.used[number] * scale).astype(np.int64).T)
-        if len(instance.scarce):
-            scale = 2.0**30 / max(float(instance.work.flow.sum()), 1e-300)
-            columns.extend(np.rint(states.flow[:, :-1] * scale).astype(np.int64).T)
-    for column in columns:
-        key = (key ^ column.astype(np.uint64)) * _MIX
-        key ^= key >> np.uint64(29)
+    key = states.mark if op + 1 < instance.size else np.zeros_like(states.mark)
+    for other in open_:
+        key = _mixed(key ^ states.chosen[:, other].astype(np.uint64))
     order = np.argsort(key, kind="stable")  # within a key, the better score first
     ordered = key[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))

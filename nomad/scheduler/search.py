@@ -19,7 +19,7 @@ class Effort:
     """How much is tried."""
 
     widths: tuple[int, ...] = (32, 256, 2000)
-    rounds: int = 24
+    rounds: int = 10
     """Neighbourhoods tried between two widths."""
     freed: int = 6
     """Operators placed anew together."""
@@ -54,6 +54,10 @@ def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Ans
                 best = top
         if found.exact:
             return Answer(best, True)
+        if best is None:
+            found = beam.search(instance, width, caution=1.0)
+            if len(found.latency):
+                best = Rated(found.chosen[0], float(found.latency[0]))
         if best is None:
             best = _repair(instance, first)
         if best is not None:
