@@ -26,7 +26,7 @@ demo: $(STAMPS)/examples
 	@$(BIN)/python examples/demo.py --seconds $(DEMO_SECONDS)
 
 test: $(STAMPS)/examples $(STAMPS)/test
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
