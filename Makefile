@@ -54,7 +54,7 @@ $(STAMPS)/venv:
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	    echo "Nomad needs Python 3.11 or newer; found: $$(python3 --version 2>&1)." \
+	    echo "Nomad needs Python 3.11 or newer; found: $$($(or $(PYTHON),python3) --version 2>&1)." \
 	         "Name one with 'make PYTHON=/path/to/python3 ...'." >&2; exit 1; \
 	fi; \
 	"$$found" -m venv .venv || { \
