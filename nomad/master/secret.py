@@ -13,7 +13,10 @@ from nomad.errors import StateError
 def kept(path: Path, make: Callable[[], str]) -> str:
     """The text in `path`, which is made when it isn't there yet. Raises `StateError`."""
     try:
-        return path.read_text(encoding="ascii").strip()
+        text = path.read_text(encoding="ascii").strip()
+        if not text:
+            raise StateError(f"{path} is empty; delete it to have a new one made")
+        return text
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError) as exc:
