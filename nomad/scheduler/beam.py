@@ -160,7 +160,7 @@ def _contended(instance: Instance, states: _States, op: int) -> tuple[Floats, li
     """As `_expand`, where one more operator on a node slows down those that are there already."""
     work, rows = instance.work, len(states.chosen)
     row = np.arange(rows)
-    home = np.flatnonzero(work.home[:op] == work.home[op])
+    home = np.flatnonzero(work.group[:op] == work.group[op])
     count = np.zeros((rows, instance.places))
     for other in home:
         count[row, states.chosen[:, other]] += 1

@@ -72,15 +72,13 @@ def link_room(links: Links) -> Floats:
     return np.append(links.free + TOLERANCE * finite, np.inf)
 
 
-def work_of(
-    pipelines: Sequence[PipelineForm], cluster: Cluster, among: Ints, *, one_group: bool = False
-) -> Work:
+def work_of(pipelines: Sequence[PipelineForm], cluster: Cluster, among: Ints) -> Work:
     """The operators of some pipelines, to be placed on the nodes `among`."""
     ids: list[tuple[str, str]] = []
     operators: list[OperatorForm] = []
     rates: list[float] = []
     edges: list[tuple[int, int]] = []
-    home: list[int] = []
+    group: list[int] = []
     for number, pipeline in enumerate(pipelines):
         offset = len(ids)
         order, inputs = in_order(pipeline)
@@ -94,7 +92,7 @@ def work_of(
             rates.append(taken)
             ids.append((pipeline.id, name))
             operators.append(operator)
-            home.append(number)
+            group.append(number)
             edges.extend((position[before], position[name]) for before in inputs[name])
     rate = np.array(rates)
     work = np.array([operator.work for operator in operators])
@@ -108,8 +106,7 @@ def work_of(
         output_bytes * emitted_rate,
         _allowed(operators, cluster, among),
         tuple(edges),
-        np.array(home),
-        np.zeros(len(ids), dtype=np.int64) if one_group else np.array(home),
+        np.array(group),
     )
 
 

@@ -45,10 +45,8 @@ class Work:
     allowed: Bools
     """[operator, node], by label and pin."""
     edges: tuple[tuple[int, int], ...]
-    home: Ints
-    """The pipeline of each, as a number: operators of one pipeline slow one another down where contention counts."""
     group: Ints
-    """Whose finish it counts towards: the sum over the groups of the latest finish is minimised."""
+    """The pipeline of each, as a number: the sum over the pipelines of the latest finish is minimised."""
 
 
 class Instance:
@@ -169,7 +167,7 @@ class Instance:
     def _with_contention(self, source: int, target: int) -> Floats:
         """Transfer, and what two neighbours on one node cost each other at least."""
         cost = self.transfer[source, target]
-        if self.contended and self.work.home[source] == self.work.home[target]:
+        if self.contended and self.work.group[source] == self.work.group[target]:
             cost = cost.copy()
             cost[np.diag_indices(self.places)] += self.processing[source] + self.processing[target]
         return cost
@@ -185,7 +183,6 @@ class Instance:
             work.flow,
             work.allowed & allowed,
             work.edges,
-            work.home,
             work.group,
         )
         new = object.__new__(Instance)
@@ -217,9 +214,9 @@ class Instance:
 
     def contention(self, chosen: Ints) -> Floats:
         """[placement, operator]: how many operators of its pipeline are on its node, itself included."""
-        homes = int(self.work.home.max()) + 1
-        cell = (np.arange(len(chosen))[:, None] * homes + self.work.home) * self.places + chosen
-        count = np.bincount(cell.ravel(), minlength=len(chosen) * homes * self.places)
+        groups = self.groups
+        cell = (np.arange(len(chosen))[:, None] * groups + self.work.group) * self.places + chosen
+        count = np.bincount(cell.ravel(), minlength=len(chosen) * groups * self.places)
         return count[cell].astype(np.float64)
 
     def latencies(self, finish: Floats) -> Floats:

@@ -83,12 +83,10 @@ class PipelineForm(_Form):
 
 
 class ProblemForm(_Form):
-    """A cluster, and one pipeline (`pipeline`) or several (`pipelines`) to place on it."""
+    """A cluster, and one pipeline (`pipeline`) or several (`pipelines`) to place on it: the sum of their latencies counts."""
 
     routing: Literal["direct", "shortest"] = "direct"
     contention: Literal["none", "co-located"] = "none"
-    objective: Literal["total", "latest"] = "total"
-    """Of several pipelines: the sum of their latencies, or the largest of them."""
     nodes: Annotated[list[NodeForm], Field(min_length=1)]
     links: list[LinkForm] = []
     pipeline: PipelineForm | None = None

@@ -70,6 +70,9 @@ def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Ans
     return Answer(None, False)
 
 
+rated = refine.rate
+
+
 def _repair(instance: Instance, broken: Rated) -> Rated | None:
     """From a placement that breaks capacities to one that doesn't."""
     best = refine.descend(instance, broken)

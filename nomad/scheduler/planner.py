@@ -1,0 +1,109 @@
+"""From a problem in its JSON form to an answer in its JSON form: what users, the command line and REST call.
+
+`plan` answers one problem. A `Planner` keeps the routes, so that it can be told of a change and plan again at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nomad.errors import PlacementError
+from nomad.scheduler import build, candidates, joint, reasons, verdict
+from nomad.scheduler.arrays import Ints
+from nomad.scheduler.instance import Seats
+from nomad.scheduler.problem import LinkForm, NodeForm, ProblemForm, read
+from nomad.scheduler.routes import Routes
+from nomad.scheduler.search import Effort
+
+ALL_PAIRS = 160
+"""Up to this many nodes, all are considered; of larger clusters, `FEW` or `MANY`."""
+FEW, MANY = 64, 128
+LIGHT = Effort(widths=(16, 48), rounds=0)
+"""For pipelines with very many operators."""
+
+
+def plan(problem: Any) -> dict[str, Any]:
+    """Where each operator should be. Raises `PlacementError` if the problem isn't valid."""
+    return Planner(problem).plan()
+
+
+class Planner:
+    """A problem that may change a little, and the answers to it."""
+
+    def __init__(self, problem: Any):
+        self._problem = read(problem)
+        self._pipelines = self._problem.all_pipelines
+        self._direct = self._problem.routing == "direct"
+        self._contended = self._problem.contention == "co-located"
+        self._cluster = build.Cluster.of(self._problem)
+        self._operators = sum(len(pipeline.operators) for pipeline in self._pipelines)
+        size = len(self._cluster.nodes)
+        self._among: Ints = np.arange(size)
+        if size > ALL_PAIRS:
+            everything = build.work_of(self._pipelines, self._cluster, self._among)
+            count = FEW if self._operators <= 24 else MANY
+            self._among = candidates.choose(self._cluster, everything, count, direct=self._direct)
+        self._routes = Routes.make(self._cluster.links, size, self._among, direct=self._direct)
+        self._works = [build.work_of([pipeline], self._cluster, self._among) for pipeline in self._pipelines]
+        self._last: Ints | None = None
+
+    def change_node(self, id: str, **values: Any) -> None:
+        """Some fields of a node are different now. Raises `PlacementError`."""
+        position = self._cluster.position.get(id)
+        if position is None:
+            raise PlacementError(f"there is no node {id!r}")
+        form = NodeForm.model_validate(self._cluster.nodes[position].model_dump() | values)
+        nodes = list(self._cluster.nodes)
+        nodes[position] = form
+        speed, room = self._cluster.speed.copy(), self._cluster.room.copy()
+        speed[position], room[:, position] = form.speed, build.free(form)
+        labels = list(self._cluster.labels)
+        labels[position] = frozenset(form.labels)
+        self._cluster = replace(self._cluster, nodes=tuple(nodes), speed=speed, room=room, labels=tuple(labels))
+        if "labels" in values:
+            self._works = [build.work_of([pipeline], self._cluster, self._among) for pipeline in self._pipelines]
+
+    def change_link(self, source: str, target: str, **values: Any) -> None:
+        """Some fields of a link are different now. Raises `PlacementError` if there is no such link."""
+        links = self._cluster.links
+        ends = [self._cluster.position.get(end, -1) for end in (source, target)]
+        found = np.flatnonzero((links.source == ends[0]) & (links.target == ends[1]))
+        if not len(found):
+            raise PlacementError(f"there is no link {source!r} -> {target!r}")
+        at = int(found[0])
+        was = {
+            "latency": float(links.latency[at]),
+            "bandwidth": None if np.isinf(links.bandwidth[at]) else float(links.bandwidth[at]),
+            "used": 0.0 if np.isinf(links.free[at]) else float(links.bandwidth[at] - links.free[at]),
+        }
+        form = LinkForm.model_validate({"from": source, "to": target, **was, **values})
+        latency, bandwidth, free = links.latency.copy(), links.bandwidth.copy(), links.free.copy()
+        latency[at] = form.latency
+        bandwidth[at] = np.inf if form.bandwidth is None else form.bandwidth
+        free[at] = bandwidth[at] - form.used
+        links = replace(links, latency=latency, bandwidth=bandwidth, free=free)
+        self._cluster = replace(self._cluster, links=links)
+        self._routes = self._routes.changed(links, at)
+
+    def plan(self) -> dict[str, Any]:
+        """The best placement found, why each operator is where it is; or which constraint can't be met."""
+        cluster = self._cluster
+        seats = Seats(
+            tuple(cluster.nodes[node].id for node in self._among.tolist()),
+            cluster.speed[self._among],
+            cluster.room[:, self._among],
+            self._routes,
+        )
+        link_room = build.link_room(cluster.links)
+        effort = Effort() if self._operators <= 24 else LIGHT
+        case = verdict.Case(seats, self._works, self._contended, link_room, effort)
+        answer = case.place(self._last)
+        if answer.best is None:
+            self._last = None
+            reason = verdict.explain(case, cluster, self._among, self._pipelines, proven=answer.proven)
+            return {"feasible": False, "placement": {}, "latency": None, "reasons": reason}
+        self._last = answer.best.chosen
+        return reasons.describe(case, answer, joint_form=self._problem.pipelines is not None)
