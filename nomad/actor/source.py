@@ -91,7 +91,7 @@ class Source:
                 return
             out = Handoff(asyncio.get_running_loop(), 2)
             start_source(self._worker, self.spec.kind, self._function, out)
-            while not out.finished:
+            while not (out.finished and not out.items):
                 await out.wait()
                 self._send([v for v in out.take() if v is not None], out.birth)
             self._called(1, out.seconds)
