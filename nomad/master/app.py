@@ -283,6 +283,10 @@ class Master:
         """{"dropped": n}; None drops all of them."""
         return _understood(_COUNTS, await self._ask(id, operator, "drop", ids=_numbers(ids)))
 
+    async def cut(self, id: str, operator: str) -> None:
+        """Break an operator's data connections, as a fault of the network would; for tests of what that does."""
+        await self._ask(id, operator, "cut")
+
     def last_output(self, id: str, operator: str) -> bytes | None:
         """Encoded by the codec; the last that a heart-beat brought, or a pod left behind. Raises `NotFoundError`."""
         (name,) = self._names(id, operator)
