@@ -38,6 +38,8 @@ bench: $(STAMPS)/test
 	$(BIN)/python -m benchmarks.data_path
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.idle
+	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.submit
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov
