@@ -18,7 +18,7 @@ from aiohttp import web
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, with_config
 from pydantic.types import JsonValue
 
-from nomad import __version__
+from nomad import __version__, scheduler
 from nomad.delivery import codec
 from nomad.errors import NotFoundError, RequestError
 from nomad.master import views
@@ -26,6 +26,7 @@ from nomad.master.app import Master
 from nomad.master.http import guard, problems, sse
 from nomad.master.http.routing import Routes
 from nomad.pipeline import PIPELINE_ID, check_id
+from nomad.scheduler.problem import ProblemForm
 
 PREFIX = "/api/v1"
 BUNDLE = "application/vnd.nomad.bundle"
@@ -147,6 +148,33 @@ class Dropped:
     dropped: int
 
 
+@dataclass(frozen=True, slots=True)
+class PipelinePlan:
+    """What becomes of one of several pipelines."""
+
+    placement: dict[str, str]
+    """Operator to node."""
+    latency: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanView:
+    """The answer to a placement problem."""
+
+    feasible: bool
+    placement: dict[str, str]
+    """Operator to node; empty if there is no placement."""
+    latency: float | None
+    """Seconds, predicted: the latest finish; of several pipelines, the sum."""
+    reasons: dict[str, JsonValue]
+    """By operator: its terms, the runner-up and why that lost; or the constraint that can't be met."""
+    proven: bool
+    """Nothing is better; or it is certain that there is no placement."""
+    pipelines: dict[str, PipelinePlan] | None = None
+    """By pipeline, where the problem has several."""
+
+
 # -- nodes and links
 
 
@@ -196,6 +224,17 @@ async def change_link(master: Master, source: str, target: str, body: LinkChange
         loss=body.loss,
         unlimited=unlimited,
     )
+
+
+# -- placement
+
+
+@api("POST", "/plans", tag="cluster")
+async def make_plan(master: Master, body: ProblemForm) -> PlanView:
+    """Place the operators of a problem, which needn't be about this cluster; nothing is started or moved."""
+    answer = await asyncio.to_thread(scheduler.plan, body)
+    pipelines = {id: PipelinePlan(**plan) for id, plan in answer.pop("pipelines", {}).items()}
+    return PlanView(**answer, pipelines=pipelines or None)
 
 
 # -- pipelines

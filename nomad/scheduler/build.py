@@ -13,6 +13,10 @@ from nomad.scheduler.problem import NodeForm, OperatorForm, PipelineForm, Proble
 from nomad.scheduler.routes import Links
 
 
+MOST = 1e60
+"""Messages per second: rates grow along a pipeline, and must not overflow."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """The nodes by name, and the links between them."""
@@ -87,8 +91,8 @@ def work_of(pipelines: Sequence[PipelineForm], cluster: Cluster, among: Ints) ->
         emitted: dict[str, float] = {}
         for name in order:
             operator = by_id[name]
-            taken = sum(emitted[before] for before in inputs[name]) if inputs[name] else pipeline.rate
-            emitted[name] = taken * operator.selectivity
+            taken = float(sum(emitted[before] for before in inputs[name])) if inputs[name] else pipeline.rate
+            emitted[name] = min(taken * operator.selectivity, MOST)
             rates.append(taken)
             ids.append((pipeline.id, name))
             operators.append(operator)

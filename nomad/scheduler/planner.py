@@ -104,6 +104,7 @@ class Planner:
         if answer.best is None:
             self._last = None
             reason = verdict.explain(case, cluster, self._among, self._pipelines, proven=answer.proven)
-            return {"feasible": False, "placement": {}, "latency": None, "reasons": reason}
+            answered = {"feasible": False, "placement": {}, "latency": None, "reasons": reason}
+            return answered | {"proven": not reason["text"].endswith(verdict.UNPROVEN)}
         self._last = answer.best.chosen
         return reasons.describe(case, answer, joint_form=self._problem.pipelines is not None)

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nomad.errors import PlacementError
 
 Id = Annotated[str, Field(min_length=1, max_length=300)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# No real cluster comes near these bounds; within them nothing overflows.
+Amount = Annotated[float, Field(ge=0, le=1e18)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e18)]
 
 
 class _Form(BaseModel):
@@ -43,13 +44,13 @@ class NodeForm(_Form):
 class LinkForm(_Form):
     """A directed link."""
 
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+    model_config = ConfigDict(serialize_by_alias=True)
 
     source: Id = Field(alias="from")
     target: Id = Field(alias="to")
     latency: Amount = 0.0
     """Seconds, one way."""
-    bandwidth: Annotated[float, Field(gt=0)] | None = None
+    bandwidth: Annotated[float, Field(ge=1e-9)] | None = None
     """Bytes per second; None is unlimited."""
     used: Amount = 0.0
     """Bytes per second that are taken already."""
@@ -78,7 +79,7 @@ class PipelineForm(_Form):
     id: Id = "pipeline"
     rate: Amount = 1.0
     """Messages per second that each source takes."""
-    operators: Annotated[list[OperatorForm], Field(min_length=1)]
+    operators: Annotated[list[OperatorForm], Field(min_length=1, max_length=1000)]
     edges: list[Annotated[list[Id], Field(min_length=2, max_length=2)]] = []
 
 
@@ -87,10 +88,10 @@ class ProblemForm(_Form):
 
     routing: Literal["direct", "shortest"] = "direct"
     contention: Literal["none", "co-located"] = "none"
-    nodes: Annotated[list[NodeForm], Field(min_length=1)]
+    nodes: Annotated[list[NodeForm], Field(min_length=1, max_length=50_000)]
     links: list[LinkForm] = []
     pipeline: PipelineForm | None = None
-    pipelines: Annotated[list[PipelineForm], Field(min_length=1)] | None = None
+    pipelines: Annotated[list[PipelineForm], Field(min_length=1, max_length=200)] | None = None
 
     @property
     def all_pipelines(self) -> list[PipelineForm]:

@@ -125,7 +125,7 @@ def _shortest(links: Links, size: int, rows: Ints) -> tuple[Floats, Floats, Ints
     row, link = np.nonzero(tight)
     at, pred = row * size + links.target[link], row * size + links.source[link]
     bottleneck = bandwidth.ravel()
-    if len(np.unique(at)) < len(at):
+    if np.bincount(at, minlength=1).max(initial=0) > 1:
         row, link, at, pred = _untied(row, link, at, pred, links, bottleneck, latency.size, rows, size)
     last[row, links.target[link]] = link
     narrow = links.bandwidth[link]

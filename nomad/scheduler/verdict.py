@@ -16,6 +16,7 @@ from nomad.scheduler.problem import PipelineForm
 from nomad.scheduler.routes import Routes
 from nomad.scheduler.search import Answer, Effort
 
+UNPROVEN = "; that there is no placement at all was not proven"
 WITHOUT = Effort(widths=(32, 256), rounds=0)
 
 
@@ -44,7 +45,7 @@ class Case:
 def explain(
     case: Case, cluster: Cluster, among: Ints, pipelines: Sequence[PipelineForm], *, proven: bool
 ) -> dict[str, Any]:
-    """{"constraint", "operator", "nearest", "text", "proven"}.
+    """{"constraint", "operator", "nearest", "text"}.
 
     constraint: "requires", "pin", "memory", "cpu", "bandwidth" or "route"; operator: whose, if it is one's.
     `proven`: it is certain that there is no placement; else none was found.
@@ -61,8 +62,8 @@ def _answer(
     constraint: str, operator: str | None, nearest: list[dict[str, str]], text: str, proven: bool
 ) -> dict[str, Any]:
     if not proven:
-        text += "; that there is no placement at all was not proven"
-    return {"constraint": constraint, "operator": operator, "nearest": nearest, "text": text, "proven": proven}
+        text += UNPROVEN
+    return {"constraint": constraint, "operator": operator, "nearest": nearest, "text": text}
 
 
 Finding = tuple[str, str | None, list[dict[str, str]], str]

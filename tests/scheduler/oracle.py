@@ -147,7 +147,7 @@ class Model:
             )
             finish[key] = arrival + self.operators[key].get("work", 0.0) * beside / self.nodes[node].get("speed", 1.0)
         latest = {p["id"]: max(finish[key] for key in finish if key[0] == p["id"]) for p in self.pipelines}
-        return max(latest.values()) if self.problem.get("objective") == "latest" else sum(latest.values())
+        return sum(latest.values())
 
 
 def brute_force(problem: Problem) -> float | None:
