@@ -144,6 +144,11 @@ def _run(path: Path) -> tuple[ModuleType, list[Submission]]:
     except Exception as exc:  # whatever the user's own code raises
         frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == str(path.resolve())]
         where = f", line {frames[-1].lineno}" if frames else ""
+        if isinstance(exc, RuntimeError) and "asyncio.run()" in str(exc):
+            raise UsageError(
+                f"{path}{where} calls asyncio.run() while it is loaded: put that under `if __name__ == '__main__':`, "
+                "and the list of operators above it"
+            ) from exc
         raise UsageError(f"{path}{where}: {type(exc).__name__}: {exc}") from exc
     finally:
         _loading = None

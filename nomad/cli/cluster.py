@@ -88,6 +88,8 @@ async def link_set(
     if all(value is None for value in (latency, jitter, bandwidth, loss)):
         raise click.UsageError("say what to change: --latency, --jitter, --bandwidth or --loss")
     limit = bandwidth if bandwidth in (None, "unlimited") else BANDWIDTH.convert(bandwidth, None, None)
+    if isinstance(limit, float) and limit < 1:
+        raise click.BadParameter("it must be at least 8bit (a byte a second)", param_hint="--bandwidth")
     ends = [(source, target), (target, source)] if both else [(source, target)]
     changed = [
         await cluster.set_link(a, b, latency=latency, jitter=jitter, bandwidth=limit, loss=loss) for a, b in ends

@@ -164,6 +164,7 @@ def test_wrong_usage(nomad: Nomad) -> None:
         "link", "set", "edge", "cloud", "--latency", "80lightyears", code=2
     )
     assert "0<=x<1" in nomad.error("link", "set", "edge", "cloud", "--loss", "1", code=2)
+    assert "at least 8bit" in nomad.error("link", "set", "edge", "cloud", "--bandwidth", "0", code=2)
     assert "exclude each other" in nomad.error("set-aside", "x", "y", "--rerun", "--drop", code=2)
     assert "No such command" in nomad.error("launch", code=2)
     assert "must look like http" in nomad.error("ls", "--master", "localhost:1", code=2)

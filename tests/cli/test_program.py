@@ -163,6 +163,14 @@ def test_files_that_cant_be_used(file: File, text: str, message: str) -> None:
     assert not program.being_loaded()
 
 
+@pytest.mark.filterwarnings("ignore:coroutine 'main' was never awaited")
+async def test_asyncio_run_while_a_loop_runs_as_that_of_the_command_does(file: File) -> None:
+    with pytest.raises(
+        UsageError, match=r"line 4 calls asyncio.run\(\) while it is loaded: put that under `if __name__"
+    ):
+        load(file("import asyncio\nasync def main():\n    pass\nasyncio.run(main())\n"))
+
+
 def test_a_missing_name_shows_what_there_is(file: File) -> None:
     with pytest.raises(UsageError, match="defines no 'mine'; it defines the lists operators"):
         load(file(FUNCTIONS + "operators = [source, sink]\n") + ":mine")
