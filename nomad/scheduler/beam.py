@@ -77,7 +77,7 @@ def search(instance: Instance, width: int, known: float = np.inf, spread: float 
     order = range(instance.size)
     fixed = instance.allowed.sum(axis=1) == 1
     reserved = np.zeros((len(instance.needs), instance.places))
-    for op in np.flatnonzero(fixed):  # room that is certain to be taken
+    for op in np.flatnonzero(fixed).tolist():  # room that is certain to be taken
         reserved[:, instance.allowed[op].argmax()] += instance.needs[:, op]
     if (reserved > np.maximum(instance.room, 0.0)).any() or not np.isfinite(instance.bound):
         return Found(np.empty((0, instance.size), dtype=np.int64), np.empty(0), True)
@@ -88,7 +88,9 @@ def search(instance: Instance, width: int, known: float = np.inf, spread: float 
         finish, estimate, bound, earlier = _expand(instance, states, op, bool(fixed[op]))
         picked = np.flatnonzero(bound.ravel() <= limit)
         picked = picked[np.isfinite(bound.ravel()[picked])]
-        score = bound.ravel()[picked] + spread / (op + 1) * (states.total[picked // instance.places] + estimate.ravel()[picked])
+        score = bound.ravel()[picked] + spread / (op + 1) * (
+            states.total[picked // instance.places] + estimate.ravel()[picked]
+        )
         if len(picked) > 4 * width:
             exact = False
             keep = np.argpartition(score, 4 * width)[: 4 * width]
@@ -118,10 +120,8 @@ def search(instance: Instance, width: int, known: float = np.inf, spread: float 
     return Found(states.chosen[best], latency[best], exact, instance.size)
 
 
-def _expand(
-    instance: Instance, states: _States, op: int, fixed: bool
-) -> tuple[Floats, Floats, Floats, list[Floats]]:
-    """[state, node]: finish of `op` there, finish + cost to go, bound of the whole; and the finishes of those before."""
+def _expand(instance: Instance, states: _States, op: int, fixed: bool) -> tuple[Floats, Floats, Floats, list[Floats]]:
+    """[state, node]: finish of `op` there, finish + cost to go, bound of the whole; and the finishes before."""
     rows = len(states.chosen)
     earlier: list[Floats] = []
     group = int(instance.work.group[op])
@@ -133,7 +133,9 @@ def _expand(
         start = np.zeros((rows, instance.places))
         for before in instance.inputs[op]:
             np.maximum(
-                start, states.finish[:, before, None] + instance.transfer[before, op][states.chosen[:, before]], out=start
+                start,
+                states.finish[:, before, None] + instance.transfer[before, op][states.chosen[:, before]],
+                out=start,
             )
         finish = start + instance.cost[op]
         for number, needs in enumerate(instance.needs):
@@ -162,7 +164,7 @@ def _contended(instance: Instance, states: _States, op: int) -> tuple[Floats, li
     row = np.arange(rows)
     home = np.flatnonzero(work.group[:op] == work.group[op])
     count = np.zeros((rows, instance.places))
-    for other in home:
+    for other in home.tolist():
         count[row, states.chosen[:, other]] += 1
     finishes: list[Floats] = []
     worst = np.zeros((rows, instance.places))
@@ -224,9 +226,7 @@ def _advance(
                 states.mark += _whole(load, instance.work.flow) * taken.sum(axis=1, dtype=np.uint64)
 
 
-def _look_ahead(
-    instance: Instance, states: _States, op: int, fixed: Bools, limit: float
-) -> tuple[Bools, Floats]:
+def _look_ahead(instance: Instance, states: _States, op: int, fixed: Bools, limit: float) -> tuple[Bools, Floats]:
     """Which states can still become a placement within `limit`, as far as can be said at a glance, and how tight it is.
 
     Raises the bounds of the states by what the rooms left say: each operator to come has to go where it fits.
@@ -250,8 +250,8 @@ def _look_ahead(
         size = float(np.median(rest))
         if size > 0:  # and for the larger half
             held = np.floor(np.maximum(free[number], 0.0) * (1 / size) + 1e-9).sum(axis=1)
-            alive &= held >= (rest >= size).sum()
-    fits: dict[tuple[float, ...], Bools] = {}
+            alive &= held >= int((rest >= size).sum())
+    fits: dict[tuple[float, ...], Any] = {}
     for later in left:
         key = tuple(instance.needs[:, later].tolist())
         if key not in fits:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nomad.scheduler.arrays import Floats, Ints
-from nomad.scheduler.instance import TOLERANCE, Seats, Work
+from nomad.scheduler.instance import TOLERANCE, Work
 from nomad.scheduler.problem import NodeForm, OperatorForm, PipelineForm, ProblemForm
 from nomad.scheduler.routes import Links
-
 
 MOST = 1e60
 """Messages per second: rates grow along a pipeline, and must not overflow."""

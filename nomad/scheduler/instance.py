@@ -217,16 +217,16 @@ class Instance:
         groups = self.groups
         cell = (np.arange(len(chosen))[:, None] * groups + self.work.group) * self.places + chosen
         count = np.bincount(cell.ravel(), minlength=len(chosen) * groups * self.places)
-        return count[cell].astype(np.float64)
+        return np.asarray(count[cell], dtype=np.float64)
 
     def latencies(self, finish: Floats) -> Floats:
         """[placement, operator] -> [placement]: what is minimised."""
         if self.groups == 1:
-            return finish.max(axis=1)
+            return np.asarray(finish.max(axis=1))
         worst = np.zeros((len(finish), self.groups))
         for group in range(self.groups):
             worst[:, group] = finish[:, self.work.group == group].max(axis=1)
-        return worst.sum(axis=1)
+        return np.asarray(worst.sum(axis=1))
 
     def used(self, chosen: Ints) -> Floats:
         """[placement, operator] -> [resource, placement, node]."""
@@ -250,7 +250,7 @@ class Instance:
         return out.reshape(rows, columns)
 
     def excess(self, chosen: Ints) -> Floats:
-        """[placement, operator] -> [placement]: by how much it breaks capacities, as shares of the needs; 0 is valid."""
+        """[placement, operator] -> [placement]: the share of the needs that is beyond capacity; 0 is valid."""
         total = np.zeros(len(chosen))
         if len(self.needs):
             over = np.maximum(self.used(chosen) - np.maximum(self.room, 0.0)[:, None, :], 0.0).sum(axis=2)

@@ -99,7 +99,8 @@ class _Shared:
 
     def _scale(self) -> Floats:
         total = sum(work.needs.sum(axis=1) for work in self.works)
-        return np.maximum(total, 1e-12)
+        scale: Floats = np.maximum(np.asarray(total), 1e-12)
+        return scale
 
     def _one_by_one(self, order: Sequence[int]) -> int | None:
         """Place in this order; the first that finds no room."""
@@ -115,10 +116,10 @@ class _Shared:
         tried: set[tuple[int, int]] = set()
         while left:
             lost = [latency - one.bound for latency, one in zip(self.latency, self.alone, strict=True)]
-            worst = [n for n in sorted(range(len(lost)), key=lambda n: (-lost[n], n)) if lost[n] > 1e-9 * self.latency[n]]
-            pair = next(
-                ((one, two) for one in worst for two in self._rivals(one) if (one, two) not in tried), None
-            )
+            worst = [
+                n for n in sorted(range(len(lost)), key=lambda n: (-lost[n], n)) if lost[n] > 1e-9 * self.latency[n]
+            ]
+            pair = next(((one, two) for one in worst for two in self._rivals(one) if (one, two) not in tried), None)
             if pair is None:
                 return
             tried |= {pair, pair[::-1]}

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from nomad.errors import PlacementError
-from nomad.scheduler import build, candidates, joint, reasons, verdict
+from nomad.scheduler import build, candidates, reasons, verdict
 from nomad.scheduler.arrays import Ints
 from nomad.scheduler.instance import Seats
-from nomad.scheduler.problem import LinkForm, NodeForm, ProblemForm, read
+from nomad.scheduler.problem import LinkForm, NodeForm, read
 from nomad.scheduler.routes import Routes
 from nomad.scheduler.search import Effort
 

@@ -84,7 +84,7 @@ class PipelineForm(_Form):
 
 
 class ProblemForm(_Form):
-    """A cluster, and one pipeline (`pipeline`) or several (`pipelines`) to place on it: the sum of their latencies counts."""
+    """A cluster, and one pipeline (`pipeline`) or several (`pipelines`: the sum of their latencies counts)."""
 
     routing: Literal["direct", "shortest"] = "direct"
     contention: Literal["none", "co-located"] = "none"

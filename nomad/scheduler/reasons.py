@@ -112,7 +112,9 @@ def _lost(
     here = ids[int(chosen[op])]
     if not others:
         only = "the only node that it may be on"
-        return None, f"{here} is {only}" if instance.allowed[op].sum() <= 1 else f"no other node can be reached than {here}"
+        return None, f"{here} is {only}" if instance.allowed[
+            op
+        ].sum() <= 1 else f"no other node can be reached than {here}"
     open_ = [other for other in others if not other[3]]
     first = open_[0] if open_ else others[0]
     full = next((other for other in others if other[3] and other[0] < latency * (1 - 1e-9)), None)

@@ -37,9 +37,7 @@ class Rated:
 def rate(instance: Instance, chosen: Ints) -> Rated:
     """One placement."""
     rows = chosen[None, :]
-    return Rated(
-        chosen, float(instance.latencies(instance.finishes(rows))[0]), float(instance.excess(rows)[0])
-    )
+    return Rated(chosen, float(instance.latencies(instance.finishes(rows))[0]), float(instance.excess(rows)[0]))
 
 
 def cheapest(instance: Instance) -> Ints:

@@ -69,9 +69,7 @@ def _answer(
 Finding = tuple[str, str | None, list[dict[str, str]], str]
 
 
-def _alone(
-    case: Case, cluster: Cluster, among: Ints, pipelines: Sequence[PipelineForm]
-) -> Iterator[Finding]:
+def _alone(case: Case, cluster: Cluster, among: Ints, pipelines: Sequence[PipelineForm]) -> Iterator[Finding]:
     """What an operator, or an edge, can't get even with the cluster for itself."""
     for work, pipeline in zip(case.works, pipelines, strict=True):
         forms = {operator.id: operator for operator in pipeline.operators}
@@ -81,15 +79,18 @@ def _alone(
             allowed = work.allowed[op]
             if not allowed.any():
                 needed = set(form.requires)
-                near = sorted(
-                    range(len(cluster.nodes)), key=lambda node: (len(needed - cluster.labels[node]), node)
-                )[:3]
+                near = sorted(range(len(cluster.nodes)), key=lambda node: (len(needed - cluster.labels[node]), node))[
+                    :3
+                ]
                 lacks = [
                     {"node": cluster.nodes[n].id, "lacks": "label " + ", ".join(sorted(needed - cluster.labels[n]))}
                     for n in near
                 ]
-                yield "requires", name, lacks, (
-                    f"no node has all the labels that operator {name!r} requires: {', '.join(sorted(needed))}"
+                yield (
+                    "requires",
+                    name,
+                    lacks,
+                    (f"no node has all the labels that operator {name!r} requires: {', '.join(sorted(needed))}"),
                 )
                 continue
             if case.contended:
@@ -99,20 +100,17 @@ def _alone(
                 if (short[allowed] > 0).all():
                     near = sorted(np.flatnonzero(allowed).tolist(), key=lambda node: (short[node], node))[:3]
                     lacks = [{"node": case.seats.ids[n], "lacks": f"{short[n]:.4g} {unit}"} for n in near]
-                    where = f"node {form.pin!r}, to which it is pinned," if form.pin else "no node that it may be on"
-                    has = "hasn't" if form.pin else "has"
-                    yield what, name, lacks, (
-                        f"operator {name!r} needs {work.needs[resource, op]:.4g} {unit}, and {where} {has} that much left"
-                    )
+                    where = f"its node {form.pin!r} hasn't" if form.pin else "no node that it may be on has"
+                    need = f"operator {name!r} needs {work.needs[resource, op]:.4g} {unit}"
+                    yield what, name, lacks, f"{need}, and {where} that much left"
             if (work.needs[:, op, None] > case.seats.room)[:, allowed].any(axis=0).all():
                 yield "memory", name, [], f"no node that operator {name!r} may be on has both the memory and the cpu"
         yield from _pinned_together(case, work, names)
         for source, target in work.edges:
             latency = case.seats.routes.latency
             if not np.isfinite(latency[np.ix_(work.allowed[source], work.allowed[target])]).any():
-                yield "route", names[target], [], (
-                    f"there is no way from any node where {names[source]!r} may be to one where {names[target]!r} may be"
-                )
+                ends = f"from any node where {names[source]!r} may be to one where {names[target]!r} may be"
+                yield "route", names[target], [], f"there is no way {ends}"
 
 
 def _pinned_together(case: Case, work: Work, names: list[str]) -> Iterator[Finding]:
@@ -127,8 +125,11 @@ def _pinned_together(case: Case, work: Work, names: list[str]) -> Iterator[Findi
             if need > room:
                 lacks = [{"node": case.seats.ids[node], "lacks": f"{need - room:.4g} of {what}"}]
                 who = ", ".join(names[op] for op in here.tolist())
-                yield what, names[int(here[-1])], lacks, (
-                    f"{who} can be nowhere but on {case.seats.ids[node]}, which hasn't the {what} for all of them"
+                yield (
+                    what,
+                    names[int(here[-1])],
+                    lacks,
+                    (f"{who} can be nowhere but on {case.seats.ids[node]}, which hasn't the {what} for all of them"),
                 )
 
 
@@ -153,7 +154,10 @@ def _relaxed(case: Case, cluster: Cluster, among: Ints) -> Iterator[tuple[str, C
         old.direct,
     )
     yield "route", replace(case, seats=replace(seats, routes=routes))
-    free = [replace(work, allowed=np.where(work.allowed.sum(axis=1, keepdims=True) == 1, work.allowed, True)) for work in case.works]
+    free = [
+        replace(work, allowed=np.where(work.allowed.sum(axis=1, keepdims=True) == 1, work.allowed, True))
+        for work in case.works
+    ]
     yield "requires", replace(case, works=free)
     yield "pin", replace(case, works=[replace(work, allowed=np.ones_like(work.allowed)) for work in case.works])
 
@@ -162,7 +166,10 @@ def _together(constraint: str, case: Case) -> str:
     need = sum(work.needs.sum(axis=1) for work in case.works)
     left = np.maximum(case.seats.room, 0.0).sum(axis=1)
     if constraint == "memory":
-        return f"the nodes haven't the memory for all operators together ({need[0]:.4g} MiB are needed, {left[0]:.4g} are left)"
+        return (
+            "the nodes haven't the memory for all operators together "
+            f"({need[0]:.4g} MiB are needed, {left[0]:.4g} are left)"
+        )
     if constraint == "cpu":
         return (
             "the nodes haven't the processing power for all operators together "

@@ -78,9 +78,10 @@ async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path) -> Non
         "path.source" = "{NODES[0]}"
         "path.target" = "{NODES[1]}"
         "path.operator" = "square"
-        # What no schema can say: a profile has one entry per operator, a link's jitter isn't above its latency.
+        # What no schema can say: a profile has one entry per operator, a link's jitter isn't above its latency,
+        # edges and links are between what there is.
         [[operations]]
-        include-operation-id = ["replace_profile", "change_link"]
+        include-operation-id = ["replace_profile", "change_link", "make_plan"]
         checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
         # The pods are made up, so that there is nobody to ask; that is what 503 is for.
         [[operations]]

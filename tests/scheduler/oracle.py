@@ -119,7 +119,9 @@ class Model:
             return ""
         for node in sorted(set(placement.values())):
             here = [self.demand(key) for key, at in placement.items() if at == node]
-            for kind, need, room in zip(("memory", "cpu"), map(sum, zip(*here)), self.room(node)):
+            for kind, need, room in zip(
+                ("memory", "cpu"), map(sum, zip(*here, strict=True)), self.room(node), strict=True
+            ):
                 if need > room + SLACK * max(1.0, abs(room)):
                     return f"{kind} of {node}"
         for link, load in self.loads(placement).items():
@@ -142,9 +144,7 @@ class Model:
         for key in self.order:
             node = placement[key]
             beside = 1 if self.hard else sum(at == node for other, at in placement.items() if other[0] == key[0])
-            arrival = max(
-                (finish[b] + self.transfer(b, placement[b], node) for b in self.inputs[key]), default=0.0
-            )
+            arrival = max((finish[b] + self.transfer(b, placement[b], node) for b in self.inputs[key]), default=0.0)
             finish[key] = arrival + self.operators[key].get("work", 0.0) * beside / self.nodes[node].get("speed", 1.0)
         latest = {p["id"]: max(finish[key] for key in finish if key[0] == p["id"]) for p in self.pipelines}
         return sum(latest.values())
@@ -164,10 +164,13 @@ def brute_force(problem: Problem) -> float | None:
     return best
 
 
-def milp(problem: Problem, seconds: float = 120.0, known: float | None = None) -> tuple[str, float | None, float | None]:
+def milp(
+    problem: Problem, seconds: float = 120.0, known: float | None = None
+) -> tuple[str, float | None, float | None]:
     """("optimal" | "infeasible" | "unknown", the best found, the bound), by HiGHS. `known`: no worse is looked for."""
     import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp as solve
+    from scipy.optimize import Bounds, LinearConstraint
+    from scipy.optimize import milp as solve
     from scipy.sparse import csr_array
 
     model = Model(problem)
@@ -221,7 +224,11 @@ def milp(problem: Problem, seconds: float = 120.0, known: float | None = None) -
     for (key, after, a, b), column in z.items():
         way.setdefault((key, after), {})[column] = -model.transfer(key, a, b)
     for key in keys:
-        own = {x[key, n]: -model.operators[key].get("work", 0.0) / model.nodes[n].get("speed", 1.0) for n in nodes if (key, n) in x}
+        own = {
+            x[key, n]: -model.operators[key].get("work", 0.0) / model.nodes[n].get("speed", 1.0)
+            for n in nodes
+            if (key, n) in x
+        }
         row({finish[key]: 1.0, **own}, 0, np.inf)
         for before in model.inputs[key]:
             row({finish[key]: 1.0, finish[before]: -1.0, **own, **way.get((before, key), {})}, 0, np.inf)
@@ -232,7 +239,7 @@ def milp(problem: Problem, seconds: float = 120.0, known: float | None = None) -
             if terms and math.isfinite(model.room(n)[kind]):
                 row(terms, -np.inf, max(model.room(n)[kind], 0.0))
     on_link: dict[tuple, dict[int, float]] = {}
-    for (key, after, a, b), column in z.items():
+    for (key, _after, a, b), column in z.items():
         for link in model.routes[a, b][2]:
             on_link.setdefault(link, {})[column] = model.flow(key)
     everything = sum(model.flow(key) * len(model.outputs[key]) for key in keys)

@@ -1,7 +1,8 @@
-"""Placement problems, made from a seed: the kinds that placement must be good at. `benchmarks.placement` uses them too."""
+"""Placement problems, made from a seed: what placement must be good at. `benchmarks.placement` uses them too."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -17,7 +18,7 @@ def graph(rng: random.Random, kind: str, size: int) -> list[list[str]]:
     """Edges of a chain, a tree (away from one source or towards one sink), or a DAG in layers."""
     names = [f"op{i}" for i in range(size)]
     if kind == "chain":
-        return [[a, b] for a, b in zip(names, names[1:])]
+        return [[a, b] for a, b in itertools.pairwise(names)]
     if kind == "out-tree":
         return [[names[rng.randrange(max(0, i - 3), i)], names[i]] for i in range(1, size)]
     if kind == "in-tree":
@@ -85,7 +86,11 @@ def fog(rng: random.Random, size: int) -> tuple[list[dict], list[dict]]:
         nodes.append(node(f"fog{f}", rng.uniform(1, 3), 4, rng.choice([1000.0, 2000.0, 4000.0]), ["fog"]))
         links += both(f"fog{f}", "cloud0", rng.uniform(0.02, 0.08), _log(rng, 1e6, 1e8))
     for e in range(size - fogs - 1):
-        nodes.append(node(f"edge{e:02}", rng.uniform(0.2, 1), rng.choice([1, 2, 4]), rng.choice([256.0, 512.0, 1024.0]), ["edge"]))
+        nodes.append(
+            node(
+                f"edge{e:02}", rng.uniform(0.2, 1), rng.choice([1, 2, 4]), rng.choice([256.0, 512.0, 1024.0]), ["edge"]
+            )
+        )
         links += both(f"edge{e:02}", f"fog{rng.randrange(fogs)}", rng.uniform(0.001, 0.02), _log(rng, 2e5, 2e7))
     return nodes, links
 
