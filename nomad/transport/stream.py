@@ -16,7 +16,7 @@ from nomad.transport.base import HIGH_WATER, Frame
 from nomad.transport.framing import FRAME_OVERHEAD, SCRATCH_BYTES, Splitter, encode
 from nomad.transport.waiting import Waiter
 
-RECEIVE_LIMIT = 4 << 20
+RECEIVE_LIMIT = 2 << 20
 """Bytes of received frames waiting for `recv` above which nothing more is read."""
 
 _DISCARDED = memoryview(bytearray(SCRATCH_BYTES))  # received after our close; never read
