@@ -208,7 +208,7 @@ def start_calls(worker: Worker, kind: Kind, function: Callable[..., Any], values
     It ends at the first error.
     """
     if kind in ASYNC_KINDS:
-        worker.submit_async(lambda: _timed_async(_calls_async(kind, function, values, out), out))
+        worker.submit_async(lambda: _timed_async(lambda: _calls_async(kind, function, values, out), out))
     else:
         worker.submit(lambda: _timed(lambda: _calls(kind, function, values, out), out))
 
@@ -216,9 +216,9 @@ def start_calls(worker: Worker, kind: Kind, function: Callable[..., Any], values
 def start_source(worker: Worker, kind: Kind, function: Callable[..., Any], out: Handoff) -> None:
     """Pull a generator source, or call a periodic one once, in the worker."""
     if kind is Kind.ASYNC_SOURCE_GENERATOR:
-        worker.submit_async(lambda: _timed_async(_pull_async(function, out), out))
+        worker.submit_async(lambda: _timed_async(lambda: _pull_async(function, out), out))
     elif kind is Kind.ASYNC_PERIODIC:
-        worker.submit_async(lambda: _timed_async(_once_async(function, out), out))
+        worker.submit_async(lambda: _timed_async(lambda: _once_async(function, out), out))
     elif kind is Kind.SOURCE_GENERATOR:
         worker.submit(lambda: _timed(lambda: _pull(function, out), out))
     else:
@@ -237,11 +237,11 @@ def _timed(job: Callable[[], None], out: Handoff) -> None:
     out.finish(error, time.perf_counter() - started)
 
 
-async def _timed_async(job: Coroutine[Any, Any, None], out: Handoff) -> None:
+async def _timed_async(job: Callable[[], Coroutine[Any, Any, None]], out: Handoff) -> None:
     started = time.perf_counter()
     error: BaseException | None = None
     try:
-        await job
+        await job()
     except Stopped:
         pass
     except BaseException as exc:  # noqa: BLE001 - as in _timed; cancellation happens at the thread's end only

@@ -15,10 +15,10 @@ from nomad.errors import PayloadError
 from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS
 
 BATCH_MESSAGES = 4096
-BATCH_BYTES = 256 * 1024
+BATCH_BYTES = 1 << 20
 """What goes into one batch: enough to make its cost per message vanish, little enough to flow."""
 
-LARGE_BATCH = 4 * BATCH_BYTES
+LARGE_BATCH = 2 * BATCH_BYTES
 """A batch that turns out to be larger is split."""
 
 LARGEST = MAX_FRAME_BYTES - 4096

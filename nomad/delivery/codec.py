@@ -20,6 +20,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import json
 import math
 import pickle
@@ -110,6 +111,8 @@ class Codec:
             else:
                 self._classes[name] = entry
         self._by_class = {r.cls: r for r in self._codecs.values()}
+        self._names = {cls: name for name, cls in self._classes.items()}
+        """A class that was defined in a function and travelled has lost its qualified name: the bundle knows it."""
         self._made: dict[type, bool] = {}
         self._packers: list[msgpack.Packer] = []
         self._depth = 0
@@ -124,7 +127,7 @@ class Codec:
         if self.mode == "pickle":
             return _pickle(values, buffers), buffers
         if values and type(values[0]) is bytes:
-            values = [self._bytes_out(v, buffers) for v in values]
+            values = _bytes_out(values, buffers)
         self._buffers = buffers
         return self._pack(values), buffers
 
@@ -179,12 +182,12 @@ class Codec:
         if isinstance(value, enum.Enum):
             # Members of a flag can be combined to values without a name.
             member = value.value if isinstance(value, enum.Flag) else value.name
-            return msgpack.ExtType(_OBJECT, self._pack([type_name(cls), member]))
+            return msgpack.ExtType(_OBJECT, self._pack([self._name(cls), member]))
         if dataclasses.is_dataclass(cls) and self._plain(cls):
             state = {f.name: getattr(value, f.name) for f in dataclasses.fields(cls)}
-            return msgpack.ExtType(_OBJECT, self._pack([type_name(cls), state]))
+            return msgpack.ExtType(_OBJECT, self._pack([self._name(cls), state]))
         if _is_named_tuple(cls):
-            return msgpack.ExtType(_OBJECT, self._pack([type_name(cls), dict(zip(cls._fields, value, strict=True))]))
+            return msgpack.ExtType(_OBJECT, self._pack([self._name(cls), dict(zip(cls._fields, value, strict=True))]))
         if cls in _DOWNCAST:
             return dict(value)
         raise PayloadError(
@@ -192,6 +195,9 @@ class Codec:
             "(numbers, text, bytes, lists, dicts, dates, numpy arrays), make it a dataclass, give it a codec with "
             'nomad.register(cls, encode, decode), or submit the pipeline with codec="pickle".'
         )
+
+    def _name(self, cls: type) -> str:
+        return self._names.get(cls) or type_name(cls)
 
     def _plain(self, cls: type) -> bool:
         """Whether `_object` can make an instance from fields alone; not if the class is an exception or a list, too."""
@@ -203,12 +209,6 @@ class Codec:
             else:
                 self._made[cls] = True
         return self._made[cls]
-
-    def _bytes_out(self, value: Any, buffers: list[Buffer]) -> Any:
-        if type(value) is not bytes or len(value) < OUT_OF_BAND:
-            return value
-        buffers.append(value)
-        return msgpack.ExtType(_BYTES, msgpack.packb(len(buffers) - 1))
 
     def _numpy(self, value: Any) -> Any:
         np = sys.modules["numpy"]
@@ -242,22 +242,22 @@ class Codec:
             if self.mode == "pickle":
                 return pickle.loads(data, buffers=buffers)  # noqa: S301 - asked for by name
             return msgpack.unpackb(
-                data, ext_hook=lambda code, part: self._ext(code, part, buffers, 1), strict_map_key=False, raw=False
+                data, ext_hook=functools.partial(self._ext, buffers, 1), strict_map_key=False, raw=False
             )
         except PayloadError:
             raise
         except Exception as exc:  # what the bytes say is tried, and registered codecs are the user's own code
             raise PayloadError(f"a message can't be decoded: {type(exc).__name__}: {exc}") from exc
 
-    def _ext(self, code: int, data: bytes, buffers: Sequence[Buffer], depth: int) -> Any:
+    def _ext(self, buffers: Sequence[Buffer], depth: int, code: int, data: bytes) -> Any:
+        if code == _BYTES:
+            return bytes(buffers[msgpack.unpackb(data)])
         _check_depth(depth)
-        value = _unpack(data, lambda inner, part: self._ext(inner, part, buffers, depth + 1))
+        value = _unpack(data, functools.partial(self._ext, buffers, depth + 1))
         if code == _TUPLE:
             return tuple(value)
         if code in _RESTORE:
             return _RESTORE[code](value)
-        if code == _BYTES:
-            return bytes(buffers[value])
         if code == _OBJECT:
             return self._object(*value)
         if code in (_ARRAY, _ARRAY_INLINE, _SCALAR):
@@ -283,6 +283,25 @@ class Codec:
         for key in (f.name for f in dataclasses.fields(cls)):  # type: ignore[arg-type]
             object.__setattr__(value, key, state[key])
         return value
+
+
+def _bytes_out(values: list[Any], buffers: list[Buffer]) -> list[Any]:
+    """`values` with references instead of large bytes, which are put with `buffers`."""
+    out = []
+    for value in values:
+        if type(value) is bytes and len(value) >= OUT_OF_BAND:
+            number = len(buffers)
+            buffers.append(value)
+            value = _REFERENCES[number] if number < len(_REFERENCES) else _reference(number)
+        out.append(value)
+    return out
+
+
+def _reference(number: int) -> msgpack.ExtType:
+    return msgpack.ExtType(_BYTES, msgpack.packb(number))
+
+
+_REFERENCES = tuple(map(_reference, range(64)))
 
 
 def encode_one(value: Any, codec: str = "data") -> bytes:

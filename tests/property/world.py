@@ -16,7 +16,7 @@ from typing import Any
 from nomad.actor.progress import SOURCE_BITS, Chunk
 from nomad.delivery.codec import Codec
 from nomad.delivery.frames import NOWHERE, Places, Position, step
-from nomad.delivery.receiver import Batch, Receiver
+from nomad.delivery.receiver import ACK_DELAY, Batch, Receiver
 from nomad.delivery.sender import Sender
 from nomad.delivery.states import State
 from nomad.errors import Fenced
@@ -470,7 +470,7 @@ class World:
         for number in range(self.last):
             self.dial(number)
         for _ in range(10_000):
-            self.now += 0.01
+            self.now += ACK_DELAY
             moved = self.round()
             if not moved and not any(node.rerun() for node in self.nodes[1 : self.last]):
                 return
