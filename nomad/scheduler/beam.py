@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from nomad.scheduler.arrays import Bools, Floats, Ints
 from nomad.scheduler.instance import Instance
 
+LOOKED_AT = 8
+"""How many of the operators to come are tried against the rooms that a state leaves."""
 SLACK = 1 + 1e-12
 """Bounds that differ by rounding only are equal."""
 
@@ -91,9 +93,9 @@ def search(instance: Instance, width: int, known: float = np.inf, spread: float 
         score = bound.ravel()[picked] + spread / (op + 1) * (
             states.total[picked // instance.places] + estimate.ravel()[picked]
         )
-        if len(picked) > 4 * width:
+        if len(picked) > 2 * width:
             exact = False
-            keep = np.argpartition(score, 4 * width)[: 4 * width]
+            keep = np.argpartition(score, 2 * width)[: 2 * width]
             keep.sort()
             picked, score = picked[keep], score[keep]
         picked = picked[np.argsort(score, kind="stable")]
@@ -241,6 +243,10 @@ def _look_ahead(instance: Instance, states: _States, op: int, fixed: Bools, limi
     left = [later for later in range(op + 1, instance.size) if not fixed[later]]
     if not left:
         return alive, tightness
+    if len(left) > LOOKED_AT:  # those that come next, and the largest
+        size = (instance.needs / np.maximum(instance.needs.sum(axis=1), 1e-300)[:, None]).sum(axis=0)
+        left.sort(key=lambda later: (not any(before <= op for before in instance.inputs[later]), -size[later], later))
+        left = left[:LOOKED_AT]
     free = instance.room[:, None, :] - states.used
     for number, needs in enumerate(instance.needs):
         rest = needs[left]
@@ -255,7 +261,10 @@ def _look_ahead(instance: Instance, states: _States, op: int, fixed: Bools, limi
     for later in left:
         key = tuple(instance.needs[:, later].tolist())
         if key not in fits:
-            fits[key] = (free >= instance.needs[:, later, None, None]).all(axis=0)
+            fit = free[0] >= instance.needs[0, later]
+            for number in range(1, len(free)):
+                fit &= free[number] >= instance.needs[number, later]
+            fits[key] = fit
         estimate: Floats = instance.through[later]
         reached = [before for before in instance.inputs[later] if before <= op]
         if reached:

@@ -61,7 +61,8 @@ def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Ans
         if best is None:
             best = _repair(instance, first)
         if best is not None:
-            best = refine.descend(instance, best)
+            if best is not start:
+                best = refine.descend(instance, best)
             if number + 1 < len(effort.widths):
                 best = _rework(instance, best, effort)
     if best is not None:
