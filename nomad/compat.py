@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nomad import program
-from nomad.errors import NotFoundError, UsageError
+from nomad.errors import NomadError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from nomad.client import Cluster, PipelineHandle
@@ -199,10 +199,14 @@ def _run(
         async with connect(connection_str if connection_str is not None else master_conn_str) as cluster:
             return await call(cluster)
 
-    if not _loop_runs():
-        return asyncio.run(connected())
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="nomad-call") as thread:
-        return thread.submit(asyncio.run, connected()).result()
+    try:
+        if not _loop_runs():
+            return asyncio.run(connected())
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="nomad-call") as thread:
+            return thread.submit(asyncio.run, connected()).result()
+    except NomadError as exc:
+        # Scripts end with it: its message says all, and a page of frames of asyncio and aiohttp would bury it.
+        raise exc.with_traceback(None) from None
 
 
 def _loop_runs() -> bool:

@@ -29,6 +29,9 @@ from urllib.parse import urlsplit
 from nomad.errors import StateError, UsageError
 
 DEFAULT_MASTER = "http://127.0.0.1:30000"
+
+MOST_TOKEN = 1_000
+"""No token is longer (in characters)."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 """What this machine calls itself; whoever listens there isn't reached from outside."""
 
@@ -92,7 +95,7 @@ def master_url(url: str | None = None) -> str:
 def find(url: str) -> Credentials:
     """The credentials for the master at `url` (as `master_url` gives it); fields are None where nothing is known."""
     entry = _read(credentials_path())["masters"].get(url, {})
-    token = os.environ.get("NOMAD_TOKEN") or entry.get("token")
+    token = _token(os.environ.get("NOMAD_TOKEN")) or entry.get("token")
     key = os.environ.get("NOMAD_SIGNING_KEY")
     if key:
         return Credentials(token, _key(key, "NOMAD_SIGNING_KEY"))
@@ -112,6 +115,14 @@ def save(url: str, token: str, signing_key: bytes) -> None:
 def where_tokens_are() -> str:
     """A sentence for errors: where a token is looked for."""
     return f"A token is looked for in NOMAD_TOKEN, then in {credentials_path()} (`nomad up` writes it there)."
+
+
+def _token(text: str | None) -> str | None:
+    """What stands in NOMAD_TOKEN, without the end of line that it often has when it was read from a file."""
+    token = (text or "").strip()
+    if not (token.isascii() and token.isprintable()) or len(token) > MOST_TOKEN:
+        raise UsageError("NOMAD_TOKEN is no token: it must be what stands in the file `token` of the state folder")
+    return token or None
 
 
 def _key(text: str, source: str) -> bytes:

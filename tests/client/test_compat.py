@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Iterator
 
 import pytest
@@ -118,8 +119,11 @@ def test_an_id_that_is_none(conn: str) -> None:
 
 
 def test_no_master() -> None:
-    with pytest.raises(MasterUnreachable, match="nomad up"):
+    with pytest.raises(MasterUnreachable, match="nomad up") as caught:
         nomad.submit_pipeline(OPERATORS, "edge", "cloud", "test", connection_str="http://127.0.0.1:9")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "asyncio" not in shown, "the message is what a script shows, not our libraries' frames"
+    assert "aiohttp" not in shown
 
 
 async def test_from_a_running_loop(conn: str) -> None:

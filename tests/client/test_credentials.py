@@ -65,6 +65,18 @@ def test_the_environment_comes_first(monkeypatch: pytest.MonkeyPatch, own_creden
     assert find(URL) == Credentials("other", bytes(32))
 
 
+def test_a_token_read_from_a_file_may_end_with_a_newline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOMAD_TOKEN", "other\n")
+    assert find(URL).token == "other"
+
+
+@pytest.mark.parametrize("token", ["t\u00f6ken", "to\nken", "to\x1bken", "t" * 100_000])
+def test_a_token_that_is_none(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("NOMAD_TOKEN", token)
+    with pytest.raises(UsageError, match="NOMAD_TOKEN is no token"):
+        find(URL)
+
+
 @pytest.mark.parametrize("key", ["xyz", "00", "0" * 63, "ä" * 64])
 def test_a_signing_key_that_is_none(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("NOMAD_SIGNING_KEY", key)
