@@ -54,6 +54,9 @@ What is over is counted.
 
 LAST_OUTPUT_BYTES = 64 * 1024
 
+CLOSE_SECONDS = 2.0
+"""How long links and function may take to end."""
+
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a computing thread must let another one have the interpreter.
 
@@ -122,13 +125,16 @@ class Host:
                 await self._conn.close()
 
     def close(self) -> bool:
-        """Stop the data plane; False when a call of the user's function hangs."""
-        instance = self._instance
-        ended = True
-        if instance is not None:
-            ended = self._data.call(instance.close()).result()
+        """Stop the data plane; False when a call of the user's function hangs, wherever it runs."""
+        if self._instance is not None:
+            try:
+                ended = self._data.call(self._instance.close()).result(CLOSE_SECONDS)
+            except TimeoutError:
+                return False
+            if not ended:
+                return False
         self._data.close()
-        return ended
+        return True
 
     # -- talking with the master
 
@@ -147,12 +153,15 @@ class Host:
                         for frame in await conn.recv():
                             self._receive(control.unpack(bytes(frame[0])))
                 finally:
-                    alone_since = time.monotonic()
+                    if self._conn is conn:
+                        alone_since = time.monotonic()
                     if self._conn is not conn or not self._ending:  # else `run` has something left to say over it
                         self._conn = None
                         conn.abort()
             except (TransportError, DeliveryError) as exc:
                 log.debug("no master at %s: %s", self._control, exc)
+            except (ValueError, KeyError, TypeError) as exc:
+                log.warning("the master at %s said what this pod doesn't understand: %r", self._control, exc)
             if time.monotonic() - alone_since > self._master_timeout:
                 print(f"nomad: no master for {self._master_timeout:g} s, stopping", file=sys.stderr, flush=True)
                 self._end(Exit.ABANDONED)
@@ -195,7 +204,7 @@ class Host:
         try:
             value = await self._do(message["method"], message.get("args") or {})
             self._send({"type": "reply", "id": message["id"], "ok": True, "value": value})
-        except (NomadError, KeyError, TypeError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the one who asked is to get an answer
             self._send({"type": "reply", "id": message["id"], "ok": False, "error": describe(exc)})
 
     async def _do(self, method: str, args: dict[str, Any]) -> Any:
@@ -204,7 +213,7 @@ class Host:
             raise NomadError("the operator is not ready yet")
         if method == "last_output":
             last = instance.meter.last
-            return None if last is None else Codec(mode=instance.codec.mode).encode_one(last)
+            return None if last is None else instance.shown.encode_one(last)
         if method == "set_aside":
             return await self._data.on_loop(instance.set_aside)
         if method == "rerun":
@@ -223,7 +232,7 @@ class Host:
     async def _work_on(self, assignment: Assignment) -> None:
         try:
             loaded = await asyncio.to_thread(self._load, assignment)
-        except NomadError as exc:
+        except Exception as exc:  # noqa: BLE001 - a manifest may be signed and still not be one for this version
             self._fail(exc, Exit.CODE)
             return
         try:
@@ -304,7 +313,7 @@ class Host:
         if last is None or (size or 0) > LAST_OUTPUT_BYTES or getattr(last, "nbytes", 0) > LAST_OUTPUT_BYTES:
             return None
         try:
-            data = Codec(mode=instance.codec.mode).encode_one(last)
+            data = instance.shown.encode_one(last)
         except PayloadError:
             return None
         return data if len(data) <= LAST_OUTPUT_BYTES else None
@@ -336,15 +345,14 @@ class Taps:
         self._items: deque[bytes] = deque()
         self._bytes = 0
         self._skipped = 0
+        self._told = False
 
     def put(self, values: list[Any], codec: Codec) -> None:
         """Keep what there is room for, encoded."""
-        if not self._items and not self._skipped:
-            self._loop.call_soon_threadsafe(self.waiting.set)
         for number, value in enumerate(values):
             if len(self._items) >= TAP_ITEMS or self._bytes >= TAP_BYTES:
                 self._skipped += len(values) - number
-                return
+                break
             try:
                 data = codec.encode_one(value)
             except PayloadError:
@@ -352,9 +360,14 @@ class Taps:
                 continue
             self._items.append(data)
             self._bytes += len(data)
+        # Last, and `take` forgets it first: whatever is put while the other thread takes is told of again.
+        if not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self.waiting.set)
 
     def take(self) -> tuple[list[bytes], int]:
         """All that waits, and how many were skipped since the last time."""
+        self._told = False
         self.waiting.clear()
         items = [self._items.popleft() for _ in range(len(self._items))]
         skipped, self._skipped, self._bytes = self._skipped, 0, 0

@@ -35,6 +35,9 @@ class Instance:
         self.spec = loaded.spec
         self.meter = Meter(assignment.speed)
         self.codec = Codec(loaded.types, loaded.codec)
+        """For the thread of the loop."""
+        self.shown = Codec(loaded.types, loaded.codec)
+        """For another thread, which shows outputs to somebody."""
         self._assignment = assignment
         self._clock = clock
         self._ins: dict[str, InLink] = {}

@@ -196,9 +196,9 @@ class Receiver:
 
     @property
     def queued(self) -> tuple[int, int]:
-        """Messages and bytes in the inbox."""
-        messages = sum(b.messages - b.skip for b in self.inbox)
-        return messages, sum(b.nbytes for b in self.inbox)
+        """Messages and bytes in the inbox; may be asked from another thread."""
+        waiting = tuple(self.inbox)
+        return sum(b.messages - b.skip for b in waiting), sum(b.nbytes for b in waiting)
 
     @property
     def unsettled(self) -> tuple[int, int]:

@@ -1,0 +1,342 @@
+"""The process of an operator, as its master sees it. What runs in it are the functions of this file."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nomad import pipeline
+from nomad.actor.host import Taps
+from nomad.delivery.codec import Codec, decode_one
+from nomad.pipeline import Pipeline
+from tests.actor.pods import Master, Pod, assignment, master, peers
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Master]:
+    async with master(tmp_path) as made:
+        yield made
+
+
+async def ready(here: Master, built: Pipeline, number: int, **options: Any) -> Pod:
+    """A pod that runs operator number `number`."""
+    pod = here.start(f"p.{built.operators[number].spec.name}-e1", **options)
+    await pod.until(lambda: pod.conn, "it dials in")
+    pod.tell(assignment(built, number, workdir=here.folder / "work"))
+    await pod.says("ready")
+    return pod
+
+
+def endless() -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += 1
+
+
+# The whole way
+
+
+async def test_three_pods(here: Master, rng: random.Random) -> None:
+    """Source, operator and sink in processes of their own; the last two are killed again and again."""
+    count = 4000
+    path = str(here.folder / "output.txt")
+
+    def source() -> Iterator[int]:
+        for n in range(count):
+            if n % 60 == 0:
+                time.sleep(0.02)
+            yield n
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    def sink(x: int) -> None:
+        with open(path, "a") as file:
+            file.write(f"{x}\n")
+
+    built = pipeline.build([source, double, sink])
+    names = ["source", "double", "sink"]
+    epochs = [1, 1, 1]
+    pods: list[Pod] = []
+    addresses: list[str | None] = [None, None, None]
+
+    async def start(number: int) -> Pod:
+        pod = here.start(f"p.{names[number]}-e{epochs[number]}", epoch=epochs[number])
+        await pod.until(lambda: pod.conn, "it dials in")
+        pod.tell(assignment(built, number, epoch=epochs[number], workdir=here.folder / names[number]))
+        addresses[number] = (await pod.says("ready"))["address"]
+        return pod
+
+    def introduce() -> None:
+        for number, pod in enumerate(pods):
+            if pod.conn is not None:
+                before = epochs[number - 1] if number else 0
+                after, address = (epochs[number + 1], addresses[number + 1]) if number < 2 else (0, None)
+                pod.tell(peers(names, number, address, (before, after)))
+
+    pods = list(await asyncio.gather(*(start(number) for number in range(3))))
+    assert pods[0].hello["epoch"] == 1
+    assert addresses[0] is None
+    introduce()
+    kills = 0
+    while kills < 3 and not pods[0].all("finished"):
+        await asyncio.sleep(rng.random() * 0.3)
+        chosen = rng.choice([[1], [2], [1, 2]])
+        for number in chosen:
+            pods[number].process.send_signal(signal.SIGKILL)
+            pods[number].process.wait()
+            epochs[number] += 1
+        for number, pod in zip(chosen, await asyncio.gather(*(start(number) for number in chosen)), strict=True):
+            pods[number] = pod
+        kills += 2 in chosen
+        introduce()
+    await pods[0].says("finished")
+    with open(path) as file:  # noqa: ASYNC230 - all is written
+        lines = [int(line) for line in file]
+    assert list(dict.fromkeys(lines)) == [2 * n for n in range(count)]
+    assert len(lines) - count <= kills, "only the call that a kill of the sink interrupted may be made again"
+    for pod in pods:
+        pod.tell({"type": "stop", "drain": False, "grace": 1.0})
+    assert [await pod.ended() for pod in pods] == [0, 0, 0]
+
+
+# One operator
+
+
+async def test_a_pod_reports_and_answers(here: Master) -> None:
+    """Heart-beats go on while the function blocks; requests are answered; a lost master is found again."""
+    go_on = here.folder / "go-on"
+
+    @dataclasses.dataclass
+    class Reading:
+        number: int
+
+    def source() -> Iterator[Reading]:
+        n = 0
+        while True:
+            n += 1
+            yield Reading(n)
+            time.sleep(0.002)
+            while n >= 5 and not go_on.exists():
+                time.sleep(0.005)
+
+    built = pipeline.build([source, str])
+    pod = await ready(here, built, 0)
+    assert pod.hello == {"epoch": 1, "pid": pod.process.pid, "assigned": False}
+    sink = await ready(here, built, 1)
+    address = sink.all("ready")[0]["address"]
+    pod.tell(peers(["source", "str"], 0, address, (0, 1)))
+
+    await pod.until(
+        lambda: any(m["stats"]["emitted"] == 5 for m in pod.all("heartbeat")), "a heart-beat while it blocks"
+    )
+    beat = pod.all("heartbeat")[-1]
+    assert beat["stats"]["rss"] > 1 << 20
+    assert beat["stats"]["cpu"] > 0
+    assert beat["stats"]["mode"] == "thread"
+    assert beat["error"] is None
+    types = {f"{__name__}:test_a_pod_reports_and_answers.<locals>.Reading": Reading}
+    assert decode_one(beat["stats"]["last_output"], types) == Reading(5)
+    (link,) = beat["stats"]["links"]
+    assert (link["link"], link["direction"], link["state"], link["connected"]) == ("p:source>str", "out", "open", True)
+    assert decode_one(await pod.ask("last_output"), types) == Reading(5)
+
+    refused = await pod.asked("nonsense")
+    assert "doesn't know the request 'nonsense'" in refused["error"]["message"]
+    assert not (await pod.asked("tap"))["ok"], "an argument is missing"
+
+    await sink.until(lambda: any(m["stats"]["received"] == 5 for m in sink.all("heartbeat")))
+    assert pod.conn is not None
+    pod.conn.abort()
+    await pod.until(lambda: pod.connections == 2)
+    assert pod.hello["assigned"]
+    await pod.says("ready", times=2)
+
+    assert await pod.ask("tap", on=True) == {}
+    go_on.touch()
+    first = await pod.says("outputs")
+    assert decode_one(first["items"][0], types).number == 6
+    assert await pod.ask("cut") is None
+    await pod.until(lambda: any(m["stats"]["reconnects"] == 1 for m in pod.all("heartbeat")))
+    assert await pod.ask("tap", on=False) == {}
+    pod.tell({"type": "stop", "drain": True, "grace": 10.0})
+    assert await pod.ended() == 0
+    last = pod.all("heartbeat")[-1]["stats"]
+    assert last["unacked_messages"] == 0, "drained"
+    sink.process.send_signal(signal.SIGTERM)
+    assert await sink.ended() == 0
+    assert sink.all("heartbeat")[-1]["stats"]["received"] == last["emitted"]
+
+
+async def test_messages_set_aside_are_shown_and_run_again(here: Master) -> None:
+    good = here.folder / "good"
+
+    def source() -> Iterator[int]:
+        yield from range(10)
+
+    def careful(x: int) -> str:
+        if x % 5 == 3 and not good.exists():
+            raise ValueError(f"{x} is no good")
+        assert "NOMAD_POD" not in os.environ
+        print("careful", x, flush=True)
+        return str(x)
+
+    built = pipeline.build([source, careful])
+    pod = here.start("p.careful-e1")
+    await pod.until(lambda: pod.conn)
+    early = await pod.asked("set_aside")
+    assert "not ready yet" in early["error"]["message"]
+    pod.tell(assignment(built, 1, workdir=here.folder / "work"))
+    address = (await pod.says("ready"))["address"]
+    source_pod = await ready(here, built, 0)
+    source_pod.tell(peers(["source", "careful"], 0, address, (0, 1)))
+    await source_pod.says("finished")
+    three, eight = await pod.ask("set_aside")
+    assert [decode_one(r["value"]) for r in (three, eight)] == [3, 8]
+    assert three["error"]["type"] == "ValueError"
+    assert "in careful" in three["error"]["traceback"]
+    assert await pod.ask("rerun", ids=[three["id"]]) == {"ran": 1, "failed": 1}
+    good.touch()
+    assert await pod.ask("rerun", ids=[three["id"]]) == {"ran": 1, "failed": 0}
+    assert await pod.ask("drop", ids=None) == {"dropped": 1}
+    assert await pod.ask("set_aside") == []
+    assert "careful 3\n" in here.log("p.careful-e1")
+    await pod.until(lambda: any(m["error"] and "no good" in m["error"]["message"] for m in pod.all("heartbeat")))
+
+
+# Ends
+
+
+async def test_a_failed_operator_says_why(here: Master) -> None:
+    def source() -> Iterator[int]:
+        yield 1
+
+    @pipeline.operator(on_error="fail")
+    def strict(x: int) -> None:
+        raise LookupError(f"nothing at {x}")
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ConnectionError("the camera is gone")
+
+    built = pipeline.build([source, strict])
+    pod, source_pod = await asyncio.gather(ready(here, built, 1), ready(here, built, 0))
+    source_pod.tell(peers(["source", "strict"], 0, pod.all("ready")[0]["address"], (0, 1)))
+    failed = await pod.says("failed")
+    assert failed["fatal"] is True
+    assert failed["error"]["type"] == "LookupError"
+    assert "nothing at 1" in failed["error"]["message"]
+    assert "in strict" in failed["error"]["traceback"]
+    assert await pod.ended() == 4
+    assert "nothing at 1" in here.log("p.strict-e1"), "it is in its log, too"
+
+    broken_built = pipeline.build([broken, print])
+    sink, pod = await asyncio.gather(ready(here, broken_built, 1), ready(here, broken_built, 0))
+    pod.tell(peers(["broken", "print"], 0, sink.all("ready")[0]["address"], (0, 1)))
+    failed = await pod.says("failed")
+    assert failed["fatal"] is False, "a source that raised is started again"
+    assert failed["error"]["type"] == "ConnectionError"
+    assert await pod.ended() == 1
+
+
+@pytest.mark.parametrize("part", ["code", "types", "manifest", "signature", "operator"])
+async def test_tampered_code_is_refused_before_it_is_unpickled(here: Master, part: str) -> None:
+    built = pipeline.build([endless, print])
+    pod = here.start("p.endless-e1")
+    await pod.until(lambda: pod.conn)
+    trap = here.folder / "unpickled"
+    message = assignment(built, 0)
+    if part in ("code", "types"):  # a pickle that would leave a trace
+        message[part] = b"cos\nmkdir\n(V" + os.fsencode(trap) + b"\ntR."
+    elif part == "operator":
+        message[part] = "other"
+    else:
+        message[part] = message[part][:-1] + bytes([message[part][-1] ^ 1])
+    pod.tell(message)
+    failed = await pod.says("failed")
+    assert failed["fatal"] is True
+    assert failed["error"]["type"] == "BundleTampered"
+    assert await pod.ended() == 3
+    assert not trap.exists()
+
+
+async def test_without_a_master_it_stops_by_itself(here: Master) -> None:
+    lonely = here.start("p.lonely-e1", control=f"unix:{here.folder}/nobody", master_timeout=0.1)
+    here.key = bytes(32)  # and a master that can't prove itself is none
+    fooled = here.start("p.fooled-e1", master_timeout=0.1)
+    for pod in (lonely, fooled):
+        await pod.until(lambda p=pod: p.process.poll() is not None)
+        assert pod.process.returncode == 5
+        assert "no master for 0.1 s, stopping" in here.log(pod.name)
+    assert fooled.connections == 0
+
+
+@pytest.mark.parametrize("where", ["thread", "inline"])
+async def test_a_function_that_hangs_does_not_hold_up_the_end(here: Master, where: str) -> None:
+    started = here.folder / "hangs"
+
+    def hang(x: int) -> None:
+        if where == "thread" or x > 5000:
+            started.touch()
+            time.sleep(1000)
+
+    built = pipeline.build([endless, hang])
+    pod, source = await asyncio.gather(ready(here, built, 1), ready(here, built, 0))
+    source.tell(peers(["endless", "hang"], 0, pod.all("ready")[0]["address"], (0, 1)))
+    await pod.until(started.exists)
+    pod.tell({"type": "stop", "drain": False, "grace": 1.0})
+    assert await pod.ended() == 0
+
+
+# Outputs for those who look on
+
+
+async def test_taps_keep_what_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nomad.actor.host.TAP_ITEMS", 3)
+    taps = Taps()
+    taps.put([1, 2], Codec())
+    taps.put([3, 4, 5], Codec())
+    taps.put([6], Codec())
+    await taps.waiting.wait()
+    items, skipped = taps.take()
+    assert [decode_one(i) for i in items] == [1, 2, 3]
+    assert skipped == 3
+    assert taps.take() == ([], 0)
+    taps.put([object(), 7], Codec())
+    items, skipped = taps.take()
+    assert [decode_one(i) for i in items] == [7]
+    assert skipped == 1
+
+
+async def test_taps_are_told_of_everything_whatever_overlaps() -> None:
+    """Outputs come from another thread in any moment of the taking; none needs a later one to be told of."""
+    taps = Taps()
+    count = 3000
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        putting = asyncio.create_task(
+            asyncio.to_thread(lambda: [taps.put([n], Codec()) for n in range(count)])  # type: ignore[func-returns-value]
+        )
+        got: list[int] = []
+        async with asyncio.timeout(20):
+            while len(got) < count:
+                await taps.waiting.wait()
+                items, skipped = taps.take()
+                got += [decode_one(i) for i in items]
+                assert skipped == 0
+        await putting
+    finally:
+        sys.setswitchinterval(switch)
+    assert got == list(range(count))
