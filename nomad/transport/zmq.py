@@ -71,10 +71,19 @@ _numbers = itertools.count(1)
 
 
 class _Socket(zmq.Socket[bytes]):
-    """Receives messages as `zmq.Frame`s, which own large payloads without a copy and know whence they came."""
+    """Copies no large payload.
+
+    It is sent from where it is, which a thread of pyzmq's keeps alive until then, and received as a `zmq.Frame`,
+    which owns it, and knows whence it came.
+    """
 
     def recv_multipart(self, flags: int = 0, copy: bool = True, track: bool = False) -> Any:
         return super().recv_multipart(flags, copy=False, track=track)
+
+    def send_multipart(
+        self, msg_parts: Sequence[Any], flags: int = 0, copy: bool = True, track: bool = False, **options: Any
+    ) -> Any:
+        return super().send_multipart(msg_parts, flags, copy=False, track=track, **options)
 
 
 class _Port(ABC):
