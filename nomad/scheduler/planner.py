@@ -103,7 +103,7 @@ class Planner:
         answer = case.place(self._last)
         if answer.best is None:
             self._last = None
-            reason = verdict.explain(case, cluster, self._among, self._pipelines, proven=answer.proven)
+            reason = verdict.explain(case, cluster, self._pipelines, proven=answer.proven)
             answered = {"feasible": False, "placement": {}, "latency": None, "reasons": reason}
             return answered | {"proven": not reason["text"].endswith(verdict.UNPROVEN)}
         self._last = answer.best.chosen

@@ -13,7 +13,6 @@ from nomad.scheduler.arrays import Floats, Ints
 from nomad.scheduler.build import Cluster
 from nomad.scheduler.instance import Seats, Work
 from nomad.scheduler.problem import PipelineForm
-from nomad.scheduler.routes import Routes
 from nomad.scheduler.search import Answer, Effort
 
 UNPROVEN = "; that there is no placement at all was not proven"
@@ -42,17 +41,19 @@ class Case:
         )
 
 
-def explain(
-    case: Case, cluster: Cluster, among: Ints, pipelines: Sequence[PipelineForm], *, proven: bool
-) -> dict[str, Any]:
+def explain(case: Case, cluster: Cluster, pipelines: Sequence[PipelineForm], *, proven: bool) -> dict[str, Any]:
     """{"constraint", "operator", "nearest", "text"}.
 
     constraint: "requires", "pin", "memory", "cpu", "bandwidth" or "route"; operator: whose, if it is one's.
     `proven`: it is certain that there is no placement; else none was found.
     """
-    for constraint, operator, nearest, text in _alone(case, cluster, among, pipelines):
+    for constraint, operator, nearest, text in _alone(case, cluster, pipelines):
         return _answer(constraint, operator, nearest, text, True)
-    for constraint, easier in _relaxed(case, cluster, among):
+    for constraint, easier in _with_one(case):
+        answer = easier.place()
+        if answer.best is None and answer.proven:
+            return _answer(constraint, None, [], _together(constraint, case), True)
+    for constraint, easier in _without_one(case):
         if easier.place().best is not None:
             return _answer(constraint, None, [], _together(constraint, case), proven)
     return _answer("capacity", None, [], "no single constraint is the reason: several can't be met together", proven)
@@ -69,7 +70,7 @@ def _answer(
 Finding = tuple[str, str | None, list[dict[str, str]], str]
 
 
-def _alone(case: Case, cluster: Cluster, among: Ints, pipelines: Sequence[PipelineForm]) -> Iterator[Finding]:
+def _alone(case: Case, cluster: Cluster, pipelines: Sequence[PipelineForm]) -> Iterator[Finding]:
     """What an operator, or an edge, can't get even with the cluster for itself."""
     for work, pipeline in zip(case.works, pipelines, strict=True):
         forms = {operator.id: operator for operator in pipeline.operators}
@@ -133,32 +134,35 @@ def _pinned_together(case: Case, work: Work, names: list[str]) -> Iterator[Findi
                 )
 
 
-def _relaxed(case: Case, cluster: Cluster, among: Ints) -> Iterator[tuple[str, Case]]:
+def _with_one(case: Case) -> Iterator[tuple[str, Case]]:
+    """The case with the way there is between nodes and no capacity, then with one kind of capacity in turn."""
+    case = replace(case, effort=WITHOUT)
+    room = case.seats.room
+    boundless = replace(case, seats=replace(case.seats, room=np.full_like(room, np.inf)), link_room=None)
+    yield "route", boundless
+    if not case.contended:
+        for resource, name in ((0, "memory"), (1, "cpu")):
+            one = np.full_like(room, np.inf)
+            one[resource] = room[resource]
+            yield name, replace(boundless, seats=replace(case.seats, room=one))
+        yield "bandwidth", replace(boundless, link_room=case.link_room)
+
+
+def _without_one(case: Case) -> Iterator[tuple[str, Case]]:
     """The case without each constraint in turn."""
     case = replace(case, effort=WITHOUT)
     seats = case.seats
     if not case.contended:
+        yield "bandwidth", replace(case, link_room=None)
         for resource, name in ((0, "memory"), (1, "cpu")):
             room = seats.room.copy()
             room[resource] = np.inf
             yield name, replace(case, seats=replace(seats, room=room))
-        yield "bandwidth", replace(case, link_room=None)
-    old = seats.routes
-    routes = Routes(
-        old.links,
-        old.size,
-        old.among,
-        np.where(np.isfinite(old.latency), old.latency, 1.0),
-        np.where(old.bandwidth > 0, old.bandwidth, np.inf),
-        old._last,
-        old.direct,
-    )
-    yield "route", replace(case, seats=replace(seats, routes=routes))
-    free = [
+    labels = [
         replace(work, allowed=np.where(work.allowed.sum(axis=1, keepdims=True) == 1, work.allowed, True))
         for work in case.works
     ]
-    yield "requires", replace(case, works=free)
+    yield "requires", replace(case, works=labels)
     yield "pin", replace(case, works=[replace(work, allowed=np.ones_like(work.allowed)) for work in case.works])
 
 

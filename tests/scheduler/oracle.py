@@ -20,7 +20,9 @@ class Model:
         self.nodes = {node["id"]: node for node in problem["nodes"]}
         self.pipelines = problem.get("pipelines") or [problem["pipeline"]]
         self.hard = problem.get("contention", "none") == "none"
-        self.links = {(link["from"], link["to"]): link for link in problem["links"] if link["from"] != link["to"]}
+        self.links = {
+            (link["from"], link["to"]): link for link in problem.get("links", []) if link["from"] != link["to"]
+        }
         self.operators = {(p["id"], o["id"]): o for p in self.pipelines for o in p["operators"]}
         self.inputs: dict[tuple, list[tuple]] = {key: [] for key in self.operators}
         self.outputs: dict[tuple, list[tuple]] = {key: [] for key in self.operators}
