@@ -49,6 +49,15 @@ MOST_PATH = 96
 LANES = 256
 
 
+BATCH_OVERHEAD = 768
+"""What a batch weighs beyond its values: about what keeping one costs either end, so that credits bound small ones too."""
+
+
+def weight(body: Buffer, buffers: Sequence[Buffer]) -> int:
+    """Bytes that a batch counts for against credits."""
+    return BATCH_OVERHEAD + len(body) + (sum(map(len, buffers)) if buffers else 0)
+
+
 class Position(NamedTuple):
     """Where a message of a lane comes from; ordered as the messages of the lane are."""
 
@@ -125,7 +134,7 @@ class Data:
         """When the source emitted what this descends from: nanoseconds since the epoch, of the first message."""
         self.body = body
         self.buffers = buffers
-        self.nbytes = len(body) + sum(map(len, buffers)) if buffers else len(body)
+        self.nbytes = weight(body, buffers)
         """What credits count: the bytes of the values."""
 
     def pack(self) -> Frame:

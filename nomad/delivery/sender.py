@@ -181,7 +181,7 @@ class Sender:
         """Queue a batch of messages, one at the least, whose positions follow all earlier ones of their lane."""
         start, count = self.numbered, len(places.origins)
         frame = frames.pack_data(start, places, birth, body, buffers)
-        nbytes = len(body) + sum(map(len, buffers)) if buffers else len(body)
+        nbytes = frames.weight(body, buffers)
         self._bytes += nbytes
         self.numbered = end = start + count
         self._entries.append(_Entry(frame, start, end, nbytes, self._bytes, places.lane, places[-1]))

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import functools
 import random
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from nomad.actor import operator as module
 from nomad.actor.mode import PROOF
 from nomad.actor.operator import OperatorFailed
 from nomad.actor.setaside import SetAside
+from nomad.delivery import frames
 from nomad.errors import PayloadError
 from tests.actor.chain import Chain, until
 
@@ -179,6 +181,31 @@ async def test_a_function_that_hangs_does_not_hold_up_the_end(monkeypatch: pytes
         release.set()
 
 
+async def test_counters_are_read_from_another_thread_at_any_moment() -> None:
+    """As heart-beats do."""
+    got: list[int] = []
+    switch = sys.getswitchinterval()
+    async with Chain([numbers(20_000), lambda x: x, got.append]) as chain:
+        running = True
+
+        def read() -> int:
+            count = 0
+            while running:
+                count += chain[2].stats.received >= 0
+                count += chain[1].stats.received >= 0
+            return count
+
+        sys.setswitchinterval(1e-5)
+        reading = asyncio.create_task(asyncio.to_thread(read))
+        try:
+            await chain.finished()
+        finally:
+            running = False
+            sys.setswitchinterval(switch)
+        assert await reading > 0
+    assert got == list(range(20_000))
+
+
 # Back-pressure
 
 
@@ -198,14 +225,15 @@ async def test_a_slow_sink_bounds_everything_before_it() -> None:
         release.acquire()
         got.append(int.from_bytes(x[:4], "big"))
 
-    async with Chain([source, lambda x: x, sink], window_messages=32, window_bytes=2000) as chain:
+    window = 2000 + 8 * frames.BATCH_OVERHEAD
+    async with Chain([source, lambda x: x, sink], window_messages=32, window_bytes=window) as chain:
         await until(lambda: chain[0].stats.paused and chain[2].stats.queue_messages > 0)
         before = made
         assert made <= 200
         for number in range(2):
-            assert chain[number].stats.unacked_bytes <= 2000 + 102
+            assert chain[number].stats.unacked_bytes <= window + 102 + frames.BATCH_OVERHEAD
             assert chain[number].stats.unacked_messages <= 32
-        assert chain[1].stats.queue_bytes <= 2000
+        assert chain[1].stats.queue_bytes <= window
         release.release(3000)
         await chain.finished()
         assert before < made == 3000

@@ -7,6 +7,7 @@ import pytest
 
 from nomad.actor import outbox
 from nomad.actor.outbox import BATCH_BYTES, BATCH_MESSAGES, LARGE_BATCH, Outbox
+from nomad.delivery import frames
 from nomad.delivery.codec import OUT_OF_BAND, Codec
 from nomad.delivery.frames import Ack, Data, Places, Position, step, unpack
 from nomad.delivery.receiver import Receiver
@@ -98,7 +99,7 @@ def test_room_is_what_all_successors_have() -> None:
 
 
 def test_room_counts_bytes_too() -> None:
-    link = Link(window_bytes=1000)
+    link = Link(window_bytes=1000 + frames.BATCH_OVERHEAD)
     out = make(link)
     out.emit([bytes(97)], dense(1), birth=0)
     assert out.output_bytes == 100
