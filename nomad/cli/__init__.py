@@ -10,6 +10,18 @@
 Nothing but click is imported before a command runs, so that `nomad version` and completion are quick.
 """
 
-from nomad.cli.main import main
+import signal
+
+
+def main() -> None:
+    """The console script. Ctrl-C while it is still being imported ends it at once, and without a traceback."""
+    if mine := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from nomad.cli.main import main
+
+    if mine:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
+
 
 __all__ = ["main"]

@@ -227,3 +227,21 @@ def test_a_state_folder_from_a_newer_version(state: Path) -> None:
     error = refused("--port", "0", *TWO_NODES)
     assert "newer" in error
     assert str(state) in error
+
+
+def test_ctrl_c_while_the_command_is_imported_shows_no_traceback() -> None:
+    code = (
+        "import builtins, os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from nomad.cli import main\n"
+        "imported = builtins.__import__\n"
+        "def interrupted(name, *args, **options):\n"
+        "    if name == 'click':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return imported(name, *args, **options)\n"
+        "builtins.__import__ = interrupted\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ""
