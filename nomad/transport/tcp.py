@@ -138,8 +138,9 @@ def _set_up_tcp(transport: asyncio.Transport) -> tuple[str, str]:
     for name, value in KEEPALIVE.items():
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    local, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
-    return format_host_port("tcp", *local[:2]), format_host_port("tcp", *peer[:2])
+    names = [transport.get_extra_info(end) for end in ("sockname", "peername")]
+    local, peer = [format_host_port("tcp", *name[:2]) if name else "tcp:" for name in names]  # gone already: no name
+    return local, peer
 
 
 def _set_up_unix(transport: asyncio.Transport) -> tuple[str, str]:

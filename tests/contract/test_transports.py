@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -13,15 +12,8 @@ from nomad.control import Shape
 from nomad.transport import base
 from nomad.transport.registry import transport_for
 from nomad.transport.shaping import ShapedTransport
+from tests.contract.loops import LOOPS
 from tests.contract.transport import CHECKS, Check
-
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-try:
-    import uvloop
-except ImportError:
-    pass
-else:
-    LOOPS["uvloop"] = uvloop.new_event_loop
 
 ADDRESSES = {
     "inproc": "inproc:",

@@ -213,6 +213,18 @@ async def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
         await listen(f"unix:{tmp_path}/s", unused)
 
 
+async def test_peers_that_reset_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is known of them any more when they are accepted."""
+    async with listening(tcp.TcpTransport(), "tcp://127.0.0.1:0") as (listener, accepted):
+        for _ in range(20):
+            with closing(socket.create_connection(("127.0.0.1", int(listener.bound.rpartition(":")[2])))) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        for _ in range(20):
+            assert await take_all(await soon(accepted.get())) == []
+        await dropped(await connect(listener.reachable))
+    assert not caplog.records
+
+
 async def test_advertise_is_what_peers_dial() -> None:
     listener = await listen("tcp://0.0.0.0:0", unused, advertise="localhost")
     port = listener.bound.rpartition(":")[2]
