@@ -48,6 +48,7 @@ class Source:
         self._meter = meter
         self._clock = clock
         self._origin = epoch << SOURCE_BITS
+        self._end = (epoch + 1) << SOURCE_BITS
         self._wake = asyncio.Event()
         self.draining = False
         self._handoff: Handoff | None = None
@@ -148,6 +149,8 @@ class Source:
             return
         first = self._origin + 1
         self._origin += len(values)
+        if self._origin >= self._end:
+            raise SourceFailed("it has sent all messages that one instance can count, and starts anew")
         places = Places(0, range(first, first + len(values)))
         unsendable = self._out.emit(values, places, birth or time.time_ns())
         self._meter.emitted(values)

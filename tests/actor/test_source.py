@@ -205,6 +205,17 @@ async def test_messages_are_counted_from_the_epoch() -> None:
     assert got[second:] == list(range(len(got) - second))
 
 
+async def test_a_source_that_has_counted_to_the_end_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it would give a message the position of one of its successor."""
+    monkeypatch.setattr("nomad.actor.source.SOURCE_BITS", 10)
+    got: list[int] = []
+    async with Chain([endless, got.append]) as chain:
+        with pytest.raises(SourceFailed, match="all messages that one instance can count"):
+            await chain.finished()
+        await chain.restart(0)
+        await until(lambda: got.count(5) == 2)
+
+
 # Periodic
 
 

@@ -307,6 +307,15 @@ def test_classes_that_came_with_the_bundle_are_found_by_name() -> None:
     assert decode_one(data, {"users_module:Made": made}).x == 5
 
 
+def test_a_class_travels_under_the_name_that_the_bundle_gives_it() -> None:
+    """A class of a function's body has lost its qualified name in the process that it travelled to."""
+    travelled = dataclasses.make_dataclass("Local", ["x"], namespace={"__module__": "users"})
+    other = dataclasses.make_dataclass("Local", ["y"], namespace={"__module__": "users"})
+    coder = Codec({"users:f.<locals>.Local": travelled, "users:g.<locals>.Local": other})
+    first, second = coder.decode(*coder.encode([travelled(1), other(2)]))
+    assert (type(first), type(second)) == (travelled, other)
+
+
 @pytest.mark.parametrize(
     "value",
     [Opaque(), [Opaque()], {"a": (Opaque(),)}, Frozen(1, Opaque()), Point(Opaque())],  # type: ignore[arg-type]
