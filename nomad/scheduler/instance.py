@@ -8,7 +8,7 @@ Costs are seconds. `infinite` stands for "not allowed": no label, no way, too la
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -174,23 +174,35 @@ class Instance:
 
     def restricted(self, allowed: Bools) -> Instance:
         """The same, with fewer nodes allowed."""
-        work = self.work
-        smaller = Work(
-            work.ids,
-            work.work,
-            work.output_bytes,
-            work.needs,
-            work.flow,
-            work.allowed & allowed,
-            work.edges,
-            work.group,
-        )
         new = object.__new__(Instance)
         new.__dict__.update(self.__dict__)
-        new.work = smaller
+        new.work = replace(self.work, allowed=self.work.allowed & allowed)
         new.allowed = self.allowed & allowed
         new._prune()
         new.cost = np.where(new.allowed, new.processing, np.inf)
+        new._bound()
+        return new
+
+    def mirrored(self) -> Instance:
+        """The same seen from the sinks: its placements, operators reversed, cost the same. Without link capacities."""
+        last = self.size - 1
+        work = self.work
+        new = object.__new__(Instance)
+        new.__dict__.update(self.__dict__)
+        new.work = replace(
+            work,
+            ids=work.ids[::-1],
+            work=work.work[::-1],
+            needs=work.needs[:, ::-1],
+            allowed=work.allowed[::-1],
+            edges=tuple((last - target, last - source) for source, target in work.edges),
+            group=work.group[::-1],
+        )
+        new.inputs = [[last - op for op in after] for after in self.outputs[::-1]]
+        new.outputs = [[last - op for op in before] for before in self.inputs[::-1]]
+        new.needs, new.allowed = self.needs[:, ::-1], self.allowed[::-1]
+        new.processing, new.cost = self.processing[::-1], self.cost[::-1]
+        new.transfer = {(last - b, last - a): np.ascontiguousarray(cost.T) for (a, b), cost in self.transfer.items()}
         new._bound()
         return new
 

@@ -21,7 +21,7 @@ from nomad.scheduler.search import Effort
 ALL_PAIRS = 160
 """Up to this many nodes, all are considered; of larger clusters, `FEW` or `MANY`."""
 FEW, MANY = 64, 128
-LIGHT = Effort(widths=(16, 48), rounds=0)
+LIGHT = Effort(widths=(16, 48), contended_widths=(16,), rounds=0)
 """For pipelines with very many operators."""
 
 

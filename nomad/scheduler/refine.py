@@ -16,6 +16,9 @@ from nomad.scheduler import beam
 from nomad.scheduler.arrays import Bools, Floats, Ints
 from nomad.scheduler.instance import Instance
 
+MOST_TOGETHER = 2000
+"""Moves of two neighbours at once that are tried."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rated:
@@ -55,29 +58,43 @@ def cheapest(instance: Instance) -> Ints:
 
 
 def descend(instance: Instance, start: Rated, rounds: int = 40) -> Rated:
-    """Moves of one operator and swaps of two, the best of all each time, until none helps."""
+    """Moves of one operator, swaps of two, neighbours that move together: the best of all, until none helps."""
     best = start
     op, node = np.nonzero(instance.allowed)
     free = np.flatnonzero(instance.allowed.sum(axis=1) > 1)
     pairs = np.array(list(itertools.combinations(free.tolist(), 2)), dtype=np.int64).reshape(-1, 2)
+    together = _together(instance)
     for _ in range(rounds):
         moves = node != best.chosen[op]
         swaps = pairs[best.chosen[pairs[:, 0]] != best.chosen[pairs[:, 1]]]
-        found = _best(instance, best, op[moves], node[moves], swaps)
+        found = _best(instance, best, op[moves], node[moves], swaps, together)
         if found is None:
             return best
         best = found
     return best
 
 
-def _best(instance: Instance, now: Rated, op: Ints, node: Ints, swaps: Ints) -> Rated | None:
-    rows = np.repeat(now.chosen[None, :], len(op) + len(swaps), axis=0)
+def _together(instance: Instance) -> Ints:
+    """[move, (operator, operator, node)]: both ends of an edge to one node."""
+    moves = [
+        (source, target, node)
+        for source, target in instance.work.edges
+        for node in np.flatnonzero(instance.allowed[source] & instance.allowed[target]).tolist()
+    ]
+    return np.array(moves[:MOST_TOGETHER], dtype=np.int64).reshape(-1, 3)
+
+
+def _best(instance: Instance, now: Rated, op: Ints, node: Ints, swaps: Ints, together: Ints) -> Rated | None:
+    rows = np.repeat(now.chosen[None, :], len(op) + len(swaps) + len(together), axis=0)
     every = np.arange(len(op))
     rows[every, op] = node
-    tail = np.arange(len(op), len(rows))
+    tail = np.arange(len(op), len(op) + len(swaps))
     if len(swaps):
         rows[tail, swaps[:, 0]] = now.chosen[swaps[:, 1]]
         rows[tail, swaps[:, 1]] = now.chosen[swaps[:, 0]]
+    last = np.arange(len(op) + len(swaps), len(rows))
+    rows[last, together[:, 0]] = together[:, 2]
+    rows[last, together[:, 1]] = together[:, 2]
     if not len(rows):
         return None
     finish = instance.finishes(rows)

@@ -18,12 +18,14 @@ from nomad.scheduler.refine import Rated
 class Effort:
     """How much is tried."""
 
-    widths: tuple[int, ...] = (32, 256, 2000)
-    rounds: int = 10
+    widths: tuple[int, ...] = (32, 192, 1000)
+    contended_widths: tuple[int, ...] = (64, 448)
+    """Where operators slow one another down; there each width is tried from four sides."""
+    rounds: int = 8
     """Neighbourhoods tried between two widths."""
     freed: int = 6
     """Operators placed anew together."""
-    freed_width: int = 96
+    freed_width: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Ans
     first = refine.rate(instance, refine.cheapest(instance))
     if not first.excess and first.better(best):
         best = first
-    for number, width in enumerate(effort.widths):
+    widths = effort.contended_widths if instance.contended else effort.widths
+    for number, width in enumerate(widths):
         if best is not None and best.latency <= instance.bound * SLACK:
             return Answer(best, True)
         found = beam.search(instance, width, best.latency if best else float("inf"))
@@ -54,6 +57,8 @@ def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Ans
                 best = top
         if found.exact:
             return Answer(best, True)
+        if instance.contended:
+            best = _from_all_sides(instance, width, best)
         if best is None:
             found = beam.search(instance, width, caution=1.0)
             if len(found.latency):
@@ -63,12 +68,25 @@ def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Ans
         if best is not None:
             if best is not start:
                 best = refine.descend(instance, best)
-            if number + 1 < len(effort.widths):
+            if number + 1 < len(widths):
                 best = _rework(instance, best, effort)
     if best is not None:
         best = _rework(instance, best, effort)
         return Answer(best, best.latency <= instance.bound * SLACK)
     return Answer(None, False)
+
+
+def _from_all_sides(instance: Instance, width: int, best: Rated | None) -> Rated | None:
+    """Where operators slow one another down bounds say less: look from the sinks too, and by other measures."""
+    mirror = instance.mirrored()
+    for side, spread in ((instance, 0.0), (mirror, 0.05), (mirror, 1.0)):
+        found = beam.search(side, width, best.latency if best else float("inf"), spread)
+        if len(found.latency):
+            chosen = found.chosen[0] if side is instance else found.chosen[0][::-1].copy()
+            top = refine.descend(instance, refine.rate(instance, chosen))
+            if top.better(best):
+                best = top
+    return best
 
 
 rated = refine.rate

@@ -177,13 +177,13 @@ def milp(
 
     model = Model(problem)
     keys, nodes = model.order, sorted(model.nodes)
-    assert model.hard, "contention makes the model non-linear"
     x = {}
     for key in keys:
         for node in nodes:
             memory, cpu = model.demand(key)
             room = model.room(node)
-            if model.may(key, node) and memory <= room[0] + SLACK and cpu <= room[1] + SLACK * max(1, abs(room[1])):
+            fits = memory <= room[0] + SLACK and cpu <= room[1] + SLACK * max(1, abs(room[1]))
+            if model.may(key, node) and (fits or not model.hard):
                 x[key, node] = len(x)
         if not any((key, node) in x for node in nodes):
             return "infeasible", None, None
@@ -200,6 +200,8 @@ def milp(
     count += len(keys)
     total = {p["id"]: count + i for i, p in enumerate(model.pipelines)}
     count += len(total)
+    slow = {key: count + i for i, key in enumerate(keys)}
+    count += len(keys)
     rows: list[dict[int, float]] = []
     low: list[float] = []
     high: list[float] = []
@@ -231,6 +233,14 @@ def milp(
             for n in nodes
             if (key, n) in x
         }
+        if not model.hard:  # at least as long as with all that are on its node
+            for n in nodes:
+                if (key, n) in x:
+                    alone = -own[x[key, n]]
+                    beside = [other for other in keys if other[0] == key[0] and other != key and (other, n) in x]
+                    most = alone * len(beside)
+                    row({slow[key]: 1.0, **{x[o, n]: -alone for o in beside}, x[key, n]: -most}, -most, np.inf)
+            own[slow[key]] = -1.0
         row({finish[key]: 1.0, **own}, 0, np.inf)
         for before in model.inputs[key]:
             row({finish[key]: 1.0, finish[before]: -1.0, **own, **way.get((before, key), {})}, 0, np.inf)
@@ -238,7 +248,7 @@ def milp(
     for n in nodes:
         for kind in (0, 1):
             terms = {x[key, n]: model.demand(key)[kind] for key in keys if (key, n) in x}
-            if terms and math.isfinite(model.room(n)[kind]):
+            if terms and model.hard and math.isfinite(model.room(n)[kind]):
                 row(terms, -np.inf, max(model.room(n)[kind], 0.0))
     on_link: dict[tuple, dict[int, float]] = {}
     for (key, _after, a, b), column in z.items():
@@ -247,7 +257,7 @@ def milp(
     everything = sum(model.flow(key) * len(model.outputs[key]) for key in keys)
     for link, terms in on_link.items():
         room = model._bandwidth(model.links[link]) - model.links[link].get("used", 0.0)
-        if room < everything:
+        if model.hard and room < everything:
             scale = max(everything, 1e-9)
             row({column: load / scale for column, load in terms.items()}, -np.inf, max(room, 0.0) / scale)
     data = [v for terms in rows for v in terms.values()]
