@@ -27,6 +27,11 @@ def test_importing_nomad_loads_no_library() -> None:
     assert HEAVY & set(loaded) == set()
 
 
+def test_python_may_leave_out_docstrings() -> None:
+    code = "import nomad.actor.host, nomad.cli.main, nomad.master.api"
+    subprocess.run([sys.executable, "-OO", "-c", code], check=True)
+
+
 def test_importing_nomad_is_quick() -> None:
     code = "import time; start = time.perf_counter(); import nomad; print(time.perf_counter() - start)"
     assert min(float(python(code)) for _ in range(5)) <= MOST_SECONDS

@@ -81,8 +81,7 @@ class Exit(enum.IntEnum):
     """No master for longer than agreed."""
 
 
-assert __doc__ is not None
-__doc__ += "\n".join(f"    {code.value}  {code.name.lower()}" for code in Exit)
+__doc__ = (__doc__ or "") + "\n".join(f"    {code.value}  {code.name.lower()}" for code in Exit)
 
 
 class Host:
