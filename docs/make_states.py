@@ -54,6 +54,7 @@ def numbers() -> str:
     windows = Windows()
     rows = [
         ("window of a link", f"{windows.messages} messages, {size(windows.bytes)}"),
+        ("a batch weighs, beyond its values", size(frames.BATCH_OVERHEAD)),
         ("batch, at most", f"{outbox.BATCH_MESSAGES} messages, about {size(outbox.BATCH_BYTES)}"),
         ("batch that is split", f"over {size(outbox.LARGE_BATCH)}"),
         ("message, at most", f"{size(base.MAX_FRAME_BYTES)} in {base.MAX_PARTS} large buffers"),

@@ -95,6 +95,12 @@ class Instance:
         self.resent = not self.disk.reruns
         self.incoming: Connection | None = None
         self.outgoing: Connection | None = None
+        self.sent: list[tuple[int, Value]] = []
+        """Lane and value of each message sent, by its number."""
+        self.checked = 0
+        """Messages numbered below this are settled, and rightly so."""
+        self.next_epoch = 0
+        """The newest epoch of the next operator that this instance knows of."""
 
     @property
     def numbered(self) -> int:
@@ -112,6 +118,7 @@ class Instance:
         assert self.sender
         body, buffers = self.coder.encode(values)
         self.sender.submit(body, buffers, places, 0)
+        self.sent += [(places.lane, value) for value in values]
 
     def work(self, count: int) -> bool:
         """Work off up to `count` messages; False when there was nothing to do."""
@@ -250,6 +257,8 @@ class World:
         self.connections: list[Connection] = []
         self.produced = 0
         self.got: list[Value] = []
+        self.seen: set[tuple[int, ...]] = set()
+        """What has arrived at the sink: whether in a lane of messages run again, and the value."""
         self.extras: list[Value] = []
         self.faults = 0
 
@@ -260,6 +269,7 @@ class World:
 
     def arrived(self, value: Value, lane: int) -> None:
         """The sink works on a message."""
+        self.seen.add((bool(lane), *value))
         if lane:
             self.extras.append(value)
             return
@@ -267,6 +277,23 @@ class World:
         assert len(self.got) < len(expected), f"one too many: {value}"
         assert value == expected[len(self.got)], f"number {len(self.got)} is {value}, not {expected[len(self.got)]}"
         self.got.append(value)
+
+    def rightly_settled(self, node: Instance) -> None:
+        """All that came of what a sender takes for settled has arrived, or is set aside and kept by those after it."""
+        while node.checked < node.settled:
+            lane, value = node.sent[node.checked]
+            node.checked += 1
+            values = [value]
+            for number in range(node.number + 1, self.last):
+                values = [
+                    result
+                    for value in values
+                    if not self.raises(number, value)
+                    for result in self.functions[number](value)
+                    if result is not None
+                ]
+            for result in values:
+                assert (bool(lane), *result) in self.seen, f"{result} is settled at {node.number} and hasn't arrived"
 
     def expected(self) -> list[Value]:
         """What the sink must get from the source's messages, in order: those that aren't set aside on the way."""
@@ -345,6 +372,8 @@ class World:
             assert connection.listener.epoch < self.epochs[connection.listener.number]
             connection.end_dialer()
             return True
+        assert connection.listener.epoch >= dialer.next_epoch, "a fenced receiver is heard"
+        dialer.next_epoch = connection.listener.epoch
         connection.agreed = True
         connection.to_listener.append(CONFIRM)
         return True
@@ -399,8 +428,9 @@ class World:
         if not connection.to_dialer or dialer.outgoing is not connection or not dialer.alive:
             return False
         assert dialer.sender
-        assert connection.listener.epoch >= dialer.sender.peer_epoch, "a fenced receiver is heard"
+        assert connection.listener.epoch >= dialer.next_epoch, "a fenced receiver is heard"
         dialer.sender.receive(connection.to_dialer.popleft(), self.now)
+        self.rightly_settled(dialer)
         dialer.settle()
         return True
 
@@ -440,6 +470,7 @@ class World:
                 if other < number and node.sender:
                     stale = self.epochs[number] > node.sender.peer_epoch
                     node.sender.expect(self.epochs[number])
+                    node.next_epoch = max(node.next_epoch, self.epochs[number])
                     if stale and node.outgoing is not None:
                         node.outgoing.end_dialer()
                 elif other > number and node.receiver:
