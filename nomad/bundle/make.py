@@ -32,7 +32,7 @@ def make(pipeline: Pipeline, signing_key: bytes) -> bytes:
     for position, operator in enumerate(pipeline.operators, start=1):
         where = f"operator {operator.spec.name!r} (position {position} of {len(pipeline.operators)})"
         code[operator.spec.name] = packer.function(operator.function, where)
-    types = packer.types([operator.function for operator in pipeline.operators])
+    types = packer.types([operator.function for operator in pipeline.operators], pipeline.codec)
     manifest = manifests.dump(
         {
             "format": manifests.FORMAT,
@@ -87,11 +87,14 @@ class _Packer:
                 return data
             carried = dict(sorted({**carried, **body_imports}.items()))
 
-    def types(self, functions: list[Any]) -> bytes:
-        """The pickle of `{name: class or codec}`, for the classes in reach of the functions."""
+    def types(self, functions: list[Any], mode: str) -> bytes:
+        """The pickle of `{name: class or codec}`, for the classes in reach of the functions.
+
+        With the codec "pickle" all that travel by value are among them: pickle finds them by name only.
+        """
         namespaces = [*self._namespaces.values(), *(_globals_of(function) for function in functions)]
         found = {id(cls): cls for namespace in namespaces for cls in namespace.values() if codec.is_plain_type(cls)}
-        found.update({key: cls for key, cls in self._classes.items() if codec.is_plain_type(cls)})
+        found.update({key: cls for key, cls in self._classes.items() if mode == "pickle" or codec.is_plain_type(cls)})
         types: dict[str, Any] = {
             codec.type_name(cls): cls for cls in found.values() if cls.__module__.partition(".")[0] not in _KNOWN
         }

@@ -249,6 +249,22 @@ def test_with_pickle_own_classes_can_be_pickled_where_they_arrive(project, pod):
     assert pod(build([numbers, script.make], codec="pickle"), "make", expression) == "1"
 
 
+def test_with_pickle_classes_of_any_kind_can_be_pickled(project, pod):
+    script = project(
+        script="""
+        class Odd:
+            def __init__(self, x): self.x = x
+        def make(x): return Odd(x)
+        def use(odd): return odd.x
+        """
+    )
+    pipeline = build([numbers, script.make, script.use], codec="pickle")
+    expression = "__import__('pickle').loads(__import__('pickle').dumps(f(1))).x"
+    assert pod(pipeline, "make", expression) == "1"
+    data = f"__import__('sys').modules['{script.__name__}'].Odd(2)"
+    assert pod(pipeline, "use", f"f(__import__('pickle').loads(__import__('pickle').dumps({data})))") == "2"
+
+
 def test_a_class_that_cannot_travel_is_named(project):
     script = project(
         script="""
