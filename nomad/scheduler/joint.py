@@ -6,7 +6,8 @@ counts of attempts and pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +19,12 @@ from nomad.scheduler.instance import Instance, Seats, Work
 from nomad.scheduler.refine import Rated
 from nomad.scheduler.search import Answer, Effort
 
-ATTEMPTS = 12
-PAIRS = 48
+ATTEMPTS = 6
+GROUPS = 50
+RESTARTS = 2
 ALONE = Effort(widths=(32,), rounds=0)
 TOGETHER = Effort(widths=(96,), rounds=0)
-LAST = Effort(widths=(64, 512), rounds=4)
+LAST = Effort(widths=(48, 512), rounds=0)
 
 
 def place(
@@ -90,9 +92,14 @@ class _Shared:
             order.remove(failed)
             order.insert(0, failed)
         else:
-            whole = Instance(self.seats, merged(self.works), contended=False, link_room=self.link_room)
-            return search.solve(whole, LAST)
+            found = search.solve(
+                Instance(self.seats, merged(self.works), contended=False, link_room=self.link_room), LAST
+            )
+            if found.best is None:
+                return found
+            self._settle(range(len(self.works)), found.best.chosen)
         self._improve()
+        self._squeak(order)
         chosen = np.concatenate([at for at in self.at if at is not None])
         bound = sum(instance.bound for instance in self.alone)
         return Answer(Rated(chosen, float(sum(self.latency))), sum(self.latency) <= bound * SLACK)
@@ -110,23 +117,52 @@ class _Shared:
                 return number
         return None
 
-    def _improve(self) -> None:
-        self._each()
-        left = PAIRS
-        tried: set[tuple[int, int]] = set()
-        while left:
-            lost = [latency - one.bound for latency, one in zip(self.latency, self.alone, strict=True)]
-            worst = [
-                n for n in sorted(range(len(lost)), key=lambda n: (-lost[n], n)) if lost[n] > 1e-9 * self.latency[n]
-            ]
-            pair = next(((one, two) for one in worst for two in self._rivals(one) if (one, two) not in tried), None)
-            if pair is None:
+    def _lost(self) -> list[float]:
+        """How much more each takes than it would alone."""
+        return [latency - one.bound for latency, one in zip(self.latency, self.alone, strict=True)]
+
+    def _squeak(self, order: list[int]) -> None:
+        """Begin again with those first that lost most, a few times; keep the best."""
+        for _ in range(RESTARTS):
+            kept, latency = list(self.at), list(self.latency)
+            lost = self._lost()
+            loser = max(order, key=lambda number: (lost[number], -number))
+            if lost[loser] <= 1e-9 * self.latency[loser]:
                 return
-            tried |= {pair, pair[::-1]}
+            rank = {number: place for place, number in enumerate(order)}
+            order = sorted(order, key=lambda n: (rank[n] - len(order) * lost[n] / lost[loser], n))
+            failed = self._one_by_one(order)
+            if failed is None:
+                self._improve()
+            if failed is not None or sum(self.latency) >= sum(latency) * (1 - 1e-9):
+                self.at, self.latency = kept, latency
+
+    def _improve(self) -> None:
+        """Each anew; then those that lost most together with one who is in their way, or two."""
+        self._each()
+        left = GROUPS
+        tried: set[tuple[int, ...]] = set()
+        while left:
+            chosen = next((some for some in self._groups() if some not in tried), None)
+            if chosen is None:
+                return
+            tried.add(chosen)
             left -= 1
-            if self._again(list(pair), TOGETHER):
-                tried = {other for other in tried if not set(other) & set(pair)}
+            if self._again(list(chosen), TOGETHER):
+                tried = {some for some in tried if not set(some) & set(chosen)}
                 self._each()
+
+    def _groups(self) -> Iterator[tuple[int, ...]]:
+        lost = self._lost()
+        worst = [n for n in sorted(range(len(lost)), key=lambda n: (-lost[n], n)) if lost[n] > 1e-9 * self.latency[n]]
+        rivals = {number: self._rivals(number) for number in worst}
+        for number in worst:
+            for other in rivals[number]:
+                yield (min(number, other), max(number, other))
+        for number in worst[:4]:
+            for two in itertools.combinations(rivals[number][:5], 2):
+                first, second, third = sorted((number, *two))
+                yield first, second, third
 
     def _each(self) -> None:
         """Each anew beside the others, until none gains."""
@@ -167,14 +203,18 @@ class _Shared:
         best = search.solve(instance, effort, known).best
         if best is None or (known is not None and not best.latency < known.latency * (1 - 1e-9)):
             return False
-        finish = instance.finishes(best.chosen[None, :])[0]
-        start = 0
-        for group, number in enumerate(numbers):
-            size = len(self.works[number].ids)
-            self.at[number] = best.chosen[start : start + size]
-            self.latency[number] = float(finish[work.group == group].max())
-            start += size
+        self._settle(numbers, best.chosen)
         return True
+
+    def _settle(self, numbers: Sequence[int], chosen: Ints) -> None:
+        """These pipelines are placed so, one after the other."""
+        start = 0
+        for number in numbers:
+            size = len(self.works[number].ids)
+            at = chosen[start : start + size]
+            self.at[number] = at
+            self.latency[number] = float(self.alone[number].finishes(at[None, :])[0].max())
+            start += size
 
     def _left(self, without: set[int]) -> tuple[Floats, Floats | None]:
         """What all but some leave of the nodes and the links."""

@@ -7,6 +7,7 @@ does. All pairs among `among` (positions of nodes) are computed; the paths may l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,8 +59,15 @@ class Routes:
             last[rows[links.source[inside]], links.target[inside]] = inside
             latency, bandwidth = _direct(links, among, last)
         else:
-            latency, bandwidth, last = _shortest(links, size, among)
-            latency, bandwidth = latency[:, among], bandwidth[:, among]
+            kept, inner = _without_leaves(links, size, among)
+            nodes = np.unique(np.concatenate((among, links.source[inner], links.target[inner])))
+            number = np.full(size, -1)
+            number[nodes] = np.arange(len(nodes))
+            rows = number[among]
+            latency, bandwidth, near = _shortest(kept(number), len(nodes), rows)
+            latency, bandwidth = latency[:, rows], bandwidth[:, rows]
+            last = np.full((len(among), size), -1)
+            last[:, nodes] = np.where(near >= 0, inner[near], -1) if len(inner) else -1
         return cls(links, size, among, latency, bandwidth, last, direct)
 
     def changed(self, links: Links, position: int) -> Routes:
@@ -100,6 +108,36 @@ class Routes:
         """The links of one way, first to last; `source` and `target` are positions in `among`."""
         links = self.paths[source, target]
         return [int(link) for link in links[::-1] if link < len(self.links.source)]
+
+
+def _without_leaves(links: Links, size: int, among: Ints) -> tuple[Callable[[Ints], Links], Ints]:
+    """The positions of the links that ways between `among` can lead over, and these links for other node numbers.
+
+    A node with one neighbour only is never on the way to another one; without such nodes, others become such nodes.
+    """
+    inner = np.arange(len(links.source))
+    wanted = np.zeros(size, dtype=bool)
+    wanted[among] = True
+    while len(among) < size:
+        source, target = links.source[inner], links.target[inner]
+        pairs = np.unique(np.minimum(source, target) * size + np.maximum(source, target))
+        neighbours = np.bincount(pairs // size, minlength=size) + np.bincount(pairs % size, minlength=size)
+        stays = wanted | (neighbours > 1)
+        some = stays[source] & stays[target]
+        if some.all():
+            break
+        inner = inner[some]
+
+    def renumbered(number: Ints) -> Links:
+        return Links(
+            number[links.source[inner]],
+            number[links.target[inner]],
+            links.latency[inner],
+            links.bandwidth[inner],
+            links.free[inner],
+        )
+
+    return renumbered, inner
 
 
 def _direct(links: Links, among: Ints, last: Ints) -> tuple[Floats, Floats]:

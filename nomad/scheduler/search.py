@@ -65,6 +65,8 @@ def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Ans
                 best = Rated(found.chosen[0], float(found.latency[0]))
         if best is None:
             best = _repair(instance, first)
+        if not effort.rounds and best is not None and best is not start:
+            return Answer(refine.descend(instance, best), False)
         if best is not None:
             if best is not start:
                 best = refine.descend(instance, best)
