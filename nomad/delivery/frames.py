@@ -50,7 +50,7 @@ LANES = 256
 
 
 BATCH_OVERHEAD = 768
-"""What a batch weighs beyond its values: about what keeping one costs either end, so that credits bound small ones too."""
+"""What a batch weighs beyond its values: about what keeping one costs, so that credits bound small ones too."""
 
 
 def weight(body: Buffer, buffers: Sequence[Buffer]) -> int:
