@@ -104,7 +104,7 @@ async def show(cluster: Cluster, out: Out, pipeline: str) -> None:
 def _show_failure(out: Out, view: PipelineView, operator: OperatorView) -> None:
     failure = operator.last_failure
     if failure is not None:
-        out.note(f"\nLast failure of {operator.name}, at {clock(failure.time)}: {failure.message}")
+        out.note(f"\nLast failure of {operator.name}, at {clock(failure.time)}: {failure}")
         for line in (failure.traceback.rstrip() or "\n".join(failure.log)).splitlines():
             out.note(f"  {line}")
     if operator.stats.set_aside:

@@ -200,7 +200,7 @@ class Loop:
                     self._add("operator.stopped", f"{operator} has ended", id, operator, pod=pod)
                 else:
                     pause = "" if retry_at is None else f"; restart in {retry_at - self._clock.now():.1f} s"
-                    text = f"{operator}: {failure.message}{pause}"
+                    text = f"{operator}: {failure}{pause}"
                     self._add("operator.failed", text, id, operator, pod=pod, exit_code=failure.exit_code)
             case Hearing(id, operator, pod, silent):
                 text = f"the heart-beats of {operator} {'are overdue' if silent else 'are back'}"

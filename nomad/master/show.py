@@ -169,7 +169,7 @@ def _operator_state(
     if op.pod is None:
         if not op.last_pod:
             return OperatorState.PENDING, ""
-        why = history.failure.message if history.failure else "its pod ended"
+        why = str(history.failure) if history.failure else "its pod ended"
         return OperatorState.RESTARTING, f"{why}; restarted in {max(0.0, op.retry_at - now):.1f} s"
     if state is None or state.ready_at is None:
         return OperatorState.STARTING, ""

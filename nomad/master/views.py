@@ -151,6 +151,10 @@ class FailureView:
     log: list[str] = field(default_factory=list)
     """The last lines that the pod printed, 20 at most."""
 
+    def __str__(self) -> str:
+        """In a sentence: a bare message, like the `0` of a `KeyError: 0`, says too little."""
+        return f"{self.type}: {self.message}" if self.type else self.message
+
 
 @dataclass(frozen=True, slots=True)
 class PlacementView:
