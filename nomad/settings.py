@@ -142,7 +142,7 @@ class Settings:
             pods = replace(pods, transport=transport)
         if timeout := env.get("NOMAD_MASTER_TIMEOUT"):
             pods = replace(pods, master_timeout=_seconds("NOMAD_MASTER_TIMEOUT", timeout))
-        return cls(state=state or state_dir(env), pods=pods)
+        return cls(state=(state or state_dir(env)).absolute(), pods=pods)  # an operator may change its folder
 
 
 def state_dir(environ: Mapping[str, str] | None = None) -> Path:

@@ -44,3 +44,9 @@ def test_what_is_wrong_is_named(name: str, value: str) -> None:
 def test_pauses_are_bounded_and_never_shrink(failures: int) -> None:
     backoff = Backoff(first=0.2, factor=2.0, limit=30.0)
     assert 0.0 <= backoff.delay(failures) <= backoff.delay(failures + 1) <= 30.0
+
+
+def test_a_relative_state_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings.from_environment({}, state=Path("here")).state == tmp_path / "here"
+    assert Settings.from_environment({"NOMAD_STATE_DIR": "there"}).state == tmp_path / "there"
