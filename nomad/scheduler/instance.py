@@ -253,12 +253,15 @@ class Instance:
     def flows(self, chosen: Ints) -> Floats:
         """[placement, operator] -> [placement, scarce link], and one column more that means nothing."""
         rows, columns = len(chosen), len(self.scarce) + 1
-        out = np.zeros(rows * columns)
         base = np.arange(rows)[:, None] * columns
+        cells = [np.empty(0, dtype=np.int64)]
+        loads = [np.empty(0)]
         for source, target in self.work.edges:
             if self.work.flow[source]:
-                cells = base + self.ways[chosen[:, source], chosen[:, target]]
-                out += np.bincount(cells.ravel(), minlength=rows * columns) * self.work.flow[source]
+                here = (base + self.ways[chosen[:, source], chosen[:, target]]).ravel()
+                cells.append(here)
+                loads.append(np.full(len(here), self.work.flow[source]))
+        out = np.bincount(np.concatenate(cells), np.concatenate(loads), minlength=rows * columns)
         return out.reshape(rows, columns)
 
     def excess(self, chosen: Ints) -> Floats:

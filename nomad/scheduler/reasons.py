@@ -85,8 +85,9 @@ def _alternatives(instance: Instance, chosen: Ints, latency: float) -> dict[int,
     op, node = np.nonzero(instance.allowed & (np.arange(instance.places) != chosen[:, None]))
     if not len(op):
         return {}
-    if len(op) > ALTERNATIVES:
-        each = max(4, ALTERNATIVES // instance.size)
+    most = min(ALTERNATIVES, 4_000_000 // (len(instance.scarce) + instance.places))
+    if len(op) > most:
+        each = max(4, most // instance.size)
         through = np.where(instance.allowed, instance.through, np.inf)
         rank = through.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
         near = rank[op, node] < each

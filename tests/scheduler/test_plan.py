@@ -195,7 +195,7 @@ def test_the_example_of_the_documentation() -> None:
 def test_direct_routes_are_single_links() -> None:
     answer = check(small_problem(routing="direct"))
     assert answer["placement"]["detect"] == "fog"
-    problem = small_problem(routing="direct", links=both("edge", "cloud", 0.1, 1e6))
+    problem = small_problem(routing="direct", links=both("edge", "cloud", 0.1, 1e7))
     assert check(problem)["placement"]["detect"] == "cloud"  # edge is full of memory, fog can't be reached
 
 
