@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 from nomad import bundle, credentials, program
 from nomad.delivery.codec import Codec
 from nomad.errors import AuthenticationError, PayloadError, UsageError
-from nomad.master.views import EventView, LinkView, LogLine, NodeView, PipelineView
+from nomad.master.views import EventView, LinkView, LogLine, NodeView, OperatorState, PipelineView
 from nomad.pipeline import Pipeline, build, check_id
 from nomad.rest import Rest, view
 
@@ -302,10 +302,11 @@ class PipelineHandle:
         return self._reader.decode_one(base64.b64decode(item["data"]))
 
     async def wait(self) -> PipelineView:
-        """Wait until the pipeline is completed, failed or stopped; its last status."""
+        """Wait until the pipeline is completed, failed or stopped, and its processes have ended; its last status."""
         async with self._rest.events("events", query={"pipeline": self.id}) as happened:
             status = await self.status()
-            while not status.phase.final:
+            # The last counters of an operator come with its process's end.
+            while not status.phase.final or any(op.state is OperatorState.STOPPING for op in status.operators):
                 await anext(happened)
                 status = await self.status()
         return status

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ from nomad.errors import (
     RequestError,
     UsageError,
 )
-from nomad.master.views import Phase, PipelineView
+from nomad.master.views import OperatorState, Phase, PipelineView
 from nomad.pipeline import build
 from nomad.rest import view
 from tests.master.facade import SIGNING_KEY, TOKEN, FakeMaster
@@ -410,6 +410,20 @@ async def test_wait(cluster: Cluster, master: FakeMaster) -> None:
     status = await waiting
     assert (status.phase, status.reason) == (Phase.FAILED, "square kept dying")
     assert (await pipeline.wait()).phase is Phase.FAILED
+
+
+async def test_wait_waits_for_the_last_counters(cluster: Cluster, master: FakeMaster) -> None:
+    pipeline = await submitted(cluster)
+    running = master.pipeline("test")
+    ending = replace(running.operators[-1], state=OperatorState.STOPPING)
+    master._pipelines["test"] = replace(running, phase=Phase.COMPLETED, operators=[*running.operators[:-1], ending])
+    waiting = asyncio.create_task(pipeline.wait())
+    await until(lambda: len(master._happened) == 1)
+    master.happen("operator.stopped", "another has ended", "test")
+    ended = replace(ending, state=OperatorState.FINISHED, stats=replace(ending.stats, set_aside=5))
+    master._pipelines["test"] = replace(running, phase=Phase.COMPLETED, operators=[*running.operators[:-1], ended])
+    master.happen("operator.stopped", "square has ended", "test")
+    assert (await waiting).operators[-1].stats.set_aside == 5
 
 
 async def test_stop_and_remove(cluster: Cluster) -> None:
