@@ -374,6 +374,32 @@ async def test_an_unknown_operator_names_the_known_ones(rest: Api) -> None:
         assert problem["detail"] == "pipeline 'test' has no operator 'nope'; it has numbers, square"
 
 
+async def test_plans_are_made_for_any_cluster(rest: Api) -> None:
+    node = {"id": "n", "speed": 2}
+    pipeline = {"id": "p", "operators": [{"id": "a", "work": 1}, {"id": "b"}], "edges": [["a", "b"]], "rate": 0.1}
+    status, answer = await rest.call("POST", "/api/v1/plans", json={"nodes": [node], "pipeline": pipeline})
+    assert (status, answer["feasible"], answer["latency"]) == (200, True, 0.5)
+    assert answer["placement"] == {"a": "n", "b": "n"}
+    assert answer["reasons"]["a"]["terms"]["processing"] == 0.5
+    status, answer = await rest.call("POST", "/api/v1/plans", json={"nodes": [node], "pipelines": [pipeline]})
+    assert answer["pipelines"] == {"p": {"placement": {"a": "n", "b": "n"}, "latency": 0.5}}
+    pipeline["rate"] = 100
+    status, answer = await rest.call("POST", "/api/v1/plans", json={"nodes": [node], "pipeline": pipeline})
+    assert (status, answer["feasible"], answer["reasons"]["constraint"]) == (200, False, "cpu")
+
+
+async def test_problems_that_are_not_valid_are_refused(rest: Api) -> None:
+    pipeline = {"operators": [{"id": "a"}]}
+    problem = await rest.problem(
+        "POST", "/api/v1/plans", json={"nodes": [{"id": "n", "sped": 1}], "pipeline": pipeline}
+    )
+    assert (problem["status"], problem["errors"][0]["location"]) == (422, "body.nodes.0.sped")
+    problem = await rest.problem(
+        "POST", "/api/v1/plans", json={"nodes": [{"id": "n"}, {"id": "n"}], "pipeline": pipeline}
+    )
+    assert (problem["status"], problem["detail"]) == (422, "node 'n' is given twice")
+
+
 async def test_links_are_changed_in_part(rest: Api) -> None:
     path = "/api/v1/links/edge/cloud"
     await rest.call("PATCH", path, json={"latency": 0.08, "bandwidth": 1250000})
