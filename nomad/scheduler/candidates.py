@@ -40,6 +40,9 @@ def choose(cluster: Cluster, work: Work, count: int, *, direct: bool) -> Ints:
     depth = min(count, size)
     best = np.argpartition(through, depth - 1, axis=1)[:, :depth]
     chosen: set[int] = set(np.flatnonzero(work.allowed[work.allowed.sum(axis=1) == 1].any(axis=0)).tolist())
+    for op in np.flatnonzero(~np.isfinite(through).any(axis=1)).tolist():  # none will do: those that come nearest
+        near = np.where(work.allowed[op], cluster.room, -np.inf).argsort(axis=1)[:, -3:]
+        chosen.update(near[work.allowed[op][near]].tolist())
     ranked = []
     for op in range(len(cost)):
         row = best[op][np.isfinite(through[op][best[op]])]

@@ -261,7 +261,7 @@ class Instance:
                 here = (base + self.ways[chosen[:, source], chosen[:, target]]).ravel()
                 cells.append(here)
                 loads.append(np.full(len(here), self.work.flow[source]))
-        out = np.bincount(np.concatenate(cells), np.concatenate(loads), minlength=rows * columns)
+        out: Floats = np.bincount(np.concatenate(cells), np.concatenate(loads), minlength=rows * columns)
         return out.reshape(rows, columns)
 
     def excess(self, chosen: Ints) -> Floats:

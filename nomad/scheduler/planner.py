@@ -14,13 +14,14 @@ from nomad.errors import PlacementError
 from nomad.scheduler import build, candidates, reasons, verdict
 from nomad.scheduler.arrays import Ints
 from nomad.scheduler.instance import Seats
-from nomad.scheduler.problem import LinkForm, NodeForm, read
+from nomad.scheduler.problem import LinkForm, NodeForm, checked, read
 from nomad.scheduler.routes import Routes
 from nomad.scheduler.search import Effort
 
 ALL_PAIRS = 160
-"""Up to this many nodes, all are considered; of larger clusters, `FEW` or `MANY`."""
-FEW, MANY = 64, 128
+"""Up to this many nodes, all are considered."""
+FEW, MANY, MANY_MORE = 64, 128, 400
+"""Of larger clusters so many: for few operators, for many, and when with those there is no placement."""
 LIGHT = Effort(widths=(16, 48), contended_widths=(16,), rounds=0)
 """For pipelines with very many operators."""
 
@@ -40,22 +41,30 @@ class Planner:
         self._contended = self._problem.contention == "co-located"
         self._cluster = build.Cluster.of(self._problem)
         self._operators = sum(len(pipeline.operators) for pipeline in self._pipelines)
-        size = len(self._cluster.nodes)
-        self._among: Ints = np.arange(size)
-        if size > ALL_PAIRS:
-            everything = build.work_of(self._pipelines, self._cluster, self._among)
-            count = FEW if self._operators <= 24 else MANY
-            self._among = candidates.choose(self._cluster, everything, count, direct=self._direct)
-        self._routes = Routes.make(self._cluster.links, size, self._among, direct=self._direct)
-        self._works = [build.work_of([pipeline], self._cluster, self._among) for pipeline in self._pipelines]
         self._last: Ints | None = None
+        everything = np.arange(len(self._cluster.nodes))
+        if len(everything) <= ALL_PAIRS:
+            self._consider(everything)
+        else:
+            self._look_at(FEW if self._operators <= 24 else MANY)
+
+    def _look_at(self, count: int) -> None:
+        """Of a large cluster, consider `count` nodes only."""
+        work = build.work_of(self._pipelines, self._cluster, np.arange(len(self._cluster.nodes)))
+        self._consider(candidates.choose(self._cluster, work, count, direct=self._direct))
+
+    def _consider(self, among: Ints) -> None:
+        self._among = among
+        self._last = None
+        self._routes = Routes.make(self._cluster.links, len(self._cluster.nodes), among, direct=self._direct)
+        self._works = [build.work_of([pipeline], self._cluster, among) for pipeline in self._pipelines]
 
     def change_node(self, id: str, **values: Any) -> None:
         """Some fields of a node are different now. Raises `PlacementError`."""
         position = self._cluster.position.get(id)
         if position is None:
             raise PlacementError(f"there is no node {id!r}")
-        form = NodeForm.model_validate(self._cluster.nodes[position].model_dump() | values)
+        form = checked(NodeForm, self._cluster.nodes[position].model_dump() | values)
         nodes = list(self._cluster.nodes)
         nodes[position] = form
         speed, room = self._cluster.speed.copy(), self._cluster.room.copy()
@@ -79,7 +88,7 @@ class Planner:
             "bandwidth": None if np.isinf(links.bandwidth[at]) else float(links.bandwidth[at]),
             "used": 0.0 if np.isinf(links.free[at]) else float(links.bandwidth[at] - links.free[at]),
         }
-        form = LinkForm.model_validate({"from": source, "to": target, **was, **values})
+        form = checked(LinkForm, {"from": source, "to": target, **was, **values})
         latency, bandwidth, free = links.latency.copy(), links.bandwidth.copy(), links.free.copy()
         latency[at] = form.latency
         bandwidth[at] = np.inf if form.bandwidth is None else form.bandwidth
@@ -91,20 +100,29 @@ class Planner:
     def plan(self) -> dict[str, Any]:
         """The best placement found, why each operator is where it is; or which constraint can't be met."""
         cluster = self._cluster
+        case = self._case()
+        answer = case.place(self._last)
+        some = len(self._among) < len(cluster.nodes)
+        if answer.best is None and some and len(self._among) < MANY_MORE:
+            self._look_at(MANY_MORE)
+            case = self._case()
+            answer = case.place()
+        if some:
+            answer = replace(answer, proven=False)
+        if answer.best is None:
+            self._last = None
+            reason, proven = verdict.explain(case, cluster, self._pipelines, proven=answer.proven)
+            return {"feasible": False, "placement": {}, "latency": None, "reasons": reason, "proven": proven}
+        self._last = answer.best.chosen
+        return reasons.describe(case, answer, joint_form=self._problem.pipelines is not None)
+
+    def _case(self) -> verdict.Case:
+        cluster = self._cluster
         seats = Seats(
             tuple(cluster.nodes[node].id for node in self._among.tolist()),
             cluster.speed[self._among],
             cluster.room[:, self._among],
             self._routes,
         )
-        link_room = build.link_room(cluster.links)
         effort = Effort() if self._operators <= 24 else LIGHT
-        case = verdict.Case(seats, self._works, self._contended, link_room, effort)
-        answer = case.place(self._last)
-        if answer.best is None:
-            self._last = None
-            reason = verdict.explain(case, cluster, self._pipelines, proven=answer.proven)
-            answered = {"feasible": False, "placement": {}, "latency": None, "reasons": reason}
-            return answered | {"proven": not reason["text"].endswith(verdict.UNPROVEN)}
-        self._last = answer.best.chosen
-        return reasons.describe(case, answer, joint_form=self._problem.pipelines is not None)
+        return verdict.Case(seats, self._works, self._contended, build.link_room(cluster.links), effort)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import graphlib
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,9 @@ Positive = Annotated[float, Field(ge=1e-9, le=1e18)]
 
 class _Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+F = TypeVar("F", bound=_Form)
 
 
 class NodeForm(_Form):
@@ -102,12 +105,17 @@ class ProblemForm(_Form):
 
 def read(data: Any) -> ProblemForm:
     """A problem, checked. Raises `PlacementError` that names what is wrong and where."""
-    try:
-        problem = data if isinstance(data, ProblemForm) else ProblemForm.model_validate(data)
-    except ValidationError as exc:
-        raise PlacementError(_told(exc)) from None
+    problem = data if isinstance(data, ProblemForm) else checked(ProblemForm, data)
     check(problem)
     return problem
+
+
+def checked(form: type[F], data: Any) -> F:
+    """`data` in this form. Raises `PlacementError`."""
+    try:
+        return form.model_validate(data)
+    except ValidationError as exc:
+        raise PlacementError(_told(exc)) from None
 
 
 def check(problem: ProblemForm) -> None:

@@ -15,7 +15,6 @@ from nomad.scheduler.instance import Seats, Work
 from nomad.scheduler.problem import PipelineForm
 from nomad.scheduler.search import Answer, Effort
 
-UNPROVEN = "; that there is no placement at all was not proven"
 WITHOUT = Effort(widths=(32, 256), rounds=0)
 
 
@@ -41,11 +40,13 @@ class Case:
         )
 
 
-def explain(case: Case, cluster: Cluster, pipelines: Sequence[PipelineForm], *, proven: bool) -> dict[str, Any]:
+def explain(
+    case: Case, cluster: Cluster, pipelines: Sequence[PipelineForm], *, proven: bool
+) -> tuple[dict[str, Any], bool]:
     """{"constraint", "operator", "nearest", "text"}.
 
     constraint: "requires", "pin", "memory", "cpu", "bandwidth" or "route"; operator: whose, if it is one's.
-    `proven`: it is certain that there is no placement; else none was found.
+    And whether it is certain that there is no placement; else none was found, `proven` says by what was searched.
     """
     for constraint, operator, nearest, text in _alone(case, cluster, pipelines):
         return _answer(constraint, operator, nearest, text, True)
@@ -61,10 +62,10 @@ def explain(case: Case, cluster: Cluster, pipelines: Sequence[PipelineForm], *, 
 
 def _answer(
     constraint: str, operator: str | None, nearest: list[dict[str, str]], text: str, proven: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], bool]:
     if not proven:
-        text += UNPROVEN
-    return {"constraint": constraint, "operator": operator, "nearest": nearest, "text": text}
+        text += "; that there is no placement at all was not proven"
+    return {"constraint": constraint, "operator": operator, "nearest": nearest, "text": text}, proven
 
 
 Finding = tuple[str, str | None, list[dict[str, str]], str]

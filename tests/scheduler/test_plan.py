@@ -374,3 +374,13 @@ def test_large_clusters() -> None:
         answer = plan(problems.large(1, 1000, operators))
         assert answer["feasible"]
         assert len(answer["placement"]) == operators
+        assert not answer["proven"]
+
+
+def test_large_clusters_where_there_is_no_placement() -> None:
+    problem = problems.large(1, 1000, 10)
+    operator = problem["pipeline"]["operators"][3]
+    operator |= {"memory_mb": 1e9, "pin": None}
+    assert check(problem)["reasons"]["constraint"] == "memory"
+    operator |= {"requires": ["tpu"]}
+    assert check(problem)["reasons"]["constraint"] == "requires"
