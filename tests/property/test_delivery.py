@@ -55,7 +55,7 @@ def happen(world: World, rng: random.Random, *, faults: float) -> None:
 @pytest.mark.parametrize("chain", CHAINS, ids="-".join)
 def test_nothing_is_lost_doubled_or_out_of_order(chain: tuple[str, str], seed: int) -> None:
     """Random histories; a failing one is repeated by its own seed, which is printed."""
-    for number in range(12):
+    for number in range(20):
         own = seed + number
         rng = random.Random(own)
         world = World(*chain, failing=rng.random() < 0.5)
