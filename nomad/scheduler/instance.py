@@ -261,17 +261,17 @@ class Instance:
                 here = (base + self.ways[chosen[:, source], chosen[:, target]]).ravel()
                 cells.append(here)
                 loads.append(np.full(len(here), self.work.flow[source]))
-        out: Floats = np.bincount(np.concatenate(cells), np.concatenate(loads), minlength=rows * columns)
-        return out.reshape(rows, columns)
+        out = np.bincount(np.concatenate(cells), np.concatenate(loads), minlength=rows * columns)
+        return np.asarray(out, dtype=np.float64).reshape(rows, columns)
 
     def excess(self, chosen: Ints) -> Floats:
         """[placement, operator] -> [placement]: the share of the needs that is beyond capacity; 0 is valid."""
         total = np.zeros(len(chosen))
         if len(self.needs):
             over = np.maximum(self.used(chosen) - np.maximum(self.room, 0.0)[:, None, :], 0.0).sum(axis=2)
-            total += (over / self.needs.sum(axis=1)[:, None]).sum(axis=0)
+            total += (over / np.maximum(self.needs.sum(axis=1), 1e-300)[:, None]).sum(axis=0)
         if len(self.scarce):
             flow = self.flows(chosen)[:, :-1]
-            scale = sum(self.work.flow[source] for source, _ in self.work.edges)
+            scale = max(1e-300, sum(float(self.work.flow[source]) for source, _ in self.work.edges))
             total += np.maximum(flow - np.maximum(self.flow_room[:-1], 0.0), 0.0).sum(axis=1) / scale
         return total

@@ -20,8 +20,8 @@ from nomad.scheduler.refine import Rated
 from nomad.scheduler.search import Answer, Effort
 
 ATTEMPTS = 6
-GROUPS = 50
-RESTARTS = 2
+GROUPS = 36
+RESTARTS = 1
 ALONE = Effort(widths=(32,), rounds=0)
 TOGETHER = Effort(widths=(96,), rounds=0)
 LAST = Effort(widths=(48, 512), rounds=0)

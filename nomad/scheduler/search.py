@@ -18,10 +18,10 @@ from nomad.scheduler.refine import Rated
 class Effort:
     """How much is tried."""
 
-    widths: tuple[int, ...] = (32, 192, 1000)
-    contended_widths: tuple[int, ...] = (64, 448)
+    widths: tuple[int, ...] = (32, 160, 640)
+    contended_widths: tuple[int, ...] = (64, 320)
     """Where operators slow one another down; there each width is tried from four sides."""
-    rounds: int = 8
+    rounds: int = 6
     """Neighbourhoods tried between two widths."""
     freed: int = 6
     """Operators placed anew together."""

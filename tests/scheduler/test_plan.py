@@ -81,7 +81,7 @@ def tiny(draw: st.DrawFn) -> Problem:
             "cores": draw(st.sampled_from([1, 2])),
             "memory_mb": draw(st.sampled_from([None, 50, 100, 200])),
             "labels": draw(st.sampled_from([[], ["gpu"]])),
-            "used_cpu": draw(st.sampled_from([0, 0.25])),
+            "used_cpu": draw(st.sampled_from([0, 0, 0.25, 2])),
         }
         for name in ids
     ]
@@ -91,7 +91,7 @@ def tiny(draw: st.DrawFn) -> Problem:
             "to": b,
             "latency": draw(st.sampled_from([0, 0.01, 0.02, 0.05])),
             "bandwidth": draw(st.sampled_from([None, 1e4, 1e5, 1e6])),
-            "used": draw(st.sampled_from([0, 5e3])),
+            "used": draw(st.sampled_from([0, 0, 5e3, 2e4])),
         }
         for a, b in itertools.permutations(ids, 2)
         if draw(st.integers(0, 3))
