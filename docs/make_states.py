@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nomad.actor import mode, operator, outbox, progress, setaside, source
+from nomad import setaside
+from nomad.actor import mode, operator, outbox, progress, source
 from nomad.delivery import codec, driver, frames, handshake, receiver, sender
 from nomad.delivery.states import TABLE, Event, State
 from nomad.settings import Windows

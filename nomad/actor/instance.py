@@ -14,7 +14,6 @@ from nomad.actor.journal import Journal
 from nomad.actor.meter import Meter
 from nomad.actor.operator import Operator
 from nomad.actor.outbox import Outbox
-from nomad.actor.setaside import SetAside
 from nomad.actor.source import Source
 from nomad.bundle import LoadedOperator
 from nomad.clock import Clock
@@ -23,6 +22,7 @@ from nomad.delivery.codec import Codec
 from nomad.delivery.driver import InLink, InPort, OutLink
 from nomad.delivery.receiver import Receiver
 from nomad.delivery.sender import Sender
+from nomad.setaside import FILE, SetAside
 
 CLOSE_SECONDS = 0.5
 """How long a call of the user's function may take to return when the instance closes."""
@@ -49,7 +49,7 @@ class Instance:
             self._add(peer)
         self.outbox = Outbox(list(self._outs.values()), self.codec, copy=loaded.spec.copy_outputs)
         self._worker = Worker(f"{loaded.spec.name} function", runs_loop=loaded.spec.kind in ASYNC_KINDS)
-        self._set_aside = SetAside(self._file("set-aside.db"))
+        self._set_aside = SetAside(self._file(FILE))
         self.meter.set_aside(self._set_aside.count)
         self._port = InPort(self._ins)
         self._tasks: list[asyncio.Task[None]] = []

@@ -19,7 +19,6 @@ from nomad.actor.mode import Mode
 from nomad.actor.outbox import BATCH_MESSAGES, Outbox
 from nomad.actor.progress import Chunk
 from nomad.actor.rerun import Reruns
-from nomad.actor.setaside import SetAside
 from nomad.clock import Clock
 from nomad.delivery.codec import Codec
 from nomad.delivery.driver import InLink
@@ -27,6 +26,7 @@ from nomad.delivery.frames import MOST_PATH, NOWHERE, Places, step
 from nomad.delivery.receiver import Batch
 from nomad.errors import NomadError, PayloadError, describe, message_of
 from nomad.pipeline import Kind, OnError, OperatorSpec
+from nomad.setaside import SetAside
 
 INLINE_SPAN = 0.002
 """Seconds of inline calls after which the loop gets its turn."""

@@ -16,11 +16,11 @@ from nomad.actor.execute import GENERATOR_KINDS, Handoff, Worker, start_calls
 from nomad.actor.meter import Meter
 from nomad.actor.outbox import BATCH_MESSAGES, Outbox
 from nomad.actor.progress import SOURCE_BITS
-from nomad.actor.setaside import Record, SetAside
 from nomad.delivery.codec import Codec
 from nomad.delivery.frames import LANES, Places, Position, step
 from nomad.errors import NomadError, PayloadError, describe
 from nomad.pipeline import Kind
+from nomad.setaside import Record, SetAside
 
 
 class Reruns:

@@ -14,12 +14,13 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from nomad import bundle
+from nomad import bundle, setaside
 from nomad.clock import Clock, SystemClock
 from nomad.control import Shape
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
@@ -272,8 +273,14 @@ class Master:
     # operators
 
     async def set_aside(self, id: str, operator: str) -> list[SetAsideView]:
-        """The messages whose function raised. Raises `NotFoundError`, `ConflictError` when the operator doesn't run."""
-        return _understood(_RECORDS, await self._ask(id, operator, "set_aside"))
+        """The messages whose function raised, also of a pipeline that has ended.
+
+        Raises `NotFoundError`, `RequestError` with status 503 while the operator is being restarted.
+        """
+        left = self._left_behind(id, operator)
+        if left is None:
+            return _understood(_RECORDS, await self._ask(id, operator, "set_aside"))
+        return _understood(_RECORDS, await asyncio.to_thread(_read_set_aside, left))
 
     async def rerun(self, id: str, operator: str, ids: Sequence[str] | None = None) -> dict[str, Any]:
         """{"ran": n, "failed": n}; None runs all of them."""
@@ -281,6 +288,9 @@ class Master:
 
     async def drop(self, id: str, operator: str, ids: Sequence[str] | None = None) -> dict[str, Any]:
         """{"dropped": n}; None drops all of them."""
+        if (left := self._left_behind(id, operator)) is not None:
+            numbers = _numbers(ids)
+            return await asyncio.to_thread(_drop_set_aside, left, numbers)
         return _understood(_COUNTS, await self._ask(id, operator, "drop", ids=_numbers(ids)))
 
     async def cut(self, id: str, operator: str) -> None:
@@ -338,10 +348,19 @@ class Master:
         have = self._parts.loop.requested.pipelines.get(id)
         return have.operators[operator].pod if have is not None else None
 
+    def _left_behind(self, id: str, operator: str) -> Path | None:
+        """The file with what an ended operator has set aside; None while its pipeline isn't over."""
+        (name,) = self._names(id, operator)
+        if not self._parts.loop.is_over(id):
+            return None
+        return Path(self._parts.runtime.workdir(id, name)) / setaside.FILE
+
     async def _ask(self, id: str, operator: str, method: str, **args: Any) -> Any:
         (name,) = self._names(id, operator)
         pod = self._pod(id, name)
         if pod is None:
+            if self._parts.loop.is_over(id):
+                raise ConflictError(f"pipeline {id!r} has ended: submit it again to run anything", status=409)
             raise ConflictError(f"operator {name!r} of {id!r} doesn't run now", status=409)
         return await self._parts.port.ask(pod, method, **args)
 
@@ -363,6 +382,22 @@ class Master:
             id = f"{random.choice(_ADJECTIVES)}-{random.choice(_NOUNS)}-{random.randrange(100, 1000)}"
             if id not in self._parts.desired.pipelines:
                 return id
+
+
+def _read_set_aside(path: Path) -> list[dict[str, Any]]:
+    store = setaside.SetAside(str(path))
+    try:
+        return [record.as_data() for record in store.records()]
+    finally:
+        store.close()
+
+
+def _drop_set_aside(path: Path, ids: list[int] | None) -> dict[str, int]:
+    store = setaside.SetAside(str(path))
+    try:
+        return {"dropped": store.remove(ids, {})}
+    finally:
+        store.close()
 
 
 _RECORDS = TypeAdapter(list[SetAsideView], config=ConfigDict(coerce_numbers_to_str=True))

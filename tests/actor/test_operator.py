@@ -17,9 +17,9 @@ from nomad import pipeline
 from nomad.actor import operator as module
 from nomad.actor.mode import PROOF
 from nomad.actor.operator import OperatorFailed
-from nomad.actor.setaside import SetAside
 from nomad.delivery import frames
 from nomad.errors import PayloadError
+from nomad.setaside import SetAside
 from tests.actor.chain import Chain, until
 
 
@@ -425,7 +425,7 @@ async def test_an_input_that_can_not_be_read_fails_the_pipeline() -> None:
 
 
 async def test_a_full_store_fails_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nomad.actor.setaside.MOST_MESSAGES", 3)
+    monkeypatch.setattr("nomad.setaside.MOST_MESSAGES", 3)
     trouble = Trouble(dict.fromkeys(range(10), FOREVER))
     async with Chain([numbers(10), trouble, print]) as chain:
         with pytest.raises(OperatorFailed, match="which is the most that is kept"):

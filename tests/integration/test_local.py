@@ -20,6 +20,7 @@ import pytest
 
 from nomad import bundle, pipeline, topology
 from nomad.delivery import codec
+from nomad.errors import ConflictError
 from nomad.master.app import Master
 from nomad.master.views import OperatorView
 from nomad.runtime.local import LocalRuntime
@@ -226,6 +227,24 @@ async def test_messages_set_aside_are_seen_and_run_again(local: Local, tmp_path:
         assert 150 not in numbers(out)
         await master.remove("p")
         assert not (local.settings.state / "pods" / "p").exists()
+
+
+async def test_what_was_set_aside_stays_visible_when_the_pipeline_has_ended(local: Local, tmp_path: Path) -> None:
+    def picky(x: int) -> int:
+        return 1 // (x % 2)
+
+    async with local.run() as master:
+        await local.submit([counting(4), picky, writing(tmp_path / "out")])
+        await local.until(
+            lambda: local.phase() == "completed" and not any(op.pid for op in master.pipeline("p").operators)
+        )
+        records = await master.set_aside("p", "picky")
+        assert [codec.decode_one(r.value) for r in records] == [0, 2]
+        assert all("ZeroDivisionError" in r.error["traceback"] for r in records)
+        with pytest.raises(ConflictError, match="has ended: submit it again"):
+            await master.rerun("p", "picky")
+        assert await master.drop("p", "picky", [records[0].id]) == {"dropped": 1}
+        assert [r.id for r in await master.set_aside("p", "picky")] == [records[1].id]
 
 
 async def test_an_error_that_has_no_words_is_set_aside_like_any_other(local: Local, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nomad.actor import setaside
-from nomad.actor.setaside import SetAside, StoreFull
+from nomad import setaside
 from nomad.delivery.frames import Position, step
 from nomad.errors import describe
+from nomad.setaside import SetAside, StoreFull
 
 ERROR = {"type": "ValueError", "message": "no", "traceback": "Traceback ..."}
 NOTHING: dict[int, Position] = {}
@@ -168,7 +168,7 @@ def test_without_a_folder_it_is_kept_in_memory() -> None:
 
 KILLED = """
 import sys
-from nomad.actor.setaside import SetAside
+from nomad.setaside import SetAside
 from nomad.delivery.frames import Position
 store = SetAside(sys.argv[1])
 for origin in range(1, 1000):
