@@ -34,7 +34,7 @@ from nomad import topology
 from nomad.client import Cluster, PipelineHandle
 from nomad.master.serve import serve
 from nomad.master.views import LinkView, NodeView, OperatorView, Phase, PipelineView
-from nomad.settings import Pods, Rest, Settings
+from nomad.settings import Pods, Rest, Settings, Windows
 
 TOPOLOGY = """
 nodes:
@@ -325,6 +325,7 @@ async def embedded(folder: Path) -> AsyncIterator[Cluster]:
     settings = Settings(
         state=folder / "state",
         rest=Rest(port=0),
+        windows=Windows(bytes=3 << 20),  # three frames under way: where the machine is slow, so is the camera
         pods=Pods(master_timeout=2.0),  # what is killed outright must not leave pods behind for long
     )
     async with serve(settings, topology.parse(TOPOLOGY)) as served:
