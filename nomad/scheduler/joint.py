@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nomad.scheduler import search
+from nomad.scheduler import refine, search
 from nomad.scheduler.arrays import Floats, Ints
 from nomad.scheduler.beam import SLACK
 from nomad.scheduler.instance import Instance, Seats, Work
@@ -43,7 +43,7 @@ def place(
             instance = Instance(seats, work, contended=contended, link_room=link_room)
             known = None
             if start is not None and len(works) == 1:
-                rated = search.rated(instance, start)
+                rated = refine.rate(instance, start)
                 known = rated if not rated.excess and np.isfinite(rated.latency) else None
             parts.append(search.solve(instance, effort, known))
         if any(part.best is None for part in parts):

@@ -60,11 +60,7 @@ def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Ans
         if instance.contended:
             best = _from_all_sides(instance, width, best)
         if best is None:
-            found = beam.search(instance, width, caution=1.0)
-            if len(found.latency):
-                best = Rated(found.chosen[0], float(found.latency[0]))
-        if best is None:
-            best = _repair(instance, first)
+            best = _anywhere(instance, width, first)
         if not effort.rounds and best is not None and best is not start:
             return Answer(refine.descend(instance, best), False)
         if best is not None:
@@ -91,11 +87,12 @@ def _from_all_sides(instance: Instance, width: int, best: Rated | None) -> Rated
     return best
 
 
-rated = refine.rate
-
-
-def _repair(instance: Instance, broken: Rated) -> Rated | None:
-    """From a placement that breaks capacities to one that doesn't."""
+def _anywhere(instance: Instance, width: int, broken: Rated) -> Rated | None:
+    """A placement at all: with caution for what is still to come, or from one that breaks capacities."""
+    for caution in (1.0, 5.0):
+        found = beam.search(instance, width, caution=caution)
+        if len(found.latency):
+            return Rated(found.chosen[0], float(found.latency[0]))
     best = refine.descend(instance, broken)
     return None if best.excess else best
 
