@@ -1,9 +1,9 @@
 """Messages whose function raised, kept with their tracebacks in a file of the operator's own.
 
-Written by the operator's actor; read by the master too, once the operator has ended. They are kept before their input
-is acknowledged, so that a kill loses none; visible and runnable again until dropped. What comes of a message that is run
-again stays here until the next operators have it. When the store is full the operator fails instead of forgetting
-a message.
+Written by the operator's actor; read by the master too, once the operator has ended. They are kept before their
+input is acknowledged, so that a kill loses none; visible and runnable again until dropped. What comes of a message
+that is run again stays here until the next operators have it. When the store is full the operator fails instead of
+forgetting a message.
 """
 
 from __future__ import annotations
