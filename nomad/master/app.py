@@ -349,11 +349,10 @@ class Master:
         return have.operators[operator].pod if have is not None else None
 
     def _left_behind(self, id: str, operator: str) -> Path | None:
-        """The file with what an ended operator has set aside; None while its pipeline isn't over."""
+        """The file with what an ended operator set aside; None while its pipeline runs, or where no file survives."""
         (name,) = self._names(id, operator)
-        if not self._parts.loop.is_over(id):
-            return None
-        return Path(self._parts.runtime.workdir(id, name)) / setaside.FILE
+        folder = self._parts.runtime.workdir(id, name) if self._parts.loop.is_over(id) else ""
+        return Path(folder) / setaside.FILE if folder else None
 
     async def _ask(self, id: str, operator: str, method: str, **args: Any) -> Any:
         (name,) = self._names(id, operator)

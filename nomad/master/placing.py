@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from nomad import scheduler
 from nomad.control import Shape
@@ -23,6 +23,8 @@ def place(
 
     Raises `InvalidRequestError` (422) that says which constraint can't be met, and which nodes came nearest.
     """
+    nodes = list(nodes)
+    _check_ends(spec, nodes)
     plan = scheduler.place(
         scheduler.Snapshot(
             nodes=tuple(
@@ -56,6 +58,25 @@ def place(
             },
         )
     return {name: _view(reason) for name, reason in plan.reasons.items()}
+
+
+def _check_ends(spec: PipelineSpec, nodes: Sequence[NodeInfo]) -> None:
+    """To the scheduler a pin is an order; a user who names both a node and a label that it lacks is told."""
+    labels = {node.id: node.labels for node in nodes}
+    for op, node, which in ((spec.operators[0], spec.start, "start"), (spec.operators[-1], spec.end, "end")):
+        missing = sorted(op.requires - labels[node])
+        if missing:
+            having = sorted(id for id, has in labels.items() if op.requires <= has)
+            raise InvalidRequestError(
+                f"operator {op.name!r} requires {', '.join(missing)}, which its node {node!r} (the pipeline's {which}) "
+                f"doesn't have; {'nodes that do: ' + ', '.join(having) if having else 'no node does'}",
+                status=422,
+                problem={
+                    "constraint": "requires",
+                    "operator": op.name,
+                    "nearest": [{"node": n, "lacks": []} for n in having],
+                },
+            )
 
 
 def _operator(spec: PipelineSpec, number: int, op: OperatorSpec) -> scheduler.Operator:

@@ -120,6 +120,7 @@ async def test_what_cannot_run_is_refused_and_nothing_is_left_of_it(working: Clu
     envelope = msgpack.unpackb(good)
     envelope["code"]["square"] = b"evil"
     needy = [pipeline.operator(op, requires={"fpga"}) if op.__name__ == "square" else op for op in OPERATORS]
+    camera = [pipeline.operator(OPERATORS[0], requires={"camera"}), *OPERATORS[1:]]
     large = [pipeline.operator(op, memory="1Ti") if op.__name__ == "square" else op for op in OPERATORS]
     for changes, error, said in [
         ({"id": "p"}, ConflictError, "there is a pipeline 'p' already"),
@@ -131,6 +132,11 @@ async def test_what_cannot_run_is_refused_and_nothing_is_left_of_it(working: Clu
         ({"data": msgpack.packb(envelope)}, BundleTampered, "operator 'square'"),
         ({"data": bundle.make(pipeline.build(OPERATORS), bytes(32))}, BundleTampered, "signature"),
         ({"data": bundle.make(pipeline.build(needy), key)}, InvalidRequestError, "'square' requires.*fpga.*label fpga"),
+        (
+            {"data": bundle.make(pipeline.build(camera), key)},
+            InvalidRequestError,
+            r"requires camera, which its node 'edge' \(the pipeline's start\) doesn't have; no node does",
+        ),
         ({"data": bundle.make(pipeline.build(large), key)}, InvalidRequestError, "needs 1.*MiB.*cloud lacks"),
         ({"profile": [{"cloud_execution_time": 1.0}]}, PipelineError, "1 entries for 3 operators"),
     ]:
@@ -645,7 +651,7 @@ async def test_requests_to_pods_that_do_not_answer(cluster: Cluster) -> None:
             await master.set_aside("p", "square")
         await master.stop("p")
         await cluster.until(lambda: cluster.phase() == "stopped", passing=1.0)
-        with pytest.raises(ConflictError, match="doesn't run now"):
+        with pytest.raises(ConflictError, match="doesn't run now|has ended: submit it again"):
             await master.set_aside("p", "square")
 
 
