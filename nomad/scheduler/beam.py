@@ -243,20 +243,24 @@ def _look_ahead(instance: Instance, states: _States, op: int, fixed: Bools, limi
     left = [later for later in range(op + 1, instance.size) if not fixed[later]]
     if not left:
         return alive, tightness
-    if len(left) > LOOKED_AT:  # those that come next, and the largest
-        size = (instance.needs / np.maximum(instance.needs.sum(axis=1), 1e-300)[:, None]).sum(axis=0)
-        left.sort(key=lambda later: (not any(before <= op for before in instance.inputs[later]), -size[later], later))
-        left = left[:LOOKED_AT]
     free = instance.room[:, None, :] - states.used
     for number, needs in enumerate(instance.needs):
         rest = needs[left]
         size = float(rest.max())
         if size > 0:  # enough nodes for the largest
             alive &= (free[number] >= size).any(axis=1)
+        size = float(rest[rest > 0].min(initial=np.inf))
+        if size < np.inf:  # what is too little for the smallest is lost
+            usable = np.where(free[number] >= size, free[number], 0.0).sum(axis=1)
+            alive &= usable * (1 + 1e-9) >= rest.sum()
         size = float(np.median(rest))
         if size > 0:  # and for the larger half
             held = np.floor(np.maximum(free[number], 0.0) * (1 / size) + 1e-9).sum(axis=1)
             alive &= held >= int((rest >= size).sum())
+    if len(left) > LOOKED_AT:  # those that come next, and the largest
+        share = (instance.needs / np.maximum(instance.needs.sum(axis=1), 1e-300)[:, None]).sum(axis=0)
+        left.sort(key=lambda later: (not any(before <= op for before in instance.inputs[later]), -share[later], later))
+        left = left[:LOOKED_AT]
     fits: dict[tuple[float, ...], Any] = {}
     for later in left:
         key = tuple(instance.needs[:, later].tolist())

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from nomad.scheduler import beam, refine
 from nomad.scheduler.beam import SLACK
 from nomad.scheduler.instance import Instance
+from nomad.scheduler.pack import pack
 from nomad.scheduler.refine import Rated
+
+PACKED = 64
+"""Operators that depth first is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +97,12 @@ def _anywhere(instance: Instance, width: int, broken: Rated) -> Rated | None:
         found = beam.search(instance, width, caution=caution)
         if len(found.latency):
             return Rated(found.chosen[0], float(found.latency[0]))
-    best = refine.descend(instance, broken)
-    return None if best.excess else best
+    for start in (None if instance.size > PACKED else pack(instance), broken.chosen):
+        if start is not None:
+            best = refine.descend(instance, refine.rate(instance, start))
+            if not best.excess and best.latency < float("inf"):
+                return best
+    return None
 
 
 def _rework(instance: Instance, best: Rated, effort: Effort) -> Rated:
