@@ -88,6 +88,10 @@ class Local:
     def phase(self) -> str:
         return self.master.pipeline("p").phase
 
+    def over(self) -> bool:
+        """It has completed, and its processes have ended: their last counters are in."""
+        return self.phase() == "completed" and not any(op.pid for op in self.master.pipeline("p").operators)
+
     def operator(self, name: str) -> OperatorView:
         return next(op for op in self.master.pipeline("p").operators if op.name == name)
 
@@ -235,9 +239,7 @@ async def test_what_was_set_aside_stays_visible_when_the_pipeline_has_ended(loca
 
     async with local.run() as master:
         await local.submit([counting(4), picky, writing(tmp_path / "out")])
-        await local.until(
-            lambda: local.phase() == "completed" and not any(op.pid for op in master.pipeline("p").operators)
-        )
+        await local.until(local.over)
         records = await master.set_aside("p", "picky")
         assert [codec.decode_one(r.value) for r in records] == [0, 2]
         assert all("ZeroDivisionError" in r.error["traceback"] for r in records)
@@ -259,7 +261,7 @@ async def test_an_error_that_has_no_words_is_set_aside_like_any_other(local: Loc
 
     async with local.run():
         await local.submit([counting(10), picky, writing(tmp_path / "out")])
-        await local.until(lambda: local.phase() == "completed")
+        await local.until(local.over)
         assert numbers(tmp_path / "out") == [0, 2, 4, 6, 8]
         assert local.operator("picky").restarts == 0
         assert local.operator("picky").stats.set_aside == 5
