@@ -199,6 +199,31 @@ def packed(seed: int) -> Problem:
     return problem(rng, nodes, links, pipe, routing="shortest")
 
 
+def exact(seed: int) -> Problem:
+    """Rooms that a hidden placement fills to the last MiB, or nearly."""
+    rng = random.Random(f"bins{seed}")
+    size = rng.randint(25, 40)
+    nodes, links = mesh(rng, size) if seed % 2 else fog(rng, size)
+    pipe = pipeline(rng, rng.choice(KINDS), rng.randint(10, 16), nodes)
+    for operator in pipe["operators"]:
+        operator["memory_mb"] = float(rng.randint(40, 400))
+        operator["output_bytes"] = min(operator["output_bytes"], 2e5)
+    bins = rng.sample([n["id"] for n in nodes], max(3, len(pipe["operators"]) // 3))
+    need = {n["id"]: 0.0 for n in nodes}
+    cpu = dict.fromkeys(need, 0.0)
+    rates = _rates(pipe)
+    for operator in pipe["operators"]:
+        at = operator["pin"] or rng.choice(bins)
+        need[at] += operator["memory_mb"]
+        cpu[at] += operator["work"] * rates[operator["id"]]
+    for n in nodes:
+        n["memory_mb"] = need[n["id"]] + rng.choice([0, 0, 5, 30])
+        n["cores"] = max(n["cores"], cpu[n["id"]] * 1.1 / n["speed"])
+    for each in links:
+        each["bandwidth"] = max(each["bandwidth"], 5e7)
+    return problem(rng, nodes, links, pipe, routing="shortest")
+
+
 def _rates(pipe: dict) -> dict[str, float]:
     inputs: dict[str, list[str]] = {o["id"]: [] for o in pipe["operators"]}
     for a, b in pipe["edges"]:

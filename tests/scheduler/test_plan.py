@@ -166,6 +166,11 @@ def test_larger_plans_are_valid(kind: str) -> None:
         assert check(problem) == plan(problem)
 
 
+@pytest.mark.parametrize("seed", [6, 36, 52])
+def test_rooms_that_must_be_filled_exactly(seed: int) -> None:
+    assert check(problems.exact(seed))["feasible"]
+
+
 @pytest.mark.parametrize(("kind", "seed"), [("small", 1), ("trap", 3), ("packed", 13), ("general", 2)])
 def test_no_worse_than_a_solver(kind: str, seed: int) -> None:
     problem = getattr(problems, kind)(seed)
