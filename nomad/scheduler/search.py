@@ -6,7 +6,7 @@ rounds, so that the same problem always gets the same answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nomad.scheduler import beam, refine
 from nomad.scheduler.beam import SLACK
@@ -16,6 +16,8 @@ from nomad.scheduler.refine import Rated
 
 PACKED = 64
 """Operators that depth first is for."""
+PART = 6
+"""Operators placed anew together; twice as many where rooms are tight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Effort:
     """Where operators slow one another down; there each width is tried from four sides."""
     rounds: int = 6
     """Neighbourhoods tried between two widths."""
-    freed: int = 6
+    freed: int = PART
     """Operators placed anew together."""
     freed_width: int = 64
 
@@ -65,6 +67,7 @@ def solve(instance: Instance, effort: Effort, start: Rated | None = None) -> Ans
             best = _from_all_sides(instance, width, best)
         if best is None:
             best = _anywhere(instance, width, first)
+            effort = replace(effort, freed=2 * PART, freed_width=200)  # it wasn't chosen for its latency
         if not effort.rounds and best is not None and best is not start:
             return Answer(refine.descend(instance, best), False)
         if best is not None:
