@@ -40,6 +40,7 @@ bench: $(STAMPS)/test
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.submit
+	$(BIN)/python -m benchmarks.placement
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov
