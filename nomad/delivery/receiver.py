@@ -116,8 +116,6 @@ class Receiver:
         return {
             "epoch": self.epoch,
             "received": [(lane, *position) for lane, position in self.received.items()],
-            "room_messages": max(0, self._window_messages - self._held_messages),
-            "room_bytes": max(0, self._window_bytes - self._held_bytes),
             "window_messages": self._window_messages,
             "window_bytes": self._window_bytes,
         }

@@ -90,7 +90,7 @@ class Sender:
         self.machine.fire(Event.CONNECTED)
 
     def welcomed(self, body: dict[str, Any], now: float) -> None:
-        """The receiver's answer: its epoch, the last position it received in each lane, and how much it has room for.
+        """The receiver's answer: its epoch, the last position it received in each lane, and its window.
 
         Raises `Fenced` when the receiver is of an older epoch than one already heard, `ProtocolError`
         when the answer makes no sense.
@@ -98,7 +98,6 @@ class Sender:
         try:
             epoch = _int(body["epoch"])
             received = {_int(lane): Position(_int(origin), _bytes(path)) for lane, origin, path in body["received"]}
-            room_messages, room_bytes = _int(body["room_messages"]), _int(body["room_bytes"])
             self._window_messages, self._window_bytes = _int(body["window_messages"]), _int(body["window_bytes"])
         except (KeyError, TypeError, ValueError) as exc:
             raise ProtocolError(f"link {self.link}: malformed welcome: {exc!r}") from exc
@@ -114,7 +113,7 @@ class Sender:
         base = self._entries[self._cursor] if self._cursor < len(self._entries) else None
         seq = base.start if base else self.numbered
         nbytes = base.bytes_end - base.nbytes if base else self._bytes
-        self._credit_messages, self._credit_bytes = seq + room_messages, nbytes + room_bytes
+        self._credit_messages, self._credit_bytes = seq, nbytes  # until the receiver acknowledges the first frame
         self._heard_at, self._pinged = now, False
         self._sends.clear()
         self._control.clear()

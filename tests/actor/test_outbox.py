@@ -23,6 +23,11 @@ class Link:
         self.receiver = Receiver(LINK, 1, window_messages=window_messages, window_bytes=window_bytes)
         self.sender.connected()
         self.sender.welcomed(self.receiver.welcome(self.sender.hello()), 0.0)
+        self.receiver.opened(1)
+        (first,) = self.sender.take(0.0, 1)
+        self.receiver.receive(first, 0.0)
+        (credit,) = self.receiver.take(0.0)
+        self.sender.receive(credit, 0.0)
         self.batches: list[Data] = []
 
     def flush(self) -> None:

@@ -292,12 +292,13 @@ async def test_a_replaced_connection_leaves_nothing_behind() -> None:
     """An emulated link holds what was written to it in a task of its own."""
     async with ends() as made:
         inbound, address = await made.receiver()
-        inbound.set_peer(0, Shape(latency=30.0))
         first, second = made.sender(), made.sender(epoch=2)
         first.set_peer(address, 1, PLAIN)
-        await until(lambda: inbound.connected)
         submit(first.sender, [1])
-        first.flush()
         await until(lambda: inbound.receiver.accepted)
+        inbound.set_peer(0, Shape(latency=30.0))
+        work(inbound.receiver)
+        inbound.receiver.settle(0, now=0.0)
+        inbound.flush()
         second.set_peer(address, 1, PLAIN)
         await until(lambda: inbound.receiver.peer_epoch == 2)

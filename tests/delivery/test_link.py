@@ -409,11 +409,41 @@ def test_a_repeated_message_larger_than_the_window_is_dropped_like_any() -> None
     wire.agree(welcome, now=0.0)
     wire.run()
     assert work(wire.receiver) == [bytes(500)]
+    wire.receiver.settle(0, now=0.0)
+    wire.run(now=1.0)
     assert wire.receiver.duplicates == 1
+    wire.receiver.settle(0, now=1.0)
+    wire.run(now=2.0)
+    assert wire.sender.unsettled == (0, 0)
+
+
+def test_credit_comes_with_the_first_acknowledgement() -> None:
+    """What was free during the handshake may be taken meanwhile, by messages over an older connection."""
+    wire = pair(window_messages=3)
+    for n in range(3):
+        submit(wire.sender, [n], first=n + 1)
+    old = wire.sender
+    wire.collect(now=0.0)
+    wire.sender = Sender(LINK, 2)
+    wire.sender.connected()
+    welcome = wire.receiver.welcome(wire.sender.hello())  # nothing is held
+    while wire.to_receiver:
+        wire.deliver_data(now=0.0)  # from the sender that is about to be replaced
+    assert old.numbered == wire.receiver.unsettled[0] == 3
+    wire.agree(welcome, now=0.0)
+    for n in range(3, 6):
+        submit(wire.sender, [n], first=n + 1)
+    wire.run()
+    assert wire.sender.blocked
+    assert work(wire.receiver) == [0, 1, 2]
+    wire.receiver.settle(0, now=0.0)
+    wire.run(now=1.0)
+    assert work(wire.receiver) == [3, 4, 5]
 
 
 def test_data_must_follow_the_greeting_in_order() -> None:
-    wire = pair()
+    wire = pair(connect=False)
+    wire.connect()
     with pytest.raises(ProtocolError, match="data before resume"):
         receive(wire.receiver, data(0, [1]))
     wire.run()
@@ -635,7 +665,7 @@ def test_a_hello_without_an_epoch_is_refused(epoch: object) -> None:
     "change",
     [
         {"epoch": "x"}, {"epoch": float("inf")}, {"received": 5}, {"received": [[0, 1]]}, {"received": [["x", 1, b""]]},
-        {"received": [[0, 1, "path"]]}, {"received": [[0, 1, 10**12]]}, {"room_messages": None}, {"window_bytes": []},
+        {"received": [[0, 1, "path"]]}, {"received": [[0, 1, 10**12]]}, {"window_bytes": []},
     ],
     ids=repr,
 )  # fmt: skip

@@ -29,7 +29,7 @@ class Wire:
         self.open = False
 
     def connect(self, now: float = 0.0) -> None:
-        """The whole of a handshake, and the sender's first frame."""
+        """The whole of a handshake. The sender's first frame, and the credit for it, are yet to come."""
         welcome = self.greet()
         self.agree(welcome, now)
 
@@ -94,6 +94,7 @@ def pair(*, window_messages: int = 8, window_bytes: int = 1000, connect: bool = 
     wire = Wire(Sender(LINK, 1), receiver)
     if connect:
         wire.connect()
+        wire.run()
     return wire
 
 
