@@ -184,26 +184,33 @@ async def test_a_function_that_hangs_does_not_hold_up_the_end(monkeypatch: pytes
 async def test_counters_are_read_from_another_thread_at_any_moment() -> None:
     """As heart-beats do."""
     got: list[int] = []
+    reads, go, done = threading.Event(), threading.Event(), threading.Event()
+
+    def source() -> Iterator[int]:
+        go.wait()
+        yield from range(5000)
+
     switch = sys.getswitchinterval()
-    async with Chain([numbers(20_000), lambda x: x, got.append]) as chain:
-        running = True
+    async with Chain([source, lambda x: x, got.append]) as chain:
 
-        def read() -> int:
-            count = 0
-            while running:
-                count += chain[2].stats.received >= 0
-                count += chain[1].stats.received >= 0
-            return count
+        def read() -> None:
+            while not done.is_set():
+                assert chain[2].stats.received >= 0
+                assert chain[1].stats.queue_messages >= 0
+                reads.set()
 
-        sys.setswitchinterval(1e-5)
         reading = asyncio.create_task(asyncio.to_thread(read))
         try:
+            await asyncio.to_thread(reads.wait)
+            sys.setswitchinterval(1e-4)
+            go.set()
             await chain.finished()
         finally:
-            running = False
+            done.set()
+            go.set()
             sys.setswitchinterval(switch)
-        assert await reading > 0
-    assert got == list(range(20_000))
+        await reading
+    assert got == list(range(5000))
 
 
 # Back-pressure
