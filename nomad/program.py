@@ -78,7 +78,8 @@ def load(target: str) -> Submission:
         )
     operators = getattr(module, name or "operators")
     if not isinstance(operators, (list, tuple)):
-        raise UsageError(f"{name or 'operators'} in {path} is a {type(operators).__name__}, not a list of operators")
+        kind = type(operators).__name__
+        raise UsageError(f"{name or 'operators'} in {path} is of type {kind}, not a list of operators")
     call = next((call for call in calls if call.operators is operators), Submission(operators))
     return _completed(call, module)
 

@@ -146,7 +146,7 @@ def test_classes_of_the_file_travel(file: File) -> None:
     [
         ("", "defines no `operators`: call the list that"),
         ("x = 1\nsteps = [print, len]\n", r"program.py:NAME; it defines the lists steps$"),
-        ("operators = print\n", "operators in .* is a builtin_function_or_method, not a list of operators"),
+        ("operators = print\n", "operators in .* is of type builtin_function_or_method, not a list of operators"),
         ("def f(:\n", "program.py, line 1: invalid syntax"),
         ("\n\n1 / 0\n", "program.py, line 3: ZeroDivisionError: division by zero"),
         ("import nowhere_to_be_found\n", "line 1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
