@@ -6,19 +6,22 @@ control only: data never passes through the master, except for the outputs that 
 
     pod -> master                                   master -> pod
     ready      address, pid                         assign   one Assignment
-    heartbeat  stats (see `PodStats`), error        peers    links: [LinkPeer, ...], speed
+    heartbeat  stats (see `PodStats`), error        peers    links: [LinkPeer, ...], speed, role
+    status     role, links: [LinkStatus, ...]
     failed     error, fatal                         stop     drain: bool, grace: seconds
     finished   (a source ended, all of it settled)  request  id, method, args
     outputs    items: [bytes, ...], skipped
     reply      id, ok, value | error
 
 In the handshake a pod says whether it has its assignment ("assigned"). It then also sends `ready`, if it is, after
-every connect, so that a master that was restarted knows it again. `peers` names the links that changed.
+every connect, so that a master that was restarted knows it again. `peers` names the links that changed. A pod says its
+`status` after every connect and whenever it has changed: what a move waits for.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import msgpack
@@ -53,6 +56,36 @@ class LinkPeer:
     """The least epoch of the peer that may be heard."""
     shape: Shape = field(default_factory=Shape)
     """For what this pod sends on the link: data on "out", acknowledgements on "in"."""
+    standby_address: str | None = None
+    """Where the peer's next instance is (direction "out"): to shake hands with it before it is needed."""
+    standby_epoch: int = 0
+    """Epoch of the peer's next instance; 0 when there is none."""
+    standby_shape: Shape = field(default_factory=Shape)
+    """`shape` towards that instance."""
+
+
+class Role(StrEnum):
+    """What an instance may do while its operator moves."""
+
+    ACTIVE = "active"
+    """The one: its alone are the messages set aside."""
+    STANDBY = "standby"
+    """The next one: loaded, listening and connected; sends nothing by itself."""
+    RETIRED = "retired"
+    """The one before: goes on with what it has received until it isn't heard any more, and sets nothing aside."""
+
+
+@dataclass(slots=True)
+class LinkStatus:
+    """Whom one end of a data link is connected to."""
+
+    link: str
+    direction: str
+    """"in" or "out"."""
+    epoch: int = 0
+    """Of the peer that it has shaken hands with, and hears or would send to; 0: none."""
+    standby: int = 0
+    """Of the peer's next instance, if hands were shaken with that beforehand; 0: none."""
 
 
 @dataclass(slots=True)
@@ -77,6 +110,8 @@ class Assignment:
     links: list[LinkPeer]
     speed: float = 1.0
     """Emulated speed of the node; below 1 service times are stretched."""
+    role: str = Role.ACTIVE
+    """`Role.STANDBY` for an instance that another one still stands in for."""
     window_messages: int = 65_536
     window_bytes: int = 16 << 20
     workdir: str = ""
@@ -160,4 +195,5 @@ def assignment_from(message: dict[str, Any]) -> Assignment:
 
 def peer_from(data: dict[str, Any]) -> LinkPeer:
     """The `LinkPeer` in a map."""
-    return LinkPeer(**{**data, "shape": Shape(**data["shape"])})
+    shapes = {name: Shape(**data[name]) for name in ("shape", "standby_shape") if name in data}
+    return LinkPeer(**{**data, **shapes})
