@@ -195,5 +195,4 @@ def assignment_from(message: dict[str, Any]) -> Assignment:
 
 def peer_from(data: dict[str, Any]) -> LinkPeer:
     """The `LinkPeer` in a map."""
-    shapes = {name: Shape(**data[name]) for name in ("shape", "standby_shape") if name in data}
-    return LinkPeer(**{**data, **shapes})
+    return LinkPeer(**{**data, "shape": Shape(**data["shape"]), "standby_shape": Shape(**data["standby_shape"])})
