@@ -75,6 +75,16 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """Where the pods of a node run, when that isn't simply this machine: in a network namespace, say."""
+
+    prefix: tuple[str, ...] = ()
+    """The command that runs a pod's command; it must become that process (exec) and not stay its parent."""
+    host: str = "127.0.0.1"
+    """Where pods listen for data links; reached from the seats of all other nodes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pods:
     """How local pods run."""
 
@@ -88,6 +98,10 @@ class Pods:
     """Logs of this many ended pods are kept per operator."""
     outlive_master: bool = False
     """Leave pods running when the master ends normally; the next one adopts them."""
+    shaped: bool = True
+    """Whether data links are slowed down as the topology declares; not where the network does that by itself."""
+    seats: Mapping[str, Seat] = field(default_factory=dict)
+    """Per node; nodes without one run pods as processes of this machine. They need the transport tcp."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,8 @@ async def assemble(
         desired, observed, woken = Desired(), Observed(), asyncio.Event()
         desired.epoch_floor = int(meta.get("epoch_floor", b"0"))
         observed.nodes = {node.id: node for node in runtime.nodes}
-        restore_overrides(desired, topology, meta.get("overrides"))
+        if settings.pods.shaped:
+            restore_overrides(desired, topology, meta.get("overrides"))
         observer = Observer(observed, clock, woken.set, settings.heartbeats.overdue)
         requested = _restore(desired, observer, await store.pipelines(), clock.now())
         keys = Keys(pod_key, bundle.public_key(signing_key))

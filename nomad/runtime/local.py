@@ -32,7 +32,7 @@ from nomad.fanout import Fanout
 from nomad.runtime import process
 from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase, PodSpec, reason_of
 from nomad.runtime.logfile import LogFile
-from nomad.settings import Pods
+from nomad.settings import Pods, Seat
 from nomad.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,8 @@ class LocalRuntime:
         logfile = self._log(spec.pipeline, spec.id)
         try:
             logfile.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            started = process.Gated(self._argv, _environment(spec), logfile.path)
+            prefix = self._seat(spec.node).prefix
+            started = process.Gated([*prefix, *self._argv], _environment(spec), logfile.path)
         except OSError as exc:
             raise PodStartError(f"pod {spec.id} can't be started: {exc}") from exc
         born = process.birth(started.pid) or ""
@@ -197,7 +198,9 @@ class LocalRuntime:
 
     def listen_address(self, pod_id: str) -> str:
         if self._settings.transport in ("tcp", "zmq+tcp"):
-            return f"{self._settings.transport}://127.0.0.1:0"
+            pod = self._pods.get(pod_id)
+            host = self._seat(pod.record.node).host if pod is not None else Seat().host
+            return f"{self._settings.transport}://{host}:0"
         return f"{self._settings.transport}:{self._socket(pod_id)}"
 
     async def forget(self, pipeline: str) -> None:
@@ -214,6 +217,9 @@ class LocalRuntime:
         self._changes.close()
 
     # Inside
+
+    def _seat(self, node: str) -> Seat:
+        return self._settings.seats.get(node, Seat())
 
     def _take(self, record: _Record, *, child: bool) -> None:
         pod = _Pod(record, self._log(record.pipeline, record.id), child)
