@@ -14,23 +14,22 @@ guessed and nothing unknown is ignored.
 
 from __future__ import annotations
 
-import difflib
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import ErrorDetails
 
-from nomad import units
+from nomad import units, yamlfile
 from nomad.control import Shape
 from nomad.errors import TopologyError
 from nomad.runtime.base import LinkInfo, NodeInfo
+from nomad.yamlfile import Document, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +44,22 @@ class Topology:
 
 def load(path: str | Path) -> Topology:
     """Read a topology file. Raises `TopologyError`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as exc:
-        raise TopologyError(f"can't read the topology file {path}: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise TopologyError(f"the topology file {path} isn't UTF-8 text: {exc}") from exc
-    return parse(text, source=str(path))
+    return parse(yamlfile.read(path, "topology", TopologyError), source=str(path))
 
 
 def parse(text: str, *, source: str = "topology") -> Topology:
     """A topology from YAML text. Raises `TopologyError`."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_repeated_keys(root, source)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        raise TopologyError(f"{source} isn't valid YAML: {exc}") from exc
-    if not isinstance(data, dict):
-        raise TopologyError(f'{source} must be a map with "nodes" and, if wanted, "links"')
-    try:
-        file = _File.model_validate(data)
-    except ValidationError as exc:
-        raise TopologyError(_explain(exc, root, source)) from None
-    _check_links(file, root, source)
+    return read(yamlfile.parse(text, source, TopologyError))
+
+
+def read(document: Document) -> Topology:
+    """A topology from a file's content, or from a part of a file. Raises `TopologyError`."""
+    if not isinstance(document.data, dict):
+        raise TopologyError(f'{document.source} must be a map with "nodes" and, if wanted, "links"')
+    file = yamlfile.validate(document, _File, TopologyError, known=_known_keys, words=_words)
+    _check_links(file, document)
     nodes = tuple(node.info(name) for name, node in file.nodes.items())
-    return Topology(nodes, tuple(link for entry in file.links for link in entry.infos()), source)
+    return Topology(nodes, tuple(link for entry in file.links for link in entry.infos()), document.source)
 
 
 def from_names(names: Iterable[str]) -> Topology:
@@ -165,15 +154,14 @@ class _File(BaseModel):
     links: tuple[_Link, ...] = ()
 
 
-def _check_links(file: _File, root: yaml.Node | None, source: str) -> None:
+def _check_links(file: _File, document: Document) -> None:
     """Links lead to nodes that are there, and no direction is declared twice."""
     seen: dict[tuple[str, str], int] = {}
     for index, link in enumerate(file.links):
-        where = f"{source}, line {_line(root, ['links', index])}, links.{index}"
+        where = document.where(["links", index])
         for end in (link.source, link.target):
             if end not in file.nodes:
-                near = difflib.get_close_matches(end, file.nodes, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known nodes: {', '.join(file.nodes)}"
+                hint = yamlfile.suggestion(end, file.nodes, "known nodes")
                 raise TopologyError(f"{where}: leads to {end!r}, which is no node of this topology; {hint}")
         for info in link.infos():
             ends = (info.source, info.target)
@@ -185,87 +173,16 @@ def _check_links(file: _File, root: yaml.Node | None, source: str) -> None:
             seen[ends] = index
 
 
-def _explain(error: ValidationError, root: yaml.Node | None, source: str) -> str:
-    """All problems of a file, one a line, each with the place where it stands."""
-    lines = []
-    for item in error.errors(include_url=False):
-        place = [part for part in item["loc"] if part != "[key]"]
-        lines.append(f"{source}, line {_line(root, place)}{_dotted(place)}: {_problem(item, place)}")
-    return "\n".join(lines)
-
-
-def _dotted(place: Sequence[int | str]) -> str:
-    return f", {'.'.join(str(part) for part in place)}" if place else ""
-
-
-def _problem(item: ErrorDetails, place: Sequence[int | str]) -> str:
+def _words(item: ErrorDetails, place: Place) -> str | None:
     match item["type"]:
-        case "extra_forbidden":
-            known = _known_keys(place)
-            near = difflib.get_close_matches(str(place[-1]), known, n=1)
-            return f"unknown key {place[-1]!r}; " + (
-                f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            )
-        case "value_error":
-            return str(item["ctx"]["error"])
-        case "missing":
-            return f"{place[-1]!r} is missing"
         case "too_short":
             return "declare at least one node"
         case "model_type" | "dict_type":
             return f"must be a map, like {{speed: 0.5, labels: [camera]}}, not {item['input']!r}"
-        case "tuple_type" | "frozen_set_type":
-            return f"must be a list, not {item['input']!r}"
-        case "string_type":
-            return f"must be text, not {item['input']!r}; put it in quotes"
         case _:
-            return f"{item['msg'][0].lower()}{item['msg'][1:]}, not {item['input']!r}"
+            return None
 
 
-def _known_keys(place: Sequence[int | str]) -> list[str]:
+def _known_keys(place: Place) -> list[str]:
     models: dict[int | str, type[BaseModel]] = {"nodes": _Node, "links": _Link}
-    model = models[place[0]] if len(place) > 1 else _File
-    return [info.alias or name for name, info in model.model_fields.items()]
-
-
-def _line(root: yaml.Node | None, place: Sequence[int | str]) -> int:
-    """The line of the deepest part of `place` that the file has, from 1."""
-    node, line = root, 1
-    for part in place:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if found is None:
-                return line
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            return line
-    return line
-
-
-def _refuse_repeated_keys(root: yaml.Node | None, source: str) -> None:
-    """YAML loaders silently keep the last of two equal keys; a node that is declared twice is a mistake."""
-    todo: list[yaml.Node] = [root] if root is not None else []
-    visited: set[int] = set()  # an alias may lead back to where it stands
-    while todo:
-        node = todo.pop()
-        if id(node) in visited:
-            continue
-        visited.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            todo.extend(node.value)
-        elif isinstance(node, yaml.MappingNode):
-            seen: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if not isinstance(key, yaml.ScalarNode):
-                    raise TopologyError(f"{source}, line {line}: a key must be text")
-                if key.value in seen:
-                    raise TopologyError(
-                        f"{source}, line {line}: {key.value!r} stands there twice (first in line {seen[key.value]}); "
-                        "give the second a name of its own or take it out"
-                    )
-                seen[key.value] = line
-                todo.append(value)
+    return yamlfile.keys(models[place[0]] if place else _File)
