@@ -150,6 +150,10 @@ class PodStats:
     """Smoothed encoded bytes per output message."""
     busy: float | None = None
     """Share of the last interval that the function was running, 0 to 1."""
+    busy_seconds: float = 0.0
+    """How long the function has run in all, stretched when the node is emulated."""
+    sent_bytes: int = 0
+    """Encoded bytes of all messages that were sent, counted once however many links they went over."""
     latency_p50: float | None = None
     latency_p99: float | None = None
     """Seconds from the source's emission to the end of this operator's function, recent messages."""
@@ -164,7 +168,7 @@ class PodStats:
     last_output: bytes | None = None
     """The last output, encoded alone by the codec; None before the first or when it is over 64 KiB."""
     links: list[dict[str, Any]] = field(default_factory=list)
-    """Per link: link, direction, state, connected, rtt (seconds or None), unsettled_messages, unsettled_bytes."""
+    """Per link what `master.views.DataLinkView` has, as a map."""
 
 
 def pack(message: dict[str, Any]) -> bytes:

@@ -128,7 +128,8 @@ class Instance:
             service = self.actor.service_time
         stats.service_time = None if service is None else service * meter.slowdown
         stats.output_bytes = self.outbox.output_bytes
-        stats.busy = meter.busy_share()
+        stats.sent_bytes = self.outbox.sent_bytes
+        stats.busy, stats.busy_seconds = meter.busy_share(), meter.busy
         stats.latency_p50, stats.latency_p99 = meter.latencies()
         stats.paused = meter.paused
         stats.links = [

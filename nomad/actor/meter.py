@@ -32,7 +32,8 @@ class Meter:
         self.set_speed(speed)
         self._latencies: deque[float] = deque(maxlen=512)
         self._debt = 0.0
-        self._busy = 0.0
+        self.busy = 0.0
+        """Seconds that the function has run, stretched as on the emulated node."""
         self._busy_since = (time.monotonic(), 0.0)
 
     def set_speed(self, speed: float) -> None:
@@ -42,7 +43,7 @@ class Meter:
     def called(self, calls: int, seconds: float) -> None:
         """`calls` messages were worked off in `seconds`."""
         self.stats.processed += calls
-        self._busy += seconds * self.slowdown
+        self.busy += seconds * self.slowdown
 
     def emitted(self, values: list[Any]) -> None:
         """These values were returned."""
@@ -87,5 +88,5 @@ class Meter:
         """Share of the time since the last call of this method that the function ran."""
         now = time.monotonic()
         since, before = self._busy_since
-        self._busy_since = (now, self._busy)
-        return min(1.0, (self._busy - before) / (now - since)) if now > since else None
+        self._busy_since = (now, self.busy)
+        return min(1.0, (self.busy - before) / (now - since)) if now > since else None

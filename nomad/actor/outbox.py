@@ -41,6 +41,8 @@ class Outbox:
         self.links = links
         self.output_bytes: float | None = None
         """Smoothed encoded bytes per message."""
+        self.sent_bytes = 0
+        """Encoded bytes of all messages."""
         self.numbered = 0
         """Messages sent, on every link the same."""
         self._codec = codec
@@ -107,6 +109,7 @@ class Outbox:
         self.output_bytes = each
         self._most = max(1, min(BATCH_MESSAGES, int(BATCH_BYTES / each)))
         self.numbered += count
+        self.sent_bytes += size
         if self._copy:
             buffers = [bytes(b) for b in buffers]
         for link in self.links:

@@ -31,6 +31,8 @@ COUNTERS = (
     "fenced",
     "reconnects",
     "cpu",
+    "busy_seconds",
+    "sent_bytes",
 )
 """Fields of `PodStats` that are added up over an operator's processes; the others are of the present one."""
 
