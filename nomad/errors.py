@@ -8,6 +8,7 @@
     │   │   └── EnvironmentMismatch  other Python minor version, or a package is missing
     │   ├── PayloadError           a value that is not data for the codec in use
     │   ├── TopologyError          nodes or links of a topology file
+    │   ├── ScenarioError          a benchmark's scenario can't be read, or can't be run here
     │   ├── PlacementError         a placement problem that can't be read
     │   └── AddressError           an address no transport can use
     ├── RequestError               the master refused; carries its problem document
@@ -66,6 +67,10 @@ class PayloadError(UsageError):
 
 class TopologyError(UsageError):
     """A topology (nodes and links) is not valid."""
+
+
+class ScenarioError(UsageError):
+    """A benchmark's scenario is not valid, or what it needs isn't there."""
 
 
 class PlacementError(UsageError):
