@@ -75,7 +75,7 @@ def link_room(links: Links) -> Floats:
     return np.append(links.free + TOLERANCE * finite, np.inf)
 
 
-def work_of(pipelines: Sequence[PipelineForm], cluster: Cluster, among: Ints) -> Work:
+def work_of(pipelines: Sequence[PipelineForm], cluster: Cluster, among: Ints, *, contended: bool) -> Work:
     """The operators of some pipelines, to be placed on the nodes `among`."""
     ids: list[tuple[str, str]] = []
     operators: list[OperatorForm] = []
@@ -101,13 +101,17 @@ def work_of(pipelines: Sequence[PipelineForm], cluster: Cluster, among: Ints) ->
     work = np.array([operator.work for operator in operators])
     output_bytes = np.array([operator.output_bytes for operator in operators])
     emitted_rate = rate * np.array([operator.selectivity for operator in operators])
+    allowed = _allowed(operators, cluster, among)
+    if not contended:
+        serial = np.array([operator.serial for operator in operators])
+        allowed &= ~serial[:, None] | ((work * rate)[:, None] <= cluster.speed[among] * (1 + TOLERANCE))
     return Work(
         tuple(ids),
         work,
         output_bytes,
         np.array([[operator.memory_mb for operator in operators], work * rate]),
         output_bytes * emitted_rate,
-        _allowed(operators, cluster, among),
+        allowed,
         tuple(edges),
         np.array(group),
     )

@@ -50,14 +50,19 @@ class Planner:
 
     def _look_at(self, count: int) -> None:
         """Of a large cluster, consider `count` nodes only."""
-        work = build.work_of(self._pipelines, self._cluster, np.arange(len(self._cluster.nodes)))
+        everything = np.arange(len(self._cluster.nodes))
+        work = build.work_of(self._pipelines, self._cluster, everything, contended=self._contended)
         self._consider(candidates.choose(self._cluster, work, count, direct=self._direct))
 
     def _consider(self, among: Ints) -> None:
         self._among = among
         self._last = None
         self._routes = Routes.make(self._cluster.links, len(self._cluster.nodes), among, direct=self._direct)
-        self._works = [build.work_of([pipeline], self._cluster, among) for pipeline in self._pipelines]
+        self._number_works()
+
+    def _number_works(self) -> None:
+        cluster, among, contended = self._cluster, self._among, self._contended
+        self._works = [build.work_of([p], cluster, among, contended=contended) for p in self._pipelines]
 
     def change_node(self, id: str, **values: Any) -> None:
         """Some fields of a node are different now. Raises `PlacementError`."""
@@ -72,8 +77,8 @@ class Planner:
         labels = list(self._cluster.labels)
         labels[position] = frozenset(form.labels)
         self._cluster = replace(self._cluster, nodes=tuple(nodes), speed=speed, room=room, labels=tuple(labels))
-        if "labels" in values:
-            self._works = [build.work_of([pipeline], self._cluster, self._among) for pipeline in self._pipelines]
+        if "labels" in values or "speed" in values:
+            self._number_works()
 
     def change_link(self, source: str, target: str, **values: Any) -> None:
         """Some fields of a link are different now. Raises `PlacementError` if there is no such link."""

@@ -74,6 +74,8 @@ class OperatorForm(_Form):
     """Labels that its node must have, all of them."""
     pin: Id | None = None
     """The node that it must be on; overrides `requires`."""
+    serial: bool = False
+    """It takes one message at a time, so that one core must keep up: work x rate <= speed."""
 
 
 class PipelineForm(_Form):

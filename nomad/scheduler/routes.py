@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import dijkstra
 
 from nomad.scheduler.arrays import Floats, Ints
 
@@ -151,6 +149,9 @@ def _direct(links: Links, among: Ints, last: Ints) -> tuple[Floats, Floats]:
 
 def _shortest(links: Links, size: int, rows: Ints) -> tuple[Floats, Floats, Ints]:
     """Latency, bottleneck and last link from each node of `rows` to every node."""
+    from scipy.sparse import csr_array  # only here: a master plans over direct links, and does without
+    from scipy.sparse.csgraph import dijkstra
+
     graph = csr_array((links.latency, (links.source, links.target)), shape=(size, size))
     latency = np.atleast_2d(dijkstra(graph, indices=rows))
     last = np.full((len(rows), size), -1)

@@ -12,7 +12,7 @@ from nomad.scheduler import joint
 from nomad.scheduler.arrays import Floats, Ints
 from nomad.scheduler.build import Cluster
 from nomad.scheduler.instance import Seats, Work
-from nomad.scheduler.problem import PipelineForm
+from nomad.scheduler.problem import OperatorForm, PipelineForm
 from nomad.scheduler.search import Answer, Effort
 
 WITHOUT = Effort(widths=(32, 256), rounds=0)
@@ -80,20 +80,7 @@ def _alone(case: Case, cluster: Cluster, pipelines: Sequence[PipelineForm]) -> I
             form = forms[name]
             allowed = work.allowed[op]
             if not allowed.any():
-                needed = set(form.requires)
-                near = sorted(range(len(cluster.nodes)), key=lambda node: (len(needed - cluster.labels[node]), node))[
-                    :3
-                ]
-                lacks = [
-                    {"node": cluster.nodes[n].id, "lacks": "label " + ", ".join(sorted(needed - cluster.labels[n]))}
-                    for n in near
-                ]
-                yield (
-                    "requires",
-                    name,
-                    lacks,
-                    (f"no node has all the labels that operator {name!r} requires: {', '.join(sorted(needed))}"),
-                )
+                yield _nowhere(cluster, form, float(work.needs[1, op]))
                 continue
             if case.contended:
                 continue
@@ -113,6 +100,29 @@ def _alone(case: Case, cluster: Cluster, pipelines: Sequence[PipelineForm]) -> I
             if not np.isfinite(latency[np.ix_(work.allowed[source], work.allowed[target])]).any():
                 ends = f"from any node where {names[source]!r} may be to one where {names[target]!r} may be"
                 yield "route", names[target], [], f"there is no way {ends}"
+
+
+def _nowhere(cluster: Cluster, form: OperatorForm, load: float) -> Finding:
+    """An operator that may be on no node: for its labels, or because it takes one message at a time and no core of
+    those that it may be on keeps up."""
+    needed = set(form.requires)
+    nodes = cluster.nodes
+    if form.pin is not None:
+        able = [cluster.position[form.pin]]
+    else:
+        able = [number for number in range(len(nodes)) if needed <= cluster.labels[number]]
+    if able:
+        near = sorted(able, key=lambda number: (-nodes[number].speed, number))[:3]
+        lacks = [{"node": nodes[n].id, "lacks": f"{load - nodes[n].speed:.4g} of speed"} for n in near]
+        where = f"its node {form.pin!r} isn't" if form.pin is not None else "no node that it may be on is"
+        text = f"operator {form.id!r} has {load:.4g} reference-seconds of work per second, one message at a time, and "
+        return "cpu", form.id, lacks, f"{text}{where} that fast"
+    near = sorted(range(len(nodes)), key=lambda number: (len(needed - cluster.labels[number]), number))[:3]
+    lacks = [
+        {"node": nodes[n].id, "lacks": "label " + ", ".join(sorted(needed - cluster.labels[n]))} for n in near
+    ]
+    text = f"no node has all the labels that operator {form.id!r} requires: {', '.join(sorted(needed))}"
+    return "requires", form.id, lacks, text
 
 
 def _pinned_together(case: Case, work: Work, names: list[str]) -> Iterator[Finding]:

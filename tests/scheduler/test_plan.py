@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import random
+import sys
 from typing import Any
 
 import pytest
@@ -389,3 +390,32 @@ def test_large_clusters_where_there_is_no_placement() -> None:
     assert check(problem)["reasons"]["constraint"] == "memory"
     operator |= {"requires": ["tpu"]}
     assert check(problem)["reasons"]["constraint"] == "requires"
+
+
+def test_an_operator_that_takes_one_message_at_a_time_needs_one_core_that_keeps_up() -> None:
+    problem = {
+        "nodes": [node("slow", 1.0, 8, 1e3), node("quick", 3.0, 1, 1e3)],
+        "links": both("slow", "quick", 0.01, 1e9),
+        "pipeline": chain(
+            {"id": "a", "work": 0.0, "pin": "slow"}, {"id": "b", "work": 0.2}, {"id": "c", "pin": "slow"}, rate=10.0
+        ),
+    }
+    assert plan(problem)["placement"]["b"] == "quick"
+    problem["nodes"][1]["speed"] = 1.5  # type: ignore[index]
+    assert plan(problem)["placement"]["b"] == "slow"  # 8 cores carry it
+    problem["pipeline"]["operators"][1]["serial"] = True
+    answer = plan(problem)
+    assert (answer["feasible"], answer["proven"], answer["reasons"]["constraint"]) == (False, True, "cpu")
+    assert answer["reasons"]["operator"] == "b"
+    assert answer["reasons"]["nearest"][0] == {"node": "quick", "lacks": "0.5 of speed"}
+    assert "one message at a time" in answer["reasons"]["text"]
+    problem["contention"] = "co-located"  # knows no capacities
+    assert plan(problem)["feasible"]
+
+
+def test_what_to_install_where_a_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.sparse", None)
+    problem = small_problem()
+    with pytest.raises(PlacementError, match=r"'shortest' routes need scipy: pip install 'nomad\[scheduler\]'"):
+        plan(problem)
+    assert plan({**problem, "routing": "direct", "links": [*problem["links"], *both("edge", "cloud", 0.1, 1e6)]})
