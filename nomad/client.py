@@ -60,6 +60,8 @@ async def submit(
     id: str | None = None,
     codec: str = "data",
     profile: Profile | None = None,
+    moves: bool = True,
+    pins: Mapping[str, str] | None = None,
     url: str | None = None,
     token: str | None = None,
 ) -> PipelineHandle:
@@ -67,7 +69,9 @@ async def submit(
 
     The handle works like any other; each of its calls makes a connection of its own.
     """
-    return await connect(url, token).submit(operators, start=start, end=end, id=id, codec=codec, profile=profile)
+    return await connect(url, token).submit(
+        operators, start=start, end=end, id=id, codec=codec, profile=profile, moves=moves, pins=pins
+    )
 
 
 class Cluster:
@@ -101,11 +105,14 @@ class Cluster:
         id: str | None = None,
         codec: str = "data",
         profile: Profile | None = None,
+        moves: bool = True,
+        pins: Mapping[str, str] | None = None,
     ) -> PipelineHandle:
         """Run a pipeline: `operators` in their order, or the bytes of a bundle that `nomad bundle` made.
 
         `start` and `end` are the nodes of the first and the last operator. Without an `id` the master makes one.
-        `codec` and `profile` are those of `nomad.pipeline.build`. Returns once the master has accepted the pipeline,
+        `codec` and `profile` are those of `nomad.pipeline.build`. With `moves=False` Nomad moves no operator by
+        itself; `pins` binds operators to nodes, by their names. Returns once the master has accepted the pipeline,
         which then starts. Raises `PipelineError` and `BundleError` for operators that can't be run, `ConflictError`
         when the id is taken, `InvalidRequestError` for an unknown node or when no node is fit for an operator.
         """
@@ -122,7 +129,13 @@ class Cluster:
             if self._signing_key is None:
                 await self.nodes()  # most likely there is no master at all, which is the better thing to say
             data = self._bundle(pipeline)
-        query = {"id": None if id is None else check_id(id), "start": start, "end": end}
+        query = {
+            "id": None if id is None else check_id(id),
+            "start": start,
+            "end": end,
+            "moves": None if moves else "false",
+            "pin": [f"{operator}={node}" for operator, node in (pins or {}).items()],
+        }
         answer = await self._rest.upload("pipelines", query=query, data=data, media_type=bundle.MEDIA_TYPE)
         return self._handle(view(PipelineView, answer))
 
@@ -310,6 +323,12 @@ class PipelineHandle:
                 await anext(happened)
                 status = await self.status()
         return status
+
+    async def change(self, *, moves: bool | None = None, pins: Mapping[str, str | None] | None = None) -> PipelineView:
+        """Say what Nomad may do with the operators by itself. None leaves it as it is; a pin of None takes one away."""
+        body = {"moves": moves, "pins": None if pins is None else dict(pins)}
+        self.last_status = view(PipelineView, await self._rest.request("PATCH", "pipelines", self.id, json=body))
+        return self.last_status
 
     async def stop(self) -> PipelineView:
         """Ask the pipeline to stop: its source at once, the others when they have settled what is under way."""

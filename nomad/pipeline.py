@@ -78,6 +78,8 @@ class OperatorSpec:
     copy_outputs: bool = False
     """Copy large buffers (arrays) before they are sent, so that the function may reuse them."""
     image: str = ""
+    pin: str | None = None
+    """The node that it stays on; None lets Nomad choose. The first and the last operator are pinned anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ class OperatorOptions(TypedDict, total=False):
     """Copy arrays before they are sent, for functions that reuse their buffers; default False."""
     image: str | None
     """The container image to run in, where the cluster has containers."""
+    pin: str | None
+    """The node that it is placed on and never moved from; default: Nomad chooses."""
 
 
 class SourceOptions(OperatorOptions, total=False):
@@ -156,8 +160,9 @@ def operator(fn: Callable[..., Any] | None = None, /, **options: Unpack[Operator
     tested and pickled. Called with a function *and* options it leaves the function as it is and returns a
     `functools.partial` of it that carries them, so that one function can stand in a pipeline twice.
 
-    Options: name, memory, requires, on_error, retries, copy_outputs, image; see `OperatorOptions`. One that is left out
-    or None is as an earlier decorator said, else the default. Raises `PipelineError` for a value that isn't valid.
+    Options: name, memory, requires, on_error, retries, copy_outputs, image, pin; see `OperatorOptions`. One that is
+    left out or None is as an earlier decorator said, else the default. Raises `PipelineError` for a value that isn't
+    valid.
     """
     return _with_options(fn, options, OperatorOptions, {})
 
@@ -379,6 +384,12 @@ def _interval_option(value: Any) -> float:
     return float(value)
 
 
+def _pin_option(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise PipelineError(f'pin {value!r} is not valid: give the id of a node, e.g. "fog"')
+    return value
+
+
 def _of_type(option: str, cls: type) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         if not isinstance(value, cls):
@@ -400,6 +411,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "retries": ("retries", _retries_option),
     "copy_outputs": ("copy_outputs", _of_type("copy_outputs", bool)),
     "image": ("image", _of_type("image", str)),
+    "pin": ("pin", _pin_option),
     "interval": ("interval", _interval_option),
 }
 """Option -> the field it sets and the check that makes its value."""

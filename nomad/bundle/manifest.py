@@ -17,7 +17,10 @@ FORMAT = 1
 
 def operator_entry(spec: OperatorSpec, sha256: str) -> dict[str, Any]:
     """An operator as it stands in the manifest."""
-    return {**asdict(spec), "requires": sorted(spec.requires), "sha256": sha256}
+    entry = {**asdict(spec), "requires": sorted(spec.requires), "sha256": sha256}
+    if spec.pin is None:  # so that masters which don't know pins read it
+        del entry["pin"]
+    return entry
 
 
 def operator_spec(entry: dict[str, Any]) -> OperatorSpec:

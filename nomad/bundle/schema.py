@@ -34,6 +34,7 @@ class _Operator(_Strict):
     retries: Annotated[int, Field(ge=0)]
     copy_outputs: bool
     image: Text
+    pin: Text | None = None
     sha256: Sha256
 
     @model_validator(mode="after")

@@ -44,6 +44,10 @@ codec_option = click.option(
 @click.option("--end", metavar="NODE", help="Node of the last operator.  [default: end_node in FILE]")
 @click.option("--id", metavar="ID", help="Name of the pipeline.  [default: pipeline_id in FILE, else made up]")
 @codec_option
+@click.option("--no-moves", is_flag=True, help="Nomad moves no operator by itself.")
+@click.option(
+    "--pin", "pins", metavar="OPERATOR=NODE", multiple=True, help="Bind an operator to a node; can be repeated."
+)
 @click.option("--watch", is_flag=True, help="Show what happens until the pipeline is over; exit with 8 if it fails.")
 @with_cluster
 async def submit(
@@ -54,6 +58,8 @@ async def submit(
     end: str | None,
     id: str | None,
     codec: str,
+    no_moves: bool,
+    pins: tuple[str, ...],
     watch: bool,
 ) -> None:
     """The command's help is `ABOUT_FILE`."""
@@ -64,7 +70,14 @@ async def submit(
         raise click.UsageError(f"say on which node: {missing} NODE (`nomad nodes` lists them)")
     before = await cluster.events(limit=1) if watch else []
     handle = await cluster.submit(
-        program.operators, start=start, end=end, id=id or program.id, codec=codec, profile=program.profile
+        program.operators,
+        start=start,
+        end=end,
+        id=id or program.id,
+        codec=codec,
+        profile=program.profile,
+        moves=not no_moves,
+        pins=parse_pins(pins),
     )
     status = handle.last_status
     if watch:
@@ -120,6 +133,18 @@ def _load_any(target: str) -> Submission:
 
     path = Path(target)
     return Submission(path.read_bytes()) if path.suffix != ".py" and path.is_file() else load(target)
+
+
+def parse_pins(pins: tuple[str, ...]) -> dict[str, str]:
+    """OPERATOR=NODE, as the command line has it."""
+    parsed: dict[str, str] = {}
+    for pin in pins:
+        operator, _, node = pin.partition("=")
+        if not operator or not node:
+            raise click.BadParameter(f"{pin!r} is not OPERATOR=NODE", param_hint="--pin")
+        if parsed.setdefault(operator, node) != node:
+            raise click.BadParameter(f"{operator!r} can't be on {parsed[operator]} and on {node}", param_hint="--pin")
+    return parsed
 
 
 def _accepted(status: PipelineView) -> str:

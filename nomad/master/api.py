@@ -20,7 +20,7 @@ from pydantic.types import JsonValue
 
 from nomad import __version__, scheduler
 from nomad.delivery import codec
-from nomad.errors import NotFoundError, RequestError
+from nomad.errors import InvalidRequestError, NotFoundError, RequestError
 from nomad.master import views
 from nomad.master.app import Master
 from nomad.master.http import guard, problems, sse
@@ -46,6 +46,7 @@ EventId = Annotated[int, Field(ge=0, le=2**53)]
 PipelineId = Annotated[str, AfterValidator(check_id), Field(json_schema_extra={"pattern": f"^{PIPELINE_ID.pattern}$"})]
 MessageId = Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
 Operator = Annotated[str, Field(description="Name of the operator.")]
+Pin = Annotated[str, Field(pattern=r"^[^=]+=.+$", description="OPERATOR=NODE")]
 
 
 class _Input(BaseModel):
@@ -70,6 +71,15 @@ class LinkChange(_Input):
     """Bytes per second."""
     loss: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Probability that a frame is lost and sent again."""
+
+
+class PipelineChange(_Input):
+    """What of a pipeline can be changed; what isn't named stays as it is."""
+
+    moves: bool | None = None
+    """Whether Nomad moves its operators by itself when that pays."""
+    pins: dict[str, str | None] | None = None
+    """Operator to the node that it is bound to, which must be the one that it is on; null unbinds it."""
 
 
 class ProfileEntry(_Input):
@@ -250,13 +260,20 @@ async def make_plan(master: Master, body: ProblemForm) -> PlanView:
     location="/pipelines/{0.id}",
 )
 async def submit_pipeline(
-    master: Master, body: bytes, start: str, end: str, id: PipelineId | None = None
+    master: Master,
+    body: bytes,
+    start: str,
+    end: str,
+    id: PipelineId | None = None,
+    moves: bool = True,
+    pin: list[Pin] | None = None,
 ) -> views.PipelineView:
     """Run a pipeline: the body is a bundle, as `nomad bundle FILE` makes it.
 
-    `start` and `end` are the nodes of the first and the last operator. Without an id the pipeline gets one.
+    `start` and `end` are the nodes of the first and the last operator. Without an id the pipeline gets one. With
+    `moves=false` Nomad moves no operator by itself. Each `pin` binds one operator to a node.
     """
-    return await master.submit(body, id=id, start=start, end=end)
+    return await master.submit(body, id=id, start=start, end=end, moves=moves, pins=_pins(pin or []))
 
 
 @api("GET", "/pipelines", tag="pipelines")
@@ -269,6 +286,12 @@ def list_pipelines(master: Master) -> list[views.PipelineView]:
 def get_pipeline(master: Master, pipeline: str) -> views.PipelineView:
     """One pipeline: where it stands, and each of its operators."""
     return master.pipeline(pipeline)
+
+
+@api("PATCH", "/pipelines/{pipeline}", tag="pipelines", raises=(404,))
+async def change_pipeline(master: Master, pipeline: str, body: PipelineChange) -> views.PipelineView:
+    """Say what Nomad may do with a pipeline's operators by itself."""
+    return await master.change(pipeline, moves=body.moves, pins=body.pins)
 
 
 @api("DELETE", "/pipelines/{pipeline}", tag="pipelines", raises=(404, 409))
@@ -471,6 +494,14 @@ def openapi_document() -> bytes:
         description="Pipelines of asyncio actors over edge, fog and cloud.",
         open_paths=OPEN_PATHS,
     )
+
+
+def _pins(given: list[str]) -> dict[str, str]:
+    pins: dict[str, str] = {}
+    for name, _, node in (pin.partition("=") for pin in given):
+        if pins.setdefault(name, node) != node:
+            raise InvalidRequestError(f"operator {name!r} is pinned to {pins[name]} and to {node}", status=422)
+    return pins
 
 
 def _is_pickled(master: Master, pipeline: str) -> bool:

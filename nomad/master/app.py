@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from nomad.clock import Clock, SystemClock
 from nomad.control import Shape
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
 from nomad.master import show
-from nomad.master.assembly import Parts, assemble, overrides
+from nomad.master.assembly import Parts, assemble, declare_profile, overrides
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
 from nomad.master.placing import place
@@ -39,7 +39,7 @@ from nomad.master.views import (
     SetAsideView,
     TailItem,
 )
-from nomad.pipeline import check_profile
+from nomad.pipeline import PipelineSpec, check_profile
 from nomad.runtime.base import Runtime
 from nomad.settings import Settings
 from nomad.topology import Topology
@@ -158,9 +158,20 @@ class Master:
     # pipelines
 
     async def submit(
-        self, data: bytes, *, id: str | None = None, start: str, end: str, profile: Sequence[dict[str, float]] = ()
+        self,
+        data: bytes,
+        *,
+        id: str | None = None,
+        start: str,
+        end: str,
+        profile: Sequence[dict[str, float]] = (),
+        moves: bool = True,
+        pins: Mapping[str, str] | None = None,
     ) -> PipelineView:
         """Run the pipeline in a bundle. Without an id it gets a readable one; a profile replaces the bundle's.
+
+        `moves`: Nomad may move its operators by itself. `pins`: operator -> the node that it is bound to; they are
+        added to those in the bundle.
 
         Raises `BundleError` and its kin, `PipelineError`, `ConflictError` (the id is taken), `InvalidRequestError`
         (unknown nodes, nowhere to place it), `StateError` (it can't be stored).
@@ -169,9 +180,7 @@ class Master:
         found = await asyncio.to_thread(bundle.read, data, bundle.public_key(parts.signing_key))
         warnings = await asyncio.to_thread(bundle.check_environment, found)
         for name, node in (("start", start), ("end", end)):
-            if node not in parts.observed.nodes:
-                known = ", ".join(parts.observed.nodes)
-                raise InvalidRequestError(f"the {name} node {node!r} is unknown; known nodes: {known}", status=422)
+            self._check_usable(node, f"the {name} node")
         async with self._submitting:
             spec = found.spec(id if id is not None else self._new_id(), start, end)
             if profile:
@@ -187,18 +196,23 @@ class Master:
                 bundle=found.digest,
                 link_key=secrets.token_bytes(32),
                 created=parts.clock.wall(),
-                placement=place(
-                    spec,
-                    parts.observed.nodes.values(),
-                    parts.desired.shapes,
-                    parts.desired.speeds,
-                    show.memory_used(parts.desired, parts.loop.requested),
-                ),
+                placement={},
                 warnings=tuple(warnings),
                 epoch_floor=parts.desired.epoch_floor,
+                moves=moves,
+                pins=self._checked_pins(spec, {op.name: op.pin for op in spec.operators if op.pin} | dict(pins or {})),
+            )
+            wanted.placement = place(
+                spec,
+                [node for node in parts.observed.nodes.values() if node.ready],
+                parts.desired.shapes,
+                parts.desired.speeds,
+                show.memory_used(parts.desired, parts.loop.requested),
+                wanted.bound,
             )
             await parts.store.add_pipeline(wanted, data)
             parts.desired.pipelines[spec.id] = wanted
+            declare_profile(parts.book, spec, parts.clock.now())
         self._caused(spec.id, "pipeline.submitted", f"{spec.id} was submitted, with {len(spec.operators)} operators")
         for warning in warnings:
             parts.events.add("pipeline.warning", warning, pipeline=spec.id)
@@ -233,6 +247,29 @@ class Master:
             self._caused(id, "pipeline.removing", f"{id} is to be removed")
         await self._parts.loop.until(lambda: self._parts.desired.pipelines.get(id) is not wanted)
 
+    async def change(
+        self, id: str, *, moves: bool | None = None, pins: Mapping[str, str | None] | None = None
+    ) -> PipelineView:
+        """Say what Nomad may do with the operators by itself; None leaves it as it is, a pin of None takes one away.
+
+        Raises `NotFoundError`, `InvalidRequestError`.
+        """
+        wanted = self._wanted(id)
+        moves = wanted.moves if moves is None else moves
+        changed = self._checked_pins(wanted.spec, {name: node for name, node in (pins or {}).items() if node})
+        for name, node in changed.items():
+            if wanted.node_of(name) != node:
+                raise InvalidRequestError(
+                    f"operator {name!r} is on {wanted.node_of(name)}: move it before it is pinned there, "
+                    f"nomad move {id} {name} {node}",
+                    status=422,
+                )
+        kept = {name: node for name, node in wanted.pins.items() if name not in (pins or {})} | changed
+        await self._parts.store.set_placing(id, moves=moves, pins=kept)
+        wanted.moves, wanted.pins = moves, kept
+        self._parts.woken.set()
+        return self.pipeline(id)
+
     async def update_profile(self, id: str, profile: Sequence[dict[str, float]]) -> PipelineView:
         """Say what is expected of each operator, in order. Raises `NotFoundError`, `PipelineError`."""
         wanted = self._wanted(id)
@@ -240,6 +277,7 @@ class Master:
         spec = replace(wanted.spec, profile=check_profile(profile or None, names))
         await self._parts.store.set_spec(spec)
         wanted.spec = spec
+        declare_profile(self._parts.book, spec, self._parts.clock.now())
         return self.pipeline(id)
 
     # what happened
@@ -338,6 +376,31 @@ class Master:
         if operator not in names:
             raise NotFoundError(f"pipeline {id!r} has no operator {operator!r}; it has {', '.join(names)}", status=404)
         return [operator]
+
+    def _checked_pins(self, spec: PipelineSpec, pins: Mapping[str, str]) -> dict[str, str]:
+        """Pins that can be, without those that the first and the last operator have anyway."""
+        names = [op.name for op in spec.operators]
+        ends = {names[0]: (spec.start, "start"), names[-1]: (spec.end, "end")}
+        for name, node in pins.items():
+            if name not in names:
+                raise InvalidRequestError(
+                    f"there is no operator {name!r} to pin; the pipeline has {', '.join(names)}", status=422
+                )
+            self._check_usable(node, f"operator {name!r} can't be pinned: the node")
+            if name in ends and node != ends[name][0]:
+                own, which = ends[name]
+                raise InvalidRequestError(
+                    f"operator {name!r} can't be pinned to {node}: it is the pipeline's {which}, which is on {own}",
+                    status=422,
+                )
+        return {name: node for name, node in pins.items() if name not in ends}
+
+    def _check_usable(self, node: str, what: str) -> None:
+        nodes = self._parts.observed.nodes
+        if node not in nodes:
+            raise InvalidRequestError(f"{what} {node!r} is unknown; known nodes: {', '.join(nodes)}", status=422)
+        if not nodes[node].ready:
+            raise InvalidRequestError(f"{what} {node!r} is lost", status=422)
 
     def _check_node(self, node: str) -> None:
         known = self._parts.observed.nodes

@@ -18,13 +18,14 @@ def place(
     shapes: Mapping[tuple[str, str], Shape],
     speeds: Mapping[str, float],
     used_memory_mb: Mapping[str, float],
+    pins: Mapping[str, str],
 ) -> dict[str, PlacementView]:
-    """Where each operator of a new pipeline goes, and why.
+    """Where each operator of a pipeline goes, and why. `pins`: operator -> the node that it is bound to.
 
     Raises `InvalidRequestError` (422) that says which constraint can't be met, and which nodes came nearest.
     """
     nodes = list(nodes)
-    _check_ends(spec, nodes)
+    _check_pins(spec, nodes, pins)
     plan = scheduler.place(
         scheduler.Snapshot(
             nodes=tuple(
@@ -39,7 +40,7 @@ def place(
                 )
                 for node in nodes
             ),
-            operators=tuple(_operator(spec, number, op) for number, op in enumerate(spec.operators)),
+            operators=tuple(_operator(spec, number, op, pins) for number, op in enumerate(spec.operators)),
             edges=spec.edges,
             links=tuple(
                 scheduler.Link(source, target, shape.latency, shape.bandwidth)
@@ -60,15 +61,18 @@ def place(
     return {name: _view(reason) for name, reason in plan.reasons.items()}
 
 
-def _check_ends(spec: PipelineSpec, nodes: Sequence[NodeInfo]) -> None:
+def _check_pins(spec: PipelineSpec, nodes: Sequence[NodeInfo], pins: Mapping[str, str]) -> None:
     """To the scheduler a pin is an order; a user who names both a node and a label that it lacks is told."""
     labels = {node.id: node.labels for node in nodes}
-    for op, node, which in ((spec.operators[0], spec.start, "start"), (spec.operators[-1], spec.end, "end")):
-        missing = sorted(op.requires - labels[node])
+    ends = {spec.operators[-1].name: "the pipeline's end", spec.operators[0].name: "the pipeline's start"}
+    for op in spec.operators:
+        node = pins.get(op.name)
+        missing = sorted(op.requires - labels[node]) if node is not None else []
+        which = ends.get(op.name, "it is pinned there")
         if missing:
             having = sorted(id for id, has in labels.items() if op.requires <= has)
             raise InvalidRequestError(
-                f"operator {op.name!r} requires {', '.join(missing)}, which its node {node!r} (the pipeline's {which}) "
+                f"operator {op.name!r} requires {', '.join(missing)}, which its node {node!r} ({which}) "
                 f"doesn't have; {'nodes that do: ' + ', '.join(having) if having else 'no node does'}",
                 status=422,
                 problem={
@@ -79,16 +83,15 @@ def _check_ends(spec: PipelineSpec, nodes: Sequence[NodeInfo]) -> None:
             )
 
 
-def _operator(spec: PipelineSpec, number: int, op: OperatorSpec) -> scheduler.Operator:
+def _operator(spec: PipelineSpec, number: int, op: OperatorSpec, pins: Mapping[str, str]) -> scheduler.Operator:
     expected = spec.profile[number] if number < len(spec.profile) else {}
-    first, last = number == 0, number == len(spec.operators) - 1
     return scheduler.Operator(
         id=op.name,
         memory_mb=op.memory_mb,
         requires=op.requires,
         work=expected.get("cloud_execution_time"),
         output_bytes=expected.get("output_msg_size"),
-        pin=spec.start if first else spec.end if last else None,
+        pin=pins.get(op.name),
     )
 
 

@@ -53,6 +53,7 @@ def pipeline(id: str, desired: Desired, requested: Requested, observed: Observed
         edges=list(wanted.spec.edges),
         profile=[dict(entry) for entry in wanted.spec.profile],
         warnings=list(wanted.warnings),
+        moves=wanted.moves,
     )
 
 
@@ -73,6 +74,7 @@ def nodes(desired: Desired, requested: Requested, observed: Observed) -> list[No
             labels=sorted(node.labels),
             python=node.python,
             operators=placed.get(node.id, []),
+            ready=node.ready,
         )
         for node in observed.nodes.values()
     ]
@@ -154,6 +156,7 @@ def _operator(
         last_failure=history.failure,
         placement=wanted.placement[name],
         reason=reason,
+        pin=wanted.bound.get(name),
     )
 
 

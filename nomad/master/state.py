@@ -39,6 +39,28 @@ class Outcome(StrEnum):
     STOPPED = "stopped"
 
 
+ORDERS_KEPT = 8
+"""Moves of one pipeline that may wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOrder:
+    """One operator is to go to another node, while the pipeline runs. They are carried out one by one."""
+
+    id: str
+    """Unique for ever."""
+    operator: str
+    node: str
+    cause: str
+    """"user", "drift", "settled" or "node-lost"."""
+    reason: str
+    """One sentence."""
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    """`latency_before`, `latency_after` and `gain`, seconds per message; what isn't known isn't there."""
+    asked_at: float = 0.0
+    """Seconds since the epoch."""
+
+
 @dataclass(slots=True)
 class DesiredPipeline:
     """A pipeline as it was submitted, and what is wanted of it now."""
@@ -56,11 +78,23 @@ class DesiredPipeline:
     goal: Goal = Goal.RUN
     epoch_floor: int = 0
     """Epochs of its operators are above this, so that no pod id is ever used twice."""
+    moves: bool = True
+    """Nomad may move operators by itself when that pays; users may at any time."""
+    pins: dict[str, str] = field(default_factory=dict)
+    """Operator -> the node that it was bound to by name; the first and the last are bound anyway, see `bound`."""
+    orders: list[MoveOrder] = field(default_factory=list)
+    """Moves that are under way or wait, oldest first. Added by `moves`, taken out by the loop once they have ended."""
 
     @property
     def sources(self) -> frozenset[str]:
         """The operators that nothing leads to."""
         return frozenset(op.name for op in self.spec.operators) - {target for _, target in self.spec.edges}
+
+    @property
+    def bound(self) -> dict[str, str]:
+        """Operator -> node, of all that can't be placed elsewhere."""
+        first, last = self.spec.operators[0].name, self.spec.operators[-1].name
+        return {**self.pins, first: self.spec.start, last: self.spec.end}
 
     def node_of(self, operator: str) -> str:
         return self.placement[operator].node

@@ -24,12 +24,12 @@ from pydantic import TypeAdapter
 from nomad.control import PodStats
 from nomad.errors import StateError
 from nomad.master.state import DesiredPipeline, Goal, Outcome
-from nomad.master.views import EventView, FailureView, PlacementView
+from nomad.master.views import EventView, FailureView, MoveView, PlacementView
 from nomad.pipeline import PipelineSpec
 
 T = TypeVar("T")
 
-VERSION = 1
+VERSION = 2
 DATABASE = "nomad.db"
 LOCK = "lock"
 
@@ -53,12 +53,28 @@ CREATE TABLE events (
 );
 """
 
+_UPGRADES = {
+    1: """
+ALTER TABLE pipelines ADD COLUMN moves INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE pipelines ADD COLUMN pins TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE operators ADD COLUMN highest INTEGER NOT NULL DEFAULT 0;
+UPDATE operators SET highest = epoch;
+CREATE TABLE moves (
+    id TEXT PRIMARY KEY, pipeline TEXT NOT NULL REFERENCES pipelines (id) ON DELETE CASCADE,
+    asked REAL NOT NULL, view TEXT NOT NULL
+) WITHOUT ROWID;
+""",
+}
+"""Version -> what makes the next one of it. A new folder is made with the first version and goes the same way."""
+
 _SPEC = TypeAdapter(PipelineSpec)
 _PLACEMENT = TypeAdapter(dict[str, PlacementView])
 _WARNINGS = TypeAdapter(tuple[str, ...])
 _TOTALS = TypeAdapter(PodStats)
 _FAILURE = TypeAdapter(FailureView)
 _DATA = TypeAdapter(dict[str, Any])
+_PINS = TypeAdapter(dict[str, str])
+_MOVE = TypeAdapter(MoveView)
 
 
 @dataclass(slots=True)
@@ -72,6 +88,8 @@ class StoredOperator:
     restarts: int
     totals: PodStats = field(default_factory=PodStats)
     failure: FailureView | None = None
+    highest: int = 0
+    """The highest epoch that was given to one of its pods."""
 
 
 @dataclass(slots=True)
@@ -82,6 +100,8 @@ class StoredPipeline:
     outcome: Outcome | None
     reason: str
     operators: list[StoredOperator]
+    moves: list[MoveView] = field(default_factory=list)
+    """Oldest first."""
 
 
 class Store:
@@ -144,7 +164,7 @@ class Store:
         def add(database: sqlite3.Connection) -> None:
             database.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", [wanted.bundle, bundle])
             database.execute(
-                "INSERT INTO pipelines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, '')",
+                "INSERT INTO pipelines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, '', ?, ?)",
                 [
                     wanted.spec.id,
                     wanted.bundle,
@@ -155,6 +175,8 @@ class Store:
                     _PLACEMENT.dump_json(wanted.placement),
                     _WARNINGS.dump_json(wanted.warnings),
                     wanted.epoch_floor,
+                    wanted.moves,
+                    _PINS.dump_json(wanted.pins),
                 ],
             )
 
@@ -166,21 +188,53 @@ class Store:
     async def set_spec(self, spec: PipelineSpec) -> None:
         await self._execute("UPDATE pipelines SET spec = ? WHERE id = ?", _SPEC.dump_json(spec), spec.id)
 
+    async def set_placing(self, pipeline: str, *, moves: bool, pins: dict[str, str]) -> None:
+        """What Nomad may do with the pipeline's operators by itself."""
+        await self._execute(
+            "UPDATE pipelines SET moves = ?, pins = ? WHERE id = ?", moves, _PINS.dump_json(pins), pipeline
+        )
+
+    async def set_placement(self, pipeline: str, placement: dict[str, PlacementView]) -> None:
+        """Where the next pods go."""
+        await self._execute(
+            "UPDATE pipelines SET placement = ? WHERE id = ?", _PLACEMENT.dump_json(placement), pipeline
+        )
+
     async def set_outcome(self, pipeline: str, outcome: Outcome, reason: str) -> None:
         await self._execute("UPDATE pipelines SET outcome = ?, reason = ? WHERE id = ?", outcome, reason, pipeline)
 
     async def save_operator(self, pipeline: str, operator: StoredOperator) -> None:
         """Write or replace; without effect when the pipeline has been removed."""
-        totals = _TOTALS.dump_json(operator.totals, exclude={"last_output"})
-        failure = None if operator.failure is None else _FAILURE.dump_json(operator.failure)
-        row = [operator.epoch, operator.pod, operator.last_pod, operator.restarts, totals, operator.totals.last_output]
-        await self._execute(
-            "INSERT OR REPLACE INTO operators SELECT id, ?, ?, ?, ?, ?, ?, ?, ? FROM pipelines WHERE id = ?",
-            operator.name,
-            *row,
-            failure,
-            pipeline,
-        )
+        await self._run(lambda database: _save_operator(database, pipeline, operator))
+
+    async def save_switch(
+        self, pipeline: str, operator: StoredOperator, placement: dict[str, PlacementView], move: MoveView
+    ) -> None:
+        """A move's point of no return, all or nothing: another pod, on another node, is the present one."""
+
+        def save(database: sqlite3.Connection) -> None:
+            _save_operator(database, pipeline, operator)
+            database.execute(
+                "UPDATE pipelines SET placement = ? WHERE id = ?", [_PLACEMENT.dump_json(placement), pipeline]
+            )
+            _save_move(database, move)
+
+        await self._run(save)
+
+    async def save_moves(self, moves: Sequence[MoveView], keep: int) -> None:
+        """Write or replace; of each pipeline all but the last `keep` are dropped."""
+
+        def save(database: sqlite3.Connection) -> None:
+            for move in moves:
+                _save_move(database, move)
+            for pipeline in {move.pipeline for move in moves}:
+                database.execute(
+                    "DELETE FROM moves WHERE pipeline = ? AND id NOT IN "
+                    "(SELECT id FROM moves WHERE pipeline = ? ORDER BY asked DESC, id DESC LIMIT ?)",
+                    [pipeline, pipeline, keep],
+                )
+
+        await self._run(save)
 
     async def remove_pipeline(self, pipeline: str, epoch_floor: int) -> None:
         """Delete a pipeline, its bundle if no other has it, and remember which epochs were used."""
@@ -284,7 +338,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")
         if version == 0:
-            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = 1; COMMIT;")
+        for before in range(max(version, 1), VERSION):
+            database.executescript(f"BEGIN; {_UPGRADES[before]} PRAGMA user_version = {before + 1}; COMMIT;")
     except sqlite3.Error as exc:
         database.close()
         raise StateError(f"the database {path} can't be used: {exc}; choose another folder with `--state DIR`") from exc
@@ -294,26 +350,60 @@ def _connect(path: Path) -> sqlite3.Connection:
     return database
 
 
+def _save_operator(database: sqlite3.Connection, pipeline: str, operator: StoredOperator) -> None:
+    totals = _TOTALS.dump_json(operator.totals, exclude={"last_output"})
+    failure = None if operator.failure is None else _FAILURE.dump_json(operator.failure)
+    row = [operator.epoch, operator.pod, operator.last_pod, operator.restarts, totals, operator.totals.last_output]
+    database.execute(
+        "INSERT OR REPLACE INTO operators SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM pipelines WHERE id = ?",
+        [operator.name, *row, failure, operator.highest, pipeline],
+    )
+
+
+def _save_move(database: sqlite3.Connection, move: MoveView) -> None:
+    """Without effect when the pipeline has been removed."""
+    database.execute(
+        "INSERT OR REPLACE INTO moves SELECT ?, id, ?, ? FROM pipelines WHERE id = ?",
+        [move.id, move.asked, _MOVE.dump_json(move), move.pipeline],
+    )
+
+
 def _set_meta(database: sqlite3.Connection, key: str, value: bytes) -> None:
     database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, value])
 
 
 def _load(database: sqlite3.Connection) -> list[StoredPipeline]:
     operators: dict[str, list[StoredOperator]] = {}
-    for pipeline, name, epoch, pod, last_pod, restarts, totals, last_output, failure in database.execute(
-        "SELECT pipeline, name, epoch, pod, last_pod, restarts, totals, last_output, failure FROM operators"
+    for pipeline, name, epoch, pod, last_pod, restarts, totals, last_output, failure, highest in database.execute(
+        "SELECT pipeline, name, epoch, pod, last_pod, restarts, totals, last_output, failure, highest FROM operators"
     ):
         kept = _TOTALS.validate_json(totals)
         kept.last_output = last_output
+        error = None if failure is None else _FAILURE.validate_json(failure)
         operators.setdefault(pipeline, []).append(
-            StoredOperator(
-                name, epoch, pod, last_pod, restarts, kept, None if failure is None else _FAILURE.validate_json(failure)
-            )
+            StoredOperator(name, epoch, pod, last_pod, restarts, kept, error, highest)
         )
+    past: dict[str, list[MoveView]] = {}
+    for pipeline, view in database.execute("SELECT pipeline, view FROM moves ORDER BY asked, id"):
+        past.setdefault(pipeline, []).append(_MOVE.validate_json(view))
     found = []
-    for id, bundle, spec, goal, link_key, created, placement, warnings, floor, outcome, reason in database.execute(
-        "SELECT id, bundle, spec, goal, link_key, created, placement, warnings, epoch_floor, outcome, reason "
-        "FROM pipelines ORDER BY created, id"
+    for (
+        id,
+        bundle,
+        spec,
+        goal,
+        link_key,
+        created,
+        placement,
+        warnings,
+        floor,
+        outcome,
+        reason,
+        moves,
+        pins,
+    ) in database.execute(
+        "SELECT id, bundle, spec, goal, link_key, created, placement, warnings, epoch_floor, outcome, reason, "
+        "moves, pins FROM pipelines ORDER BY created, id"
     ):
         wanted = DesiredPipeline(
             spec=_SPEC.validate_json(spec),
@@ -324,6 +414,9 @@ def _load(database: sqlite3.Connection) -> list[StoredPipeline]:
             warnings=_WARNINGS.validate_json(warnings),
             goal=Goal(goal),
             epoch_floor=floor,
+            moves=bool(moves),
+            pins=_PINS.validate_json(pins),
         )
-        found.append(StoredPipeline(wanted, Outcome(outcome) if outcome else None, reason, operators.get(id, [])))
+        over = Outcome(outcome) if outcome else None
+        found.append(StoredPipeline(wanted, over, reason, operators.get(id, []), past.get(id, [])))
     return found

@@ -54,6 +54,79 @@ class OperatorState(StrEnum):
     FAILED = "failed"
 
 
+class MoveState(StrEnum):
+    """Where a move stands; `nomad.master.migration` says what leads from one to the next."""
+
+    PLANNED = "planned"
+    """Ordered, and not begun."""
+    STARTING = "starting"
+    """The new instance is being started on the target, beside the old one."""
+    CONNECTING = "connecting"
+    """The neighbours shake hands with the new instance."""
+    HANDING_OVER = "handing_over"
+    """The old instance lets go of what it had set aside, the new one takes it over."""
+    SWITCHING = "switching"
+    """The new instance is the one, which is stored first; its neighbours turn to it. There is no way back."""
+    STOPPING = "stopping"
+    """The old instance is ended, and what the move cost is counted."""
+    DONE = "done"
+    ROLLED_BACK = "rolled_back"
+    """The old instance went on as if nothing had happened."""
+    FAILED = "failed"
+    """It was never begun."""
+
+    @property
+    def final(self) -> bool:
+        """Nothing more will come of it."""
+        return self in (MoveState.DONE, MoveState.ROLLED_BACK, MoveState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class MovePhase:
+    """One state that a move went through."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MoveView:
+    """One live move of one operator: why, how it went, and what it cost."""
+
+    id: str
+    pipeline: str
+    operator: str
+    source: str
+    """The node that it moves from."""
+    target: str
+    cause: str
+    """"user", "drift", "settled" (the estimates have settled) or "node-lost"."""
+    reason: str
+    state: MoveState
+    asked: float
+    """When it was ordered, seconds since the epoch."""
+    started: float | None = None
+    """When it was begun."""
+    finished: float | None = None
+    phases: list[MovePhase] = field(default_factory=list)
+    """In order; the last one is complete once the move is."""
+    predicted_latency_before: float | None = None
+    """Seconds per message, as the cost model had it when the move was ordered."""
+    predicted_latency_after: float | None = None
+    predicted_gain: float | None = None
+    """Seconds per message."""
+    pause: float | None = None
+    """Seconds by which the longest gap between arrivals at the last operator exceeded the usual one; None: unknown."""
+    lost: int | None = None
+    """Messages that neither instance was sent; counted, None where nobody could be asked."""
+    doubled: int | None = None
+    """Messages that the last operator's function was called with twice or out of order; counted."""
+    epoch: int = 0
+    """Of the new instance; 0 before there is one."""
+    error: str = ""
+    """Why it was rolled back or failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeView:
     """A node and what is placed on it."""
@@ -70,6 +143,8 @@ class NodeView:
     python: str
     operators: list[str]
     """Operator ids, `pipeline.name`."""
+    ready: bool = True
+    """Pods can be started there; False while the node is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +173,16 @@ class DataLinkView:
     """"in" or "out"."""
     state: str = ""
     connected: bool = False
+    peer_epoch: int = 0
+    """Of the instance at the other end that was heard last."""
     rtt: float | None = None
+    """Newest round trip."""
+    rtt_least: float | None = None
+    """Least round trip since the last heart-beat, of what didn't wait behind anything; only of "out", as the next."""
+    bandwidth: float | None = None
+    """Bytes per second of what filled the link since the last heart-beat."""
+    reached: float | None = None
+    """Bytes per second that got through since the last heart-beat: a lower bound."""
     unsettled_messages: int = 0
     """Sent and not acknowledged ("out"), or received and not settled ("in")."""
     unsettled_bytes: int = 0
@@ -193,6 +277,10 @@ class OperatorView:
     placement: PlacementView
     reason: str = ""
     """Why it is in this state, where that isn't plain."""
+    moving_to: str | None = None
+    """The node that it is being moved to now."""
+    pin: str | None = None
+    """The node that it is bound to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +300,8 @@ class PipelineView:
     profile: list[dict[str, float]]
     warnings: list[str]
     """What the environment check found and let pass (other package versions)."""
+    moves: bool = True
+    """Whether Nomad moves its operators by itself when that pays."""
 
 
 @dataclass(frozen=True, slots=True)

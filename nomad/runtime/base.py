@@ -84,6 +84,8 @@ class NodeInfo:
     labels: frozenset[str] = frozenset()
     python: str = ""
     """`3.11`-style minor version of the pods there."""
+    ready: bool = True
+    """Pods can be started there; a node that isn't ready has lost the pods that it had."""
 
 
 @dataclass(frozen=True, slots=True)

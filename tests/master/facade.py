@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -157,6 +157,8 @@ class FakeMaster(Master):
         start: str,
         end: str,
         profile: Sequence[dict[str, float]] = (),
+        moves: bool = True,
+        pins: Mapping[str, str] | None = None,
     ) -> PipelineView:
         made = bundle.read(data, bundle.public_key(SIGNING_KEY))
         for place, node in (("start", start), ("end", end)):
@@ -166,12 +168,13 @@ class FakeMaster(Master):
         if id in self._pipelines:
             raise ConflictError(f"a pipeline {id!r} exists already; remove it, or take another id")
         spec = made.spec(id, start, end)
+        pins = {op.name: op.pin for op in spec.operators if op.pin} | dict(pins or {})
         operators = [
             OperatorView(
                 id=f"{id}.{operator.name}",
                 name=operator.name,
                 kind=operator.kind,
-                node=end if operator is spec.operators[-1] else start,
+                node=end if operator is spec.operators[-1] else pins.get(operator.name, start),
                 state=OperatorState.RUNNING,
                 pod=f"{id}.{operator.name}-e1",
                 pid=4711,
@@ -181,6 +184,7 @@ class FakeMaster(Master):
                 stats=StatsView(),
                 last_failure=None,
                 placement=PlacementView(start, "it was asked for"),
+                pin=pins.get(operator.name),
             )
             for operator in spec.operators
         ]
@@ -196,6 +200,7 @@ class FakeMaster(Master):
             edges=list(spec.edges),
             profile=list(spec.profile),
             warnings=[],
+            moves=moves,
         )
         self._pipelines[id] = view
         self._outputs |= {(id, operator.name): Fanout() for operator in operators}
@@ -226,6 +231,15 @@ class FakeMaster(Master):
     async def remove(self, id: str) -> None:
         self.finish(id, Phase.STOPPED)
         del self._pipelines[id]
+
+    async def change(
+        self, id: str, *, moves: bool | None = None, pins: Mapping[str, str | None] | None = None
+    ) -> PipelineView:
+        view = self.pipeline(id)
+        operators = [replace(op, pin=(pins or {}).get(op.name, op.pin)) for op in view.operators]
+        moves = view.moves if moves is None else moves
+        self._pipelines[id] = replace(view, operators=operators, moves=moves)
+        return self._pipelines[id]
 
     async def update_profile(self, id: str, profile: Sequence[dict[str, float]]) -> PipelineView:
         view = self.pipeline(id)
