@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,8 +29,10 @@ from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
 from nomad.master.state import Desired, History, Observed, Requested, RequestedOperator, RequestedPipeline, operator_id
 from nomad.master.store import Store, StoredPipeline
+from nomad.measure.book import Book
+from nomad.pipeline import PipelineSpec
 from nomad.runtime import sockets
-from nomad.runtime.base import ObservedPod, PodPhase, Runtime
+from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase, Runtime
 from nomad.settings import Settings
 from nomad.tasks import Tasks, alongside
 from nomad.topology import Topology
@@ -50,6 +52,7 @@ class Parts:
     desired: Desired
     observed: Observed
     observer: Observer
+    book: Book
     loop: Loop
     events: EventLog
     port: PodPort
@@ -86,8 +89,12 @@ async def assemble(
         observed.nodes = {node.id: node for node in runtime.nodes}
         if settings.pods.shaped:
             restore_overrides(desired, topology, meta.get("overrides"))
-        observer = Observer(observed, clock, woken.set, settings.heartbeats.overdue)
+        book = Book()
+        declare_cluster(book, topology, runtime.nodes, clock.now())
+        observer = Observer(observed, book, clock, woken.set, settings.heartbeats.overdue)
         requested = _restore(desired, observer, await store.pipelines(), clock.now())
+        for wanted in desired.pipelines.values():
+            declare_profile(book, wanted.spec, clock.now())
         keys = Keys(pod_key, bundle.public_key(signing_key))
         port = PodPort(
             observer,
@@ -141,6 +148,7 @@ async def assemble(
             desired=desired,
             observed=observed,
             observer=observer,
+            book=book,
             loop=loop,
             events=events,
             port=port,
@@ -156,6 +164,28 @@ async def assemble(
             finally:
                 if not settings.pods.outlive_master:
                     await _wind_down(parts)
+
+
+def declare_cluster(book: Book, topology: Topology, nodes: Iterable[NodeInfo], now: float) -> None:
+    """What the topology says of nodes and links, until they are measured. What it was changed to since isn't looked at:
+    that has to be measured, as on any cluster.
+    """
+    for node in nodes:
+        book.declare_node(node.id, now, speed=node.speed)
+    for link in topology.links:
+        book.declare_link(link.source, link.target, now, latency=link.shape.latency, bandwidth=link.shape.bandwidth)
+
+
+def declare_profile(book: Book, spec: PipelineSpec, now: float) -> None:
+    """What a pipeline's profile says of its operators, until they are measured."""
+    for op, expected in zip(spec.operators, spec.profile, strict=False):
+        book.declare_operator(
+            spec.id,
+            op.name,
+            now,
+            work=expected.get("cloud_execution_time"),
+            output_bytes=expected.get("output_msg_size"),
+        )
 
 
 def overrides(desired: Desired, topology: Topology) -> bytes:

@@ -1,7 +1,7 @@
 """Writes what is seen: of pods by the runtime, and what pods say of themselves. The only writer of `Observed`.
 
 Everything from a pod is checked here before it is believed: its process runs users' code. What matters to
-the loop wakes it; heart-beats of healthy pods don't.
+the loop wakes it; heart-beats of healthy pods don't, and what they measure goes on to the `Book`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from nomad.clock import Clock
 from nomad.control import PodStats
-from nomad.master.state import History, Observed, PodState
+from nomad.master.state import History, Observed, PodState, pod_id
 from nomad.master.views import DataLinkView, FailureView
+from nomad.measure.book import Book
 from nomad.runtime.base import ObservedPod, reason_of
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,10 @@ _LINKS = TypeAdapter(list[DataLinkView])
 class Observer:
     """Takes in what is seen. Calls `wake` when the loop should look."""
 
-    def __init__(self, observed: Observed, clock: Clock, wake: Callable[[], None], overdue: float) -> None:
+    def __init__(self, observed: Observed, book: Book, clock: Clock, wake: Callable[[], None], overdue: float) -> None:
         """`overdue`: seconds after which a heart-beat that comes is worth a look of the loop."""
         self._observed = observed
+        self._book = book
         self._clock = clock
         self._wake = wake
         self._overdue = overdue
@@ -81,7 +83,7 @@ class Observer:
         state = self._state(pod)
         kind = message["type"]
         if kind == "heartbeat":
-            self._heartbeat(operator, state, message)
+            self._heartbeat(pod, operator, state, message)
             return
         if kind == "ready":
             address, pid = message.get("address"), message.get("pid")
@@ -135,6 +137,7 @@ class Observer:
     def forget(self, operator: str) -> None:
         """The operator's pipeline was removed."""
         self._observed.history.pop(operator, None)
+        self._book.forget(*operator.split("."))
 
     def restore(self, operator: str, history: History) -> None:
         """What an earlier master kept."""
@@ -142,7 +145,7 @@ class Observer:
 
     # Inside
 
-    def _heartbeat(self, operator: str, state: PodState, message: dict[str, Any]) -> None:
+    def _heartbeat(self, pod: str, operator: str, state: PodState, message: dict[str, Any]) -> None:
         try:
             stats = _STATS.validate_python(message.get("stats"))
             links = _LINKS.validate_python(stats.links)
@@ -156,10 +159,30 @@ class Observer:
         if stats.last_output is None:
             stats.last_output = state.stats.last_output
         state.stats, state.links, state.heartbeat_at = stats, links, now
+        if state.runtime is not None:
+            self._measured(pod, operator, state.runtime.node, state, now)
         if message.get("error") is not None:
             self._failed(operator, _error(message["error"]))
         if now >= max(last or 0.0, state.ready_at or 0.0) + self._overdue:
             self._wake()
+
+    def _measured(self, pod: str, operator: str, node: str, state: PodState, now: float) -> None:
+        """Hand on what a heart-beat says of its operator, and of the links to the nodes of its peers."""
+        pipeline, name = operator.split(".")
+        self._book.heartbeat(pipeline, name, pod, node, state.stats, now)
+        for link in state.links:
+            if link.direction != "out":
+                continue
+            peer = self._observed.pods.get(pod_id(pipeline, link.link.rpartition(">")[2], link.peer_epoch))
+            if peer is not None and peer.runtime is not None:
+                self._book.link_sample(
+                    node,
+                    peer.runtime.node,
+                    now,
+                    round_trip=link.rtt_least,
+                    bandwidth=link.bandwidth,
+                    reached=link.reached,
+                )
 
     def _failed(self, operator: str, error: dict[str, str]) -> None:
         history = self._history(operator)

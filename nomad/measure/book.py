@@ -23,6 +23,9 @@ RATE_MESSAGES = 8
 RATE_SECONDS = 3.0
 """A rate is sampled once so many messages or seconds have gone by: counting two or three of them says little."""
 
+FORGET_SECONDS = 10.0
+"""What a process has said is forgotten after so long without a word, once there is another."""
+
 KEPT_SAMPLES = 4096
 """Raw samples that wait for readers."""
 
@@ -101,7 +104,6 @@ class Sample(NamedTuple):
 class _Pod:
     """What was counted at the last samples of a process."""
 
-    id: str
     at: float
     stats: PodStats
     rates_at: float
@@ -111,7 +113,10 @@ class _Pod:
 @dataclass(slots=True)
 class _Operator:
     estimates: dict[str, Estimate] = field(default_factory=dict)
-    pod: _Pod | None = None
+    pods: dict[str, _Pod] = field(default_factory=dict)
+    """Its processes; while it moves there are two."""
+    worker: str = ""
+    """The one that has worked last, whose beats count."""
 
 
 class Book:
@@ -199,12 +204,19 @@ class Book:
         """What a pod says of itself. `stats` as it sent them: service times as long as on its node."""
         key = (pipeline, operator)
         known = self._operators.setdefault(key, _Operator())
-        before = known.pod
-        if before is None or before.id != pod or stats.processed < before.stats.processed:
+        before = known.pods.get(pod)
+        if before is None:
             # Of a new process the first beat counts for nothing: it has been loading what its function needs.
-            known.pod = _Pod(pod, now, stats, now, stats)
+            known.pods = {id: other for id, other in known.pods.items() if now - other.at < FORGET_SECONDS}
+            known.pods[pod] = _Pod(now, stats, now, stats)
+            known.worker = known.worker or pod
             return
         if now <= before.at:
+            return
+        if stats.processed > before.stats.processed:
+            known.worker = pod
+        if pod != known.worker:
+            known.pods[pod] = _Pod(now, stats, now, stats)
             return
         for kind, value in self._operator_samples(node, before.stats, stats, now - before.at):
             self._take(known.estimates, kind, key, value, now)
@@ -269,10 +281,9 @@ class Book:
 
     # -- forgetting
 
-    def forget_pipeline(self, pipeline: str) -> None:
-        """It was removed."""
-        for key in [key for key in self._operators if key[0] == pipeline]:
-            del self._operators[key]
+    def forget(self, pipeline: str, operator: str) -> None:
+        """The operator's pipeline was removed."""
+        self._operators.pop((pipeline, operator), None)
 
     def forget_node(self, id: str) -> None:
         """It has left the cluster."""
