@@ -132,20 +132,8 @@ class Instance:
         stats.busy, stats.busy_seconds = meter.busy_share(), meter.busy
         stats.latency_p50, stats.latency_p99 = meter.latencies()
         stats.paused = meter.paused
-        stats.links = [
-            _link(link.receiver.link, "in", link.receiver.machine.state, link.connected, None, link.receiver.unsettled)
-            for link in self._ins.values()
-        ] + [
-            _link(
-                link.sender.link,
-                "out",
-                link.sender.machine.state,
-                link.connected,
-                link.sender.rtt,
-                link.sender.unsettled,
-            )
-            for link in self._outs.values()
-        ]
+        now = self._clock.now()
+        stats.links = [*map(_in, self._ins.values()), *(_out(link, now) for link in self._outs.values())]
         return stats
 
     def _links(self) -> list[InLink | OutLink]:
@@ -190,15 +178,28 @@ class Instance:
         return os.path.join(self._assignment.workdir, name) if self._assignment.workdir else None
 
 
-def _link(
-    link: str, direction: str, state: str, connected: bool, rtt: float | None, unsettled: tuple[int, int]
-) -> dict[str, Any]:
+def _in(link: InLink) -> dict[str, Any]:
+    return _link(link.receiver, "in", connected=link.connected)
+
+
+def _out(link: OutLink, now: float) -> dict[str, Any]:
+    report = link.sender.samples.report(now)
+    return _link(link.sender, "out", connected=link.connected) | {
+        "rtt": link.sender.samples.newest,
+        "rtt_least": report.round_trip,
+        "bandwidth": report.bandwidth,
+        "reached": report.reached,
+    }
+
+
+def _link(end: Sender | Receiver, direction: str, *, connected: bool) -> dict[str, Any]:
+    messages, nbytes = end.unsettled
     return {
-        "link": link,
+        "link": end.link,
         "direction": direction,
-        "state": str(state),
+        "state": str(end.machine.state),
         "connected": connected,
-        "rtt": rtt,
-        "unsettled_messages": unsettled[0],
-        "unsettled_bytes": unsettled[1],
+        "peer_epoch": end.peer_epoch,
+        "unsettled_messages": messages,
+        "unsettled_bytes": nbytes,
     }

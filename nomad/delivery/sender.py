@@ -18,6 +18,7 @@ from typing import Any
 
 from nomad.delivery import frames
 from nomad.delivery.frames import NOWHERE, Ack, Places, Position
+from nomad.delivery.samples import LinkSamples
 from nomad.delivery.states import Event, Machine, State
 from nomad.errors import Fenced, ProtocolError
 from nomad.transport.base import Buffer, Frame
@@ -52,8 +53,8 @@ class Sender:
         self.peer_epoch = 0
         """The newest epoch of the receiver that was heard or announced; older ones are fenced."""
         self.machine = Machine(link)
-        self.rtt: float | None = None
-        """Seconds of the newest round trip, without the time that the receiver held the acknowledgement."""
+        self.samples = LinkSamples()
+        """What the traffic tells of the way to the receiver."""
         self._entries: deque[_Entry] = deque()
         self._cursor = 0
         """Entries before this index were sent on the present connection."""
@@ -71,8 +72,6 @@ class Sender:
         self._window_bytes = 0
         self._heard_at = 0.0
         self._pinged = False
-        self._sends: deque[tuple[int, float]] = deque(maxlen=256)
-        """When batches ending at these numbers went out, for timing the round trip."""
         self._control: deque[Frame] = deque()
 
     # -- what happens
@@ -115,7 +114,7 @@ class Sender:
         nbytes = base.bytes_end - base.nbytes if base else self._bytes
         self._credit_messages, self._credit_bytes = seq, nbytes  # until the receiver acknowledges the first frame
         self._heard_at, self._pinged = now, False
-        self._sends.clear()
+        self.samples.opened()
         self._control.clear()
         self._control.append(frames.Resume(seq, nbytes).pack())
         self._sent = seq
@@ -128,7 +127,9 @@ class Sender:
             return self._acknowledged(word, now)
         if isinstance(word, frames.Ping):
             self._control.append(frames.Pong().pack())
-        elif not isinstance(word, frames.Pong):
+        elif isinstance(word, frames.Pong):
+            self.samples.answered(now)
+        else:
             raise ProtocolError(f"link {self.link}: a receiver sent {type(word).__name__}")
         return False
 
@@ -211,7 +212,9 @@ class Sender:
                 break
             self._cursor += 1
             self._sent = entry.end
-            self._sends.append((entry.end, now))
+            if not self._pinged and self.samples.ask(entry.nbytes, now):
+                taken.append(frames.Ping().pack())
+            self.samples.sent(entry.end, entry.nbytes - frames.BATCH_OVERHEAD, now)
             taken.append(entry.frame)
             most -= entry.nbytes
         return taken
@@ -254,10 +257,7 @@ class Sender:
             self._settled_bytes += entry.nbytes
             self._cursor -= 1
             freed = True
-        while self._sends and self._sends[0][0] <= ack.echo:
-            end, sent_at = self._sends.popleft()
-            if end == ack.echo:
-                self.rtt = max(0.0, now - sent_at - ack.held)
+        self.samples.acknowledged(ack.echo, ack.held, now)
         return freed
 
 

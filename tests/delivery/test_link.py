@@ -260,7 +260,7 @@ def test_an_acknowledgement_waits_no_longer_than_its_delay() -> None:
 def test_the_round_trip_is_timed_without_the_time_that_the_receiver_took() -> None:
     wire = pair()
     wire.run()
-    assert wire.sender.rtt is None
+    assert wire.sender.samples.newest is None
     submit(wire.sender, [1])
     wire.collect(now=10.0)
     wire.deliver_data(now=10.25)
@@ -268,7 +268,7 @@ def test_the_round_trip_is_timed_without_the_time_that_the_receiver_took() -> No
     wire.receiver.settle(0, now=12.0)
     wire.collect(now=12.0 + ACK_DELAY)
     wire.deliver_ack(now=12.5 + ACK_DELAY)
-    assert wire.sender.rtt == pytest.approx(0.75)
+    assert wire.sender.samples.newest == pytest.approx(0.75)
 
 
 # Silence
