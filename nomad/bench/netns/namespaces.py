@@ -14,7 +14,7 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Self
@@ -29,6 +29,9 @@ PREFIX = "nomad-"
 FIRST_ADDRESS = IPv4Address("10.77.0.1")
 NETWORK_BITS = 16
 """Every set of namespaces uses the same addresses: none of them is connected to anything else."""
+MTU = 9000
+"""Bytes of a packet between namespaces. Larger ones fill a slow link's queue with a few packets, smaller ones cost the
+switch of `tun` more: 1500 halve its throughput (docs/bench-links.md)."""
 KEEPER_SECONDS = 10.0
 """How long the keeper may take to remove everything."""
 
@@ -63,7 +66,7 @@ def run(command: Sequence[str], text: str = "") -> str:
     """What `command` prints. Raises `UsageError` with its own words when it fails."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = done.stderr.strip() or f"exit code {done.returncode}"
+        said = done.stderr.strip().rstrip(".") or f"exit code {done.returncode}"
         raise UsageError(f"`{' '.join(command)}` failed: {said}")
     return done.stdout
 
@@ -106,6 +109,10 @@ class Namespaces:
     def __getitem__(self, node: str) -> str:
         """The name of the namespace of a node."""
         return self._names[node]
+
+    def __iter__(self) -> Iterator[str]:
+        """The nodes, in their order."""
+        return iter(self._names)
 
     def seats(self) -> dict[str, Seat]:
         """How to run a pod of each node, and where it listens."""

@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from nomad.bench.netns import switch
-from nomad.bench.netns.namespaces import NETWORK_BITS, Namespaces, check_host
+from nomad.bench.netns.namespaces import MTU, NETWORK_BITS, Namespaces, check_host
 from nomad.client import Cluster
 from nomad.control import Shape
 from nomad.errors import UsageError
 from nomad.settings import Seat
 from nomad.topology import Topology
 
-MTU = 9000
-"""Bytes of a packet."""
 ANSWER_SECONDS = 10.0
 """How long the switch may take to answer, and to end."""
 
