@@ -122,7 +122,7 @@ VALUES: list[Any] = [
     None, True, 0, -1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**40, -(10**40),
     1.5, -0.0, math.nan, math.inf,
     "", "text", "näïve 漢字 \0", b"", b"bytes", [], [1, [2, [3]]], {}, {"a": 1, 2: b"x", None: [], (1, 2): {3}},
-    (), (1,), (1, (2, [3, (4,)])), set(), {1, "a", (2, 3)}, frozenset({1, frozenset({2})}),
+    (), (1,), (1, (2, [3, (4,)])), set(), {"a"}, {1, (2, 3)}, frozenset({1, frozenset({2})}),
     1 + 2j, decimal.Decimal("1.10"), decimal.Decimal("-0"), decimal.Decimal("1E+999"), uuid.UUID(int=5),
     dt.date(2024, 2, 29), dt.timedelta(days=-1, microseconds=7), dt.timedelta.max, dt.timedelta.min,
     dt.datetime(2024, 1, 2, 3, 4, 5, 6), dt.datetime.min, dt.datetime.max,
@@ -344,7 +344,7 @@ def test_an_unknown_type_is_named_with_the_way_out(value: Any) -> None:
         type("T", (str,), {})("x"),
         Trouble(3),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_not_data_is_refused(value: Any) -> None:
     with pytest.raises(PayloadError, match=r"can't carry .*\. Return plain data"):
