@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nomad import setaside
 from nomad.actor import mode, operator, outbox, progress, source
-from nomad.delivery import codec, driver, frames, handshake, receiver, sender
+from nomad.delivery import codec, driver, frames, handshake, inlink, outlink, receiver, sender
 from nomad.delivery.states import TABLE, Event, State
 from nomad.settings import Windows
 from nomad.transport import base
@@ -70,7 +70,7 @@ def numbers() -> str:
         ("silence before a connection is given up", seconds(sender.GIVE_UP)),
         (
             "pause before dialing again",
-            f"{seconds(driver.BACKOFF_FIRST)}, doubled up to {seconds(driver.BACKOFF_MOST)}",
+            f"{seconds(outlink.BACKOFF_FIRST)}, doubled up to {seconds(outlink.BACKOFF_MOST)}",
         ),
         ("time for a handshake", seconds(driver.HANDSHAKE_TIMEOUT)),
         ("handshake message, at most", size(handshake.MAX_BYTES)),

@@ -1,9 +1,9 @@
 """Messages whose function raised, kept with their tracebacks in a file of the operator's own.
 
-Written by the operator's actor; read by the master too, once the operator has ended. They are kept before their
-input is acknowledged, so that a kill loses none; visible and runnable again until dropped. What comes of a message
-that is run again stays here until the next operators have it. When the store is full the operator fails instead of
-forgetting a message.
+Written by the operator's actor; read by the master too, once the operator has ended. While the operator moves, two
+processes have the file open, of which one at a time writes. Messages are kept before their input is acknowledged, so
+that a kill loses none; visible and runnable again until dropped. What comes of a message that is run again stays here
+until the next operators have it. When the store is full the operator fails instead of forgetting a message.
 """
 
 from __future__ import annotations
@@ -79,9 +79,18 @@ class SetAside:
         self.count = 0
         self._bytes = 0
         self.kept: set[tuple[int, Position]] = set()
-        """What earlier instances set aside, lane and position. While empty, `covers` and `holds` needn't be asked."""
+        """What had been set aside when the file was read: lane and position.
+
+        While it is empty, `covers` and `holds` needn't be asked.
+        """
         self._newest_kept: dict[int, int] = {}
-        if path is not None and os.path.exists(path):
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what another process may have written."""
+        if self._db is not None:
+            self._read(self._db)
+        elif self._path is not None and os.path.exists(self._path):
             self._open()
 
     def holds(self, lane: int, position: Position) -> bool:
@@ -182,12 +191,16 @@ class SetAside:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=OFF")  # survives a kill; only power loss can lose the newest
             self._db.executescript(_SCHEMA)
-            rows = self._db.execute("SELECT lane, origin, path, gone, length(value) FROM message").fetchall()
-            self.kept = {(lane, Position(origin, path)) for lane, origin, path, _, _ in rows}
-            for lane, position in self.kept:
-                self._newest_kept[lane] = max(self._newest_kept.get(lane, NOWHERE.origin), position.origin)
-            self.count, self._bytes = sum(not gone for *_, gone, _ in rows), sum(size for *_, size in rows)
+            self._read(self._db)
         return self._db
+
+    def _read(self, db: sqlite3.Connection) -> None:
+        rows = db.execute("SELECT lane, origin, path, gone, length(value) FROM message").fetchall()
+        self.kept = {(lane, Position(origin, path)) for lane, origin, path, _, _ in rows}
+        self._newest_kept = {}
+        for lane, position in self.kept:
+            self._newest_kept[lane] = max(self._newest_kept.get(lane, NOWHERE.origin), position.origin)
+        self.count, self._bytes = sum(not gone for *_, gone, _ in rows), sum(size for *_, size in rows)
 
 
 def _parts(error: dict[str, str]) -> tuple[str, str, str]:

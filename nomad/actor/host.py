@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import enum
+import functools
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ from nomad.actor.instance import Instance
 from nomad.actor.operator import OperatorFailed
 from nomad.actor.source import Source, SourceFailed
 from nomad.clock import SystemClock
-from nomad.control import Assignment
+from nomad.control import Assignment, Role
 from nomad.delivery.codec import Codec
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, NomadError, PayloadError, TransportError, describe, message_of
@@ -98,6 +99,9 @@ class Host:
         self._conn: Connection | None = None
         self._instance: Instance | None = None
         self._ready: dict[str, Any] | None = None
+        self._status: dict[str, Any] | None = None
+        """As last told."""
+        self._status_due = False
         self._finished = False
         self._exit: asyncio.Future[Exit] | None = None
         self._work: asyncio.Task[None] | None = None
@@ -179,6 +183,8 @@ class Host:
         """What a master must know that has just been connected to, perhaps a new one."""
         if self._ready is not None:
             self._send(self._ready)
+            self._status = None
+            self._send_status()
             self._send_stats()
         if self._finished:
             self._send({"type": "finished"})
@@ -190,6 +196,8 @@ class Host:
         elif kind == "peers" and self._instance is not None:
             peers = [control.peer_from(p) for p in message["links"]]
             self._data.run(self._instance.set_peers, peers)
+            if "role" in message:
+                self._data.run(self._instance.set_role, Role(message["role"]))
             if "speed" in message:
                 self._data.run(self._instance.meter.set_speed, float(message["speed"]))
         elif kind == "stop":
@@ -222,6 +230,10 @@ class Host:
         if method == "tap":
             instance.meter.tap = self._tap if args["on"] else None
             return {}
+        if method == "samples":
+            return instance.meter.samples(float(args.get("after") or 0.0))
+        if method == "numbers":
+            return await self._data.on_loop(instance.numbers)
         if method == "cut":
             return await self._data.on_loop(instance.cut)
         raise NomadError(f"a pod doesn't know the request {method!r}")
@@ -235,7 +247,8 @@ class Host:
             self._fail(exc, Exit.CODE)
             return
         try:
-            instance = await self._data.on_loop(lambda: Instance(assignment, loaded, SystemClock()))
+            told = functools.partial(self._status_changed, asyncio.get_running_loop())
+            instance = await self._data.on_loop(lambda: Instance(assignment, loaded, SystemClock(), told))
             address = await asyncio.wrap_future(self._data.call(instance.start()))
             self._instance = instance
             self._ready = {"type": "ready", "address": address, "pid": os.getpid()}
@@ -306,6 +319,22 @@ class Host:
         stats.cpu = time.process_time()
         stats.last_output = self._last_output(self._instance)
         self._send({"type": "heartbeat", "stats": asdict(stats), "error": self._instance.meter.last_error})
+
+    def _status_changed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called in the data thread."""
+        if not self._status_due:
+            self._status_due = True
+            loop.call_soon_threadsafe(self._send_status)
+
+    def _send_status(self) -> None:
+        """Say it if it is news to the master."""
+        self._status_due = False
+        if self._instance is None or self._ready is None or self._conn is None:
+            return
+        status = self._instance.status()
+        if status != self._status:
+            self._status = status
+            self._send({"type": "status", **status})
 
     def _last_output(self, instance: Instance) -> bytes | None:
         last, size = instance.meter.last, instance.outbox.output_bytes

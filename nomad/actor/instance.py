@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from nomad.actor.execute import ASYNC_KINDS, Worker
@@ -17,9 +19,10 @@ from nomad.actor.outbox import Outbox
 from nomad.actor.source import Source
 from nomad.bundle import LoadedOperator
 from nomad.clock import Clock
-from nomad.control import Assignment, LinkPeer, PodStats
+from nomad.control import Assignment, LinkPeer, LinkStatus, PodStats, Role
 from nomad.delivery.codec import Codec
-from nomad.delivery.driver import InLink, InPort, OutLink
+from nomad.delivery.inlink import InLink, InPort
+from nomad.delivery.outlink import OutLink
 from nomad.delivery.receiver import Receiver
 from nomad.delivery.sender import Sender
 from nomad.setaside import FILE, SetAside
@@ -31,7 +34,10 @@ CLOSE_SECONDS = 0.5
 class Instance:
     """`start`, then `run`; `close` in any case."""
 
-    def __init__(self, assignment: Assignment, loaded: LoadedOperator, clock: Clock):
+    def __init__(
+        self, assignment: Assignment, loaded: LoadedOperator, clock: Clock, told: Callable[[], None] | None = None
+    ):
+        """`told` is called, in the loop, when what `status` says may have changed."""
         self.spec = loaded.spec
         self.meter = Meter(assignment.speed)
         self.codec = Codec(loaded.types, loaded.codec)
@@ -54,8 +60,11 @@ class Instance:
         self._port = InPort(self._ins)
         self._tasks: list[asyncio.Task[None]] = []
         self.actor: Operator | Source = self._actor(loaded)
+        self._told = told
         for link in self._links():
-            link.changed = self.actor.wake
+            link.changed, link.met = self.actor.wake, self._met
+        if isinstance(self.actor, Operator):
+            self.actor.reruns.noted = self._met
 
     async def start(self) -> str | None:
         """Listen and dial; the address that peers should dial, None for a source. Raises `TransportError`."""
@@ -73,9 +82,51 @@ class Instance:
         """Where the peers are now, and how emulated links behave."""
         for peer in peers:
             if peer.direction == "out":
-                self._outs[peer.link].set_peer(peer.address, peer.peer_epoch, peer.shape)
+                out = self._outs[peer.link]
+                out.set_peer(peer.address, peer.peer_epoch, peer.shape)
+                out.set_standby(peer.standby_address, peer.standby_epoch, peer.standby_shape)
             else:
-                self._ins[peer.link].set_peer(peer.peer_epoch, peer.shape)
+                inlink = self._ins[peer.link]
+                inlink.set_peer(peer.peer_epoch, peer.shape)
+                inlink.set_standby(peer.standby_epoch, peer.standby_shape)
+
+    def set_role(self, role: Role) -> None:
+        """What this instance may do while its operator moves. A source doesn't move."""
+        if isinstance(self.actor, Operator):
+            self.actor.set_role(role)
+        self._met()
+
+    def status(self) -> dict[str, Any]:
+        """What the master waits for while an operator moves; may be called from another thread."""
+        links = [
+            LinkStatus(name, direction, *link.peers)
+            for direction, side in (("in", self._ins), ("out", self._outs))
+            for name, link in side.items()
+        ]
+        role = self.actor.role if isinstance(self.actor, Operator) else Role.ACTIVE
+        return {"role": str(role), "links": [asdict(link) for link in links]}
+
+    def numbers(self) -> dict[str, Any]:
+        """How far each link is, in the numbers of its sender; for counting what a move lost or doubled."""
+        links: list[dict[str, Any]] = []
+        for name, inlink in self._ins.items():
+            received, settled = inlink.receiver.progress
+            links.append(
+                {
+                    "link": name,
+                    "direction": "in",
+                    "epoch": inlink.peers[0],
+                    "first": inlink.receiver.first,
+                    "received": received,
+                    "settled": settled,
+                    "disorder": self.meter.disorder,
+                }
+            )
+        for name, out in self._outs.items():
+            links.append(
+                {"link": name, "direction": "out", "numbered": out.sender.numbered, "settled": out.sender.settled}
+            )
+        return {"links": links}
 
     async def rerun(self, ids: list[int] | None) -> dict[str, int]:
         """Run messages that were set aside once more."""
@@ -142,7 +193,7 @@ class Instance:
     def _add(self, peer: LinkPeer) -> None:
         mine = self._assignment
         if peer.direction == "out":
-            sender = Sender(peer.link, mine.epoch)
+            sender = Sender(peer.link, mine.epoch, quiet=mine.role == Role.STANDBY)
             self._outs[peer.link] = OutLink(sender, mine.link_key, self._clock)
             return
         receiver = Receiver(
@@ -172,7 +223,12 @@ class Instance:
             clock,
             lane=loaded.number,
             epoch=self._assignment.epoch,
+            role=Role(self._assignment.role),
         )
+
+    def _met(self) -> None:
+        if self._told is not None:
+            self._told()
 
     def _file(self, name: str) -> str | None:
         return os.path.join(self._assignment.workdir, name) if self._assignment.workdir else None

@@ -13,6 +13,12 @@ from typing import Any
 from nomad.control import PodStats
 from nomad.errors import describe
 
+SAMPLES = 8192
+"""Latencies that are kept, one for each chunk."""
+
+RECENT = 512
+"""Of which so many make the percentiles."""
+
 STRETCH_LEAST = 0.001
 """Seconds of emulated slowness that are saved up before a sleep: timers aren't finer."""
 
@@ -30,7 +36,10 @@ class Meter:
         self.tap: Callable[[list[Any]], None] | None = None
         """Gets every list of outputs while somebody looks on; must not block."""
         self.set_speed(speed)
-        self._latencies: deque[float] = deque(maxlen=512)
+        self.disorder = 0
+        """Calls for a message at or before the position of the one before it in its lane."""
+        self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
+        """When a chunk was done, and the latency of its first message."""
         self._debt = 0.0
         self.busy = 0.0
         """Seconds that the function has run, stretched as on the emulated node."""
@@ -67,7 +76,8 @@ class Meter:
     def worked(self, birth: int) -> None:
         """A chunk is done whose first message was born at `birth` (nanoseconds since the epoch)."""
         if birth:
-            self._latencies.append(max(0.0, (time.time_ns() - birth) / 1e9))
+            now = time.time_ns()
+            self._samples.append((now / 1e9, (now - birth) / 1e9 if now > birth else 0.0))
 
     def stretch(self, seconds: float) -> float:
         """Seconds to sleep now, so that `seconds` of work have taken as long as on the emulated node."""
@@ -79,10 +89,14 @@ class Meter:
 
     def latencies(self) -> tuple[float | None, float | None]:
         """Median and 99th percentile of the recent latencies, in seconds."""
-        samples = sorted(self._latencies)
+        samples = sorted([latency for _, latency in list(self._samples)[-RECENT:]])
         if not samples:
             return None, None
         return samples[len(samples) // 2], samples[min(len(samples) - 1, int(len(samples) * 0.99))]
+
+    def samples(self, after: float) -> list[tuple[float, float]]:
+        """When chunks were done, in seconds since the epoch, later than `after`, and the latencies of their firsts."""
+        return [sample for sample in list(self._samples) if sample[0] > after]
 
     def busy_share(self) -> float | None:
         """Share of the time since the last call of this method that the function ran."""

@@ -20,9 +20,10 @@ from nomad.actor.outbox import BATCH_MESSAGES, Outbox
 from nomad.actor.progress import Chunk
 from nomad.actor.rerun import Reruns
 from nomad.clock import Clock
+from nomad.control import Role
 from nomad.delivery.codec import Codec
-from nomad.delivery.driver import InLink
-from nomad.delivery.frames import MOST_PATH, NOWHERE, Places, step
+from nomad.delivery.frames import MOST_PATH, NOWHERE, Places, Position, step
+from nomad.delivery.inlink import InLink
 from nomad.delivery.receiver import Batch
 from nomad.errors import NomadError, PayloadError, describe, message_of
 from nomad.pipeline import Kind, OnError, OperatorSpec
@@ -73,9 +74,15 @@ class Operator:
         *,
         lane: int,
         epoch: int,
+        role: Role = Role.ACTIVE,
     ):
         """`lane` is that of the messages that it runs again."""
         self.spec = spec
+        self._role = role
+        self._active = asyncio.Event()
+        """Set while the messages set aside are this instance's."""
+        self._successor = role is Role.STANDBY
+        """It was made to take another instance's place."""
         self.set_aside = set_aside
         self.mode = Mode(allowed=spec.kind is Kind.FUNCTION)
         self._function = function
@@ -111,7 +118,36 @@ class Operator:
         self._chunk_size = 1
         """Messages whose calls take about as long as may go by before others get their turn; 1 until that is known."""
         self._rest: _Rest | None = None
+        self._unkept: list[tuple[Chunk, int, PayloadError]] = []
+        """Messages with a result that can't be sent, while this instance may set nothing aside."""
+        self._called_for: dict[int, Position] = journal.positions() if journal is not None else {}
+        """The last position in each lane that the function was called for."""
         self._broken: Exception | None = None
+        if role is Role.ACTIVE:
+            self._activate()
+
+    @property
+    def role(self) -> Role:
+        """What it is. One that is to retire is active until the store knows what comes of the run under way."""
+        return Role.ACTIVE if self._role is Role.RETIRED and self.reruns.writing else self._role
+
+    def set_role(self, role: Role) -> None:
+        """What it may do from now on."""
+        if role is self._role:
+            return
+        self._role = role
+        if role is Role.ACTIVE:
+            self.set_aside.reload()
+            self._meter.set_aside(self.set_aside.count)
+            self._activate()
+            self.wake()
+        else:
+            self._active.clear()
+            self.reruns.retire()
+
+    def _activate(self) -> None:
+        self._active.set()
+        self.reruns.activate()
 
     def wake(self) -> None:
         """Something arrived, was acknowledged, or was asked for.
@@ -119,19 +155,19 @@ class Operator:
         A function that runs inline is called right here, which saves the detour over the task; what takes
         longer than one chunk, or needs waiting, is left to `run`.
         """
-        if not self._parked or not self.mode.inline or self.reruns.asked:
+        if not self._parked or not self.mode.inline or self.reruns.due:
             self._settle()
             self._go_on()
             return
         self._parked = False
         try:
-            if (chunk := self._next()) is None:
+            if (chunk := self._take()) is None:
                 self._settle()
             elif self.set_aside.kept:
                 self._rest = _Rest(chunk, 0, None, 0.0)
             else:
                 rest = self._call_inline(chunk, 0)
-                if rest.error is None and rest.debt <= 0:
+                if rest.error is None and rest.debt <= 0 and not self._unkept:
                     self._worked(chunk)
                 else:
                     self._rest = rest
@@ -147,20 +183,33 @@ class Operator:
         self._wake.set()
 
     async def run(self) -> None:
-        """Work until cancelled. Raises `OperatorFailed`."""
-        await self.reruns.send_old()
+        """Work until cancelled. Raises `OperatorFailed`.
+
+        An instance that stands by does nothing until it is active. One that has retired goes on until something fails,
+        and does nothing more then, unless it becomes active again.
+        """
+        await self._active.wait()
+        try:
+            await self._run()
+        except Exception:
+            await self._active.wait()
+            raise
+
+    async def _run(self) -> None:
         while True:
             self._wake.clear()
             if self._broken is not None:
                 raise self._broken
-            if self.reruns.asked:
-                await self.reruns.run_next()
+            if self._rerun_due:
+                await self.reruns.go_on()
             rest = self._rest
             self._rest = None
-            if rest is None and (chunk := self._next()) is not None:
+            if rest is None and (chunk := self._take()) is not None:
                 rest = _Rest(chunk, 0, None, 0.0)
             if rest is not None:
                 await self._work(rest)
+                continue
+            if self._rerun_due:
                 continue
             self._settle()
             self._parked = True
@@ -174,6 +223,15 @@ class Operator:
         return await done
 
     @property
+    def _rerun_due(self) -> bool:
+        """Whether messages are to be run again now.
+
+        Results of an instance that takes another one's place would end that one's being heard: not before it is its
+        turn, which it knows by its own input.
+        """
+        return self.reruns.due and not (self._successor and self._in.receiver.first is None)
+
+    @property
     def queued(self) -> tuple[int, int]:
         """Messages and bytes received and not yet worked off."""
         messages, nbytes = self._in.receiver.queued
@@ -182,7 +240,7 @@ class Operator:
 
     # -- one chunk
 
-    def _next(self) -> Chunk | None:
+    def _take(self) -> Chunk | None:
         """The next messages to be worked off, if there are any and there is room for what comes of them."""
         left, inbox, meter = self._left, self._in.receiver.inbox, self._meter
         if left is None and not inbox:
@@ -231,6 +289,11 @@ class Operator:
                 await asyncio.sleep(0)
             else:
                 rest = await self._call_thread(chunk, rest.at)
+        if self._unkept:
+            await self._active.wait()
+            unkept, self._unkept = self._unkept, []
+            for failed, k, error in unkept:
+                self._keep_aside(failed, k, error, 1)
         self._worked(chunk)
 
     def _known(self, chunk: Chunk) -> bool:
@@ -240,6 +303,11 @@ class Operator:
 
     def _worked(self, chunk: Chunk) -> None:
         self._meter.worked(chunk.birth)
+        places = chunk.places
+        newest = self._called_for.get(places.lane)
+        if newest is not None and places.origins[0] <= newest[0]:
+            self._meter.disorder += places.up_to(newest)
+        self._called_for[places.lane] = places[-1]
         if self._left is None and self._batch is not None:
             self._batch.done(self._out.numbered)
             self._batch = None
@@ -350,12 +418,16 @@ class Operator:
         unsendable = self._out.emit(values, places, chunk.birth) if self._out.links else ()
         self._meter.emitted(values)
         for bad in unsendable:
-            self._keep_aside(chunk, kept[bad.number], bad.error, 1)
+            if self._active.is_set():
+                self._keep_aside(chunk, kept[bad.number], bad.error, 1)
+            else:
+                self._unkept.append((chunk, kept[bad.number], bad.error))
 
     # -- errors
 
     async def _failed(self, chunk: Chunk, k: int, error: BaseException) -> None:
         """Value `k` raised: retry it, set it aside or fail, as the operator says."""
+        await self._active.wait()
         attempts = 1
         while self.spec.on_error is OnError.RETRY and attempts <= self.spec.retries:
             self._meter.failed(error, retried=True)
@@ -365,6 +437,7 @@ class Operator:
             if rest.error is None:
                 return
             error, attempts = rest.error, attempts + 1
+        await self._active.wait()
         self._keep_aside(chunk, k, error, attempts)
 
     def _sent_of(self, chunk: Chunk, k: int) -> int:

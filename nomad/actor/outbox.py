@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nomad.delivery.codec import Codec
-from nomad.delivery.driver import OutLink
 from nomad.delivery.frames import Places
+from nomad.delivery.outlink import OutLink
 from nomad.errors import PayloadError
 from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS
 

@@ -30,6 +30,13 @@ ACK_SHARE = 4
 """An acknowledgement goes out at once when it frees a window's 1/ACK_SHARE."""
 
 
+GRANT_SHARE = 8
+"""A sender may send a window's 1/GRANT_SHARE on a new connection before the first acknowledgement.
+
+So that the first messages needn't wait for a round trip; the most that is held is a window and this.
+"""
+
+
 class Batch:
     """Messages in the order in which the function must see them."""
 
@@ -84,10 +91,16 @@ class Receiver:
         """Messages dropped because they had been received before."""
         self._window_messages = window_messages
         self._window_bytes = window_bytes
+        self._grant_messages = max(1, window_messages // GRANT_SHARE)
+        self._grant_bytes = max(1, window_bytes // GRANT_SHARE)
+        self._granted_messages = self._granted_bytes = 0
+        """What the present connection's sender may send at the least, in its numbers."""
         self._held: deque[Batch] = deque()
         """Received and not settled, in order; those in the inbox are its tail."""
         self._held_messages = 0
         self._held_bytes = 0
+        self.first: int | None = None
+        """The number with which the present sender, or the last one, went on; None before the first."""
         self._seq = 0
         """End of what was received, in the sender's numbers."""
         self._bytes = 0
@@ -118,6 +131,8 @@ class Receiver:
             "received": [(lane, *position) for lane, position in self.received.items()],
             "window_messages": self._window_messages,
             "window_bytes": self._window_bytes,
+            "grant_messages": _between(self._window_messages - self._held_messages, self._grant_messages),
+            "grant_bytes": _between(self._window_bytes - self._held_bytes, self._grant_bytes),
         }
 
     def admit(self, epoch: int) -> None:
@@ -126,10 +141,10 @@ class Receiver:
             raise Fenced(f"link {self.link}: the sender is of epoch {epoch}, {self.peer_epoch} has been heard")
 
     def opened(self, epoch: int) -> None:
-        """The sender has proven itself; the connection is the link's from now on. Raises `Fenced`.
+        """A sender that has proven itself sends its first frame: its connection is the link's from now on.
 
         `received` may have moved on since `welcome`, when an older connection of the same link was still read: what
-        was received over it comes again, and is dropped.
+        was received over it comes again, and is dropped. Raises `Fenced`.
         """
         self.admit(epoch)
         if epoch != self._sender_epoch:
@@ -150,7 +165,12 @@ class Receiver:
             self._data(word, now)
             return True
         if isinstance(word, frames.Resume):
+            if self._resumed:
+                raise ProtocolError(f"link {self.link}: a sender resumed twice")
             self._seq, self._bytes, self._resumed = word.seq, word.nbytes, True
+            self._granted_messages = word.seq + self._grant_messages
+            self._granted_bytes = word.nbytes + self._grant_bytes
+            self.first = word.seq
             self._count_settled()
             self._acknowledge_by(now)
         elif isinstance(word, frames.Ping):
@@ -197,6 +217,11 @@ class Receiver:
         """Messages and bytes in the inbox; may be asked from another thread."""
         waiting = tuple(self.inbox)
         return sum(b.messages - b.skip for b in waiting), sum(b.nbytes for b in waiting)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """In the present sender's numbers: the end of what was received, and of what is settled."""
+        return self._seq, self._settled
 
     @property
     def unsettled(self) -> tuple[int, int]:
@@ -256,6 +281,7 @@ class Receiver:
                 self._held_messages + batch.messages > self._window_messages
                 or self._held_bytes + batch.nbytes > self._window_bytes
             )
+            and not self._granted(batch)
         ):
             raise ProtocolError(f"link {self.link}: the sender exceeds its credit")
         self._seq += data.count
@@ -270,6 +296,15 @@ class Receiver:
             self.received[places.lane] = batch.last
             self.inbox.append(batch)
 
+    def _granted(self, batch: Batch) -> bool:
+        """Whether a batch that exceeds the window may be taken all the same."""
+        return (
+            self._seq + batch.messages <= self._granted_messages
+            and self._bytes + batch.nbytes <= self._granted_bytes
+            and self._held_messages + batch.messages <= self._window_messages + self._grant_messages
+            and self._held_bytes + batch.nbytes <= self._window_bytes + self._grant_bytes
+        )
+
     def _count_settled(self) -> None:
         if not self._resumed:
             return
@@ -277,3 +312,8 @@ class Receiver:
             self._settled = max(self._settled, self._seq)
         elif (start := self._held[0].start) is not None:
             self._settled = max(self._settled, start)
+
+
+def _between(free: int, grant: int) -> int:
+    """What may be granted when so much of the window is `free`, which is less than none if more was granted before."""
+    return max(0, min(grant, free + grant))

@@ -44,12 +44,38 @@ class _Entry:
     last: Position
 
 
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What a receiver answers to a hello."""
+
+    epoch: int
+    received: dict[int, Position]
+    """The last position that it received in each lane."""
+    window_messages: int
+    window_bytes: int
+    grant_messages: int
+    """What may be sent before the first acknowledgement."""
+    grant_bytes: int
+
+
+def read_welcome(link: str, body: dict[str, Any]) -> Welcome:
+    """The words in a receiver's answer. Raises `ProtocolError` when it makes no sense."""
+    try:
+        received = {_int(lane): Position(_int(origin), _bytes(path)) for lane, origin, path in body["received"]}
+        numbers = ("window_messages", "window_bytes", "grant_messages", "grant_bytes")
+        return Welcome(_int(body["epoch"]), received, *(_int(body[name]) for name in numbers))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ProtocolError(f"link {link}: malformed welcome: {exc!r}") from exc
+
+
 class Sender:
     """One link's sending half. `epoch` is that of the operator instance that owns it."""
 
-    def __init__(self, link: str, epoch: int):
+    def __init__(self, link: str, epoch: int, *, quiet: bool = False):
         self.link = link
         self.epoch = epoch
+        self.quiet = quiet
+        """Leave the link to an earlier instance until there is something to send."""
         self.peer_epoch = 0
         """The newest epoch of the receiver that was heard or announced; older ones are fenced."""
         self.machine = Machine(link)
@@ -73,6 +99,8 @@ class Sender:
         self._heard_at = 0.0
         self._pinged = False
         self._control: deque[Frame] = deque()
+        self._resume: Frame | None = None
+        """The first frame of the present connection, while it is held back."""
 
     # -- what happens
 
@@ -89,35 +117,33 @@ class Sender:
         self.machine.fire(Event.CONNECTED)
 
     def welcomed(self, body: dict[str, Any], now: float) -> None:
-        """The receiver's answer: its epoch, the last position it received in each lane, and its window.
+        """The receiver's answer, just now or a while ago: nothing but the handshake has gone over the connection.
 
         Raises `Fenced` when the receiver is of an older epoch than one already heard, `ProtocolError`
         when the answer makes no sense.
         """
-        try:
-            epoch = _int(body["epoch"])
-            received = {_int(lane): Position(_int(origin), _bytes(path)) for lane, origin, path in body["received"]}
-            self._window_messages, self._window_bytes = _int(body["window_messages"]), _int(body["window_bytes"])
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ProtocolError(f"link {self.link}: malformed welcome: {exc!r}") from exc
-        if epoch < self.peer_epoch:
+        welcome = read_welcome(self.link, body)
+        if (epoch := welcome.epoch) < self.peer_epoch:
             raise Fenced(f"link {self.link}: the receiver is of epoch {epoch}, {self.peer_epoch} has been heard")
         self.peer_epoch = epoch
+        self._window_messages, self._window_bytes = welcome.window_messages, welcome.window_bytes
         self.machine.fire(Event.AGREED)
         self._cursor = 0
         for entry in self._entries:
-            if entry.last > received.get(entry.lane, NOWHERE):
+            if entry.last > welcome.received.get(entry.lane, NOWHERE):
                 break
             self._cursor += 1
         base = self._entries[self._cursor] if self._cursor < len(self._entries) else None
         seq = base.start if base else self.numbered
         nbytes = base.bytes_end - base.nbytes if base else self._bytes
-        self._credit_messages, self._credit_bytes = seq, nbytes  # until the receiver acknowledges the first frame
+        self._credit_messages, self._credit_bytes = seq + welcome.grant_messages, nbytes + welcome.grant_bytes
         self._heard_at, self._pinged = now, False
         self.samples.opened()
         self._control.clear()
-        self._control.append(frames.Resume(seq, nbytes).pack())
         self._sent = seq
+        self._resume = frames.Resume(seq, nbytes).pack()
+        if base is not None or not self.quiet:
+            self._take_over()
 
     def receive(self, frame: Frame, now: float) -> bool:
         """Take a frame from the receiver; True when it freed room. Raises `ProtocolError`."""
@@ -139,6 +165,7 @@ class Sender:
             self.machine.fire(Event.DISCONNECTED)
         self._cursor = 0
         self._control.clear()
+        self._resume = None
 
     def close(self) -> None:
         """The end of the link; what is unsettled is given up."""
@@ -185,6 +212,8 @@ class Sender:
         self._bytes += nbytes
         self.numbered = end = start + count
         self._entries.append(_Entry(frame, start, end, nbytes, self._bytes, places.lane, places[-1]))
+        if self._resume is not None:
+            self._take_over()
 
     @property
     def blocked(self) -> bool:
@@ -237,6 +266,12 @@ class Sender:
         return True
 
     # -- inside
+
+    def _take_over(self) -> None:
+        """The first frame may go: from its arrival on this connection is the link's."""
+        assert self._resume is not None
+        self._control.append(self._resume)
+        self._resume, self.quiet = None, False
 
     def _alone(self, entry: _Entry) -> bool:
         """Whether the receiver holds nothing: a batch larger than its whole window travels alone, rather than never."""

@@ -9,8 +9,9 @@ import pytest
 
 from nomad.clock import Clock, SystemClock
 from nomad.control import Shape
-from nomad.delivery import driver
-from nomad.delivery.driver import InLink, InPort, OutLink
+from nomad.delivery import driver, outlink
+from nomad.delivery.inlink import InLink, InPort
+from nomad.delivery.outlink import OutLink
 from nomad.delivery.receiver import Receiver
 from nomad.delivery.sender import GIVE_UP, SILENCE, Sender
 from nomad.delivery.states import State
@@ -69,7 +70,7 @@ async def ends() -> AsyncIterator[Ends]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "BACKOFF_FIRST", 0.001)
+    monkeypatch.setattr(outlink, "BACKOFF_FIRST", 0.001)
 
 
 async def test_it_dials_and_comes_back_after_every_cut() -> None:

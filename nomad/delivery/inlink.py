@@ -1,0 +1,280 @@
+"""The receiving ends of an operator's data links on real connections: listens, greets, hands on what arrives.
+
+`InPort` listens for all links of an operator and hands each connection to its `InLink`, which owns a `Receiver`. Their
+owner (`nomad.actor`) is told through a callback when there is something to do, and calls `flush` after it did
+something.
+
+A connection waits beside the one in use until its sender's first frame, with which it takes the link over. So the next
+instance of a sender may be connected long before it is needed, and two are never heard at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nomad.clock import Clock
+from nomad.control import Shape
+from nomad.delivery import frames
+from nomad.delivery.driver import nothing, shake_listener, shaped
+from nomad.delivery.receiver import Receiver
+from nomad.errors import ConnectionBroken, DeliveryError, Fenced, HandshakeError, ProtocolError, TransportError
+from nomad.transport import registry
+from nomad.transport.base import Connection, Frame, Listener
+
+MOST_WAITING = 4
+"""Connections of one link that wait beside the one in use; of more, the oldest of the oldest sender is closed."""
+
+
+@dataclass(eq=False, slots=True)
+class _Line:
+    """A connection from a sender that has proven itself."""
+
+    epoch: int
+    raw: Connection
+    """What is read from."""
+    conn: Connection
+    """What is written to: the connection, or an emulated link around it."""
+    end: asyncio.Future[Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Why it ended."""
+
+    def finish(self, why: Exception) -> None:
+        """Nothing more is heard of it."""
+        if not self.end.done():
+            self.end.set_result(why)
+        self.conn.abort()
+
+
+class InLink:
+    """The receiving end of a link. Connections are brought by `InPort`."""
+
+    def __init__(self, receiver: Receiver, key: bytes, clock: Clock, changed: Callable[[], None] = nothing):
+        self.receiver = receiver
+        self.changed = changed
+        """Called when a batch has arrived, or another connection has taken over."""
+        self.met: Callable[[], None] = nothing
+        """Called when a sender, or its next instance, came or went."""
+        self.key = key
+        self.fenced = 0
+        self.reconnects = 0
+        self._clock = clock
+        self._shape = Shape()
+        self._standby: tuple[int, Shape] = 0, Shape()
+        """Epoch of the sender's next instance, and how an emulated link treats acknowledgements to that."""
+        self._waiting: list[_Line] = []
+        """Proven and not used yet, oldest first."""
+        self._line: _Line | None = None
+        """The connection in use. The three below are of it, for the sake of what is called for each batch."""
+        self._raw: Connection | None = None
+        self._conn: Connection | None = None
+        self._end: asyncio.Future[Exception]
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    def set_peer(self, epoch: int, shape: Shape) -> None:
+        """The least epoch of the sender that may be heard, and how an emulated link treats acknowledgements."""
+        self.receiver.expect(epoch)
+        self._shape = shape
+        self._look_again()
+
+    def set_standby(self, epoch: int, shape: Shape) -> None:
+        """The epoch of the sender's next instance, 0: none; and how an emulated link treats what goes to that."""
+        self._standby = epoch, shape
+        self._look_again()
+
+    @property
+    def peers(self) -> tuple[int, int]:
+        """Epochs of the sender that is heard, and of a newer instance that waits; 0 is none."""
+        heard = self._line.epoch if self._line is not None else 0
+        waiting = max((line.epoch for line in self._waiting), default=0)
+        return heard, waiting if waiting > heard else 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is in use."""
+        return self._conn is not None
+
+    def welcome(self, hello: dict[str, Any]) -> dict[str, Any]:
+        """What to answer a dialer, who hasn't proven itself yet."""
+        try:
+            return self.receiver.welcome(hello)
+        except Fenced:
+            self.fenced += 1
+            raise
+        except ProtocolError as exc:
+            raise HandshakeError(str(exc)) from exc
+
+    async def serve(self, raw: Connection, epoch: int, first: list[Frame]) -> None:
+        """Read a proven connection until it ends. Raises why it did: `TransportError`, `ProtocolError` or `Fenced`."""
+        self._admit(epoch)  # a newer sender may have been announced since the welcome
+        line = _Line(epoch, raw, shaped(raw, self._shape_for(epoch), self._clock))
+        self._waiting.append(line)
+        if len(self._waiting) > MOST_WAITING:
+            oldest = min(self._waiting, key=lambda waiting: waiting.epoch)
+            oldest.finish(ConnectionBroken(f"link {self.receiver.link}: too many connections wait"))
+        try:
+            self.met()
+            raw.notify(lambda: self._heard(line))
+            self._heard(line, first)
+            raise await line.end
+        finally:
+            line.conn.abort()
+            if self._line is line:
+                self._lost()
+                self.reconnects += 1
+            elif line in self._waiting:
+                self._waiting.remove(line)
+            self.met()
+
+    def flush(self) -> None:
+        """Send what is due, and see to it that what is due later will be sent."""
+        conn = self._conn
+        if conn is None:
+            return
+        due = self.receiver.deadline()
+        if due is None and not self.receiver.asked:
+            return
+        now = self._clock.now()
+        if frames := self.receiver.take(now):
+            try:
+                conn.write(frames)
+            except TransportError:
+                return  # the reader of this connection sees the same and acts on it
+            due = self.receiver.deadline()
+        if due is None or (self._timer is not None and self._timer_at <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self._on_timer)
+
+    def cut(self) -> None:
+        """Break all connections, as a fault would."""
+        for line in self._lines():
+            line.conn.abort()
+
+    # -- connections that wait
+
+    def _heard(self, line: _Line, first: Sequence[Frame] = ()) -> None:
+        """A connection that waits has frames, or has ended. `first` are some that had been read from it before."""
+        if line.end.done() or line is self._line:
+            return
+        try:
+            arrived = [*first, *line.raw.poll()]
+            for number, frame in enumerate(arrived):
+                word = frames.unpack(frame)
+                if isinstance(word, frames.Resume):
+                    self._take_over(line)
+                    self._arrived(arrived[number:])
+                    self.changed()
+                    return
+                if isinstance(word, frames.Ping):
+                    line.conn.write([frames.Pong().pack()])
+                elif not isinstance(word, frames.Pong):
+                    raise ProtocolError(f"link {self.receiver.link}: {type(word).__name__} before the first frame")
+        except (TransportError, DeliveryError) as exc:
+            line.finish(exc)
+
+    def _take_over(self, line: _Line) -> None:
+        """Hear this one from now on, and none that came before it. Raises `Fenced`."""
+        self._admit(line.epoch)
+        place = self._waiting.index(line)
+        before = self._waiting[:place] + [other for other in self._waiting[place + 1 :] if other.epoch < line.epoch]
+        self._waiting = [other for other in self._waiting[place + 1 :] if other not in before]
+        if self._line is not None:
+            before.append(self._line)
+            self._lost()
+        for other in before:
+            other.finish(ConnectionBroken(f"link {self.receiver.link}: replaced by a newer connection"))
+        self.receiver.opened(line.epoch)
+        self._line, self._raw, self._conn, self._end = line, line.raw, line.conn, line.end
+        line.raw.notify(self._arrived)
+        self.met()
+
+    def _admit(self, epoch: int) -> None:
+        try:
+            self.receiver.admit(epoch)
+        except Fenced:
+            self.fenced += 1
+            raise
+
+    # -- the connection in use
+
+    def _arrived(self, first: Sequence[Frame] = ()) -> None:
+        """The connection has frames, or has ended. `first` are some that had been read from it before."""
+        if self._raw is None or self._end.done():
+            return
+        news = False
+        try:
+            now = self._clock.now()
+            for frame in [*first, *self._raw.poll()]:
+                news |= self.receiver.receive(frame, now)
+        except (TransportError, DeliveryError) as exc:
+            self._end.set_result(exc)
+        if news:
+            self.changed()  # first the work, then what the sender may wait for
+        self.flush()
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.flush()
+
+    def _lost(self) -> None:
+        self._line = self._raw = self._conn = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.receiver.disconnected()
+
+    # -- all of them
+
+    def _lines(self) -> list[_Line]:
+        return self._waiting if self._line is None else [*self._waiting, self._line]
+
+    def _look_again(self) -> None:
+        """End what is out of date, and shape the others."""
+        for line in self._lines():
+            if line.epoch < self.receiver.peer_epoch:
+                line.conn.abort()
+            else:
+                line.conn = shaped(line.conn, self._shape_for(line.epoch), self._clock)
+        if self._line is not None:
+            self._conn = self._line.conn
+
+    def _shape_for(self, epoch: int) -> Shape:
+        standby, shape = self._standby
+        return shape if standby and epoch >= standby else self._shape
+
+
+class InPort:
+    """Where an operator listens for all its incoming links."""
+
+    def __init__(self, links: dict[str, InLink]):
+        self._links = links
+        self._listener: Listener | None = None
+
+    async def listen(self, address: str) -> str:
+        """Bind `address`; the address that peers should dial. Raises `TransportError`."""
+        self._listener = await registry.listen(address, self._accept)
+        return self._listener.reachable
+
+    async def close(self) -> None:
+        """Stop listening and drop all connections."""
+        if self._listener is not None:
+            await self._listener.close()
+
+    async def _accept(self, conn: Connection) -> None:
+        try:
+            identity, hello, rest = await shake_listener(conn, self._key_for, self._welcome)
+            await self._links[identity].serve(conn, int(hello["epoch"]), rest)
+        except (TransportError, DeliveryError):
+            return  # the dialer was told where that was possible, and dials again
+
+    def _key_for(self, identity: str) -> bytes | None:
+        link = self._links.get(identity)
+        return link.key if link is not None else None
+
+    def _welcome(self, identity: str, hello: dict[str, Any]) -> dict[str, Any]:
+        return self._links[identity].welcome(hello)
