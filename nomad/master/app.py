@@ -28,7 +28,8 @@ from nomad.master import show
 from nomad.master.assembly import Parts, assemble, declare_profile, overrides
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
-from nomad.master.placing import place
+from nomad.master.placing import check_pins, place
+from nomad.master.problem import Knowledge, Placed, build
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
 from nomad.master.views import (
     EventView,
@@ -202,18 +203,19 @@ class Master:
                 moves=moves,
                 pins=self._checked_pins(spec, {op.name: op.pin for op in spec.operators if op.pin} | dict(pins or {})),
             )
-            wanted.placement = place(
-                spec,
-                [node for node in parts.observed.nodes.values() if node.ready],
-                parts.desired.shapes,
-                parts.desired.speeds,
-                show.memory_used(parts.desired, parts.loop.requested),
-                wanted.bound,
-            )
+            check_pins(spec, list(parts.observed.nodes.values()), wanted.bound)
+            placed = await asyncio.to_thread(place, self._problem(wanted))
+            wanted.placement = placed.views
+            if placed.warning:
+                warnings.append(placed.warning)
+                wanted.warnings = tuple(warnings)
             await parts.store.add_pipeline(wanted, data)
             parts.desired.pipelines[spec.id] = wanted
             declare_profile(parts.book, spec, parts.clock.now())
-        self._caused(spec.id, "pipeline.submitted", f"{spec.id} was submitted, with {len(spec.operators)} operators")
+        text = (
+            f"{spec.id} was submitted, with {len(spec.operators)} operators; predicted: {placed.latency * 1e3:.4g} ms"
+        )
+        self._caused(spec.id, "pipeline.submitted", text, latency=placed.latency, placement=placed.nodes)
         for warning in warnings:
             parts.events.add("pipeline.warning", warning, pipeline=spec.id)
         return self.pipeline(spec.id)
@@ -426,9 +428,20 @@ class Master:
             raise ConflictError(f"operator {name!r} of {id!r} doesn't run now", status=409)
         return await self._parts.port.ask(pod, method, **args)
 
-    def _caused(self, id: str, kind: str, message: str) -> None:
+    def _problem(self, wanted: DesiredPipeline) -> dict[str, Any]:
+        """Where the pipeline's operators may go, beside the pipelines that run."""
+        parts = self._parts
+        others = [
+            Placed(other.spec, {op.name: other.node_of(op.name) for op in other.spec.operators})
+            for id, other in parts.desired.pipelines.items()
+            if id != wanted.spec.id and not parts.loop.is_over(id)
+        ]
+        nodes = [node for node in parts.observed.nodes.values() if node.ready]
+        return build(wanted.spec, Knowledge(parts.book), nodes, pins=wanted.bound, others=others)
+
+    def _caused(self, id: str, kind: str, message: str, **data: Any) -> None:
         """Note what a user asked for: what follows follows from it."""
-        self._parts.loop.caused(id, self._parts.events.add(kind, message, pipeline=id))
+        self._parts.loop.caused(id, self._parts.events.add(kind, message, pipeline=id, data=data))
         self._parts.woken.set()
 
     async def _keep_overrides(self, undo: Any) -> None:

@@ -1,68 +1,69 @@
-"""Between the master's values and the scheduler's: a snapshot of the cluster, and a plan as views. Pure."""
+"""The first placement of a pipeline: where each operator goes, as views, or what a user is told instead. Pure.
+
+Called by the facade, in a thread: a plan takes tens of milliseconds. The engine is `nomad.scheduler`, the problem is
+`problem.build`'s.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from nomad import scheduler
-from nomad.control import Shape
 from nomad.errors import InvalidRequestError
 from nomad.master.views import PlacementView
-from nomad.pipeline import OperatorSpec, PipelineSpec
+from nomad.pipeline import PipelineSpec
 from nomad.runtime.base import NodeInfo
+from nomad.scheduler.sustain import plan_at_most
 
 
-def place(
-    spec: PipelineSpec,
-    nodes: Iterable[NodeInfo],
-    shapes: Mapping[tuple[str, str], Shape],
-    speeds: Mapping[str, float],
-    used_memory_mb: Mapping[str, float],
-    pins: Mapping[str, str],
-) -> dict[str, PlacementView]:
-    """Where each operator of a pipeline goes, and why. `pins`: operator -> the node that it is bound to.
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a pipeline goes."""
+
+    views: dict[str, PlacementView]
+    """By operator name."""
+    latency: float
+    """Predicted seconds per message."""
+    warning: str = ""
+    """What isn't as it should be."""
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """Operator -> node."""
+        return {name: view.node for name, view in self.views.items()}
+
+
+def place(problem: Mapping[str, Any]) -> Placement:
+    """Where each operator of a new pipeline goes, and why.
 
     Raises `InvalidRequestError` (422) that says which constraint can't be met, and which nodes came nearest.
     """
-    nodes = list(nodes)
-    _check_pins(spec, nodes, pins)
-    plan = scheduler.place(
-        scheduler.Snapshot(
-            nodes=tuple(
-                scheduler.Node(
-                    id=node.id,
-                    speed=speeds.get(node.id, node.speed),
-                    cores=node.cores,
-                    memory_mb=node.memory_mb,
-                    labels=node.labels,
-                    arch=node.arch,
-                    used_memory_mb=used_memory_mb.get(node.id, 0.0),
-                )
-                for node in nodes
-            ),
-            operators=tuple(_operator(spec, number, op, pins) for number, op in enumerate(spec.operators)),
-            edges=spec.edges,
-            links=tuple(
-                scheduler.Link(source, target, shape.latency, shape.bandwidth)
-                for (source, target), shape in shapes.items()
-            ),
+    if not problem["nodes"]:
+        raise InvalidRequestError("the cluster has no nodes that are there: start some", status=422)
+    answer, share = plan_at_most(problem)
+    if not answer["feasible"]:
+        raise _refused(answer["reasons"])
+    warning = ""
+    if share < 1:
+        rate = problem["pipeline"]["rate"]
+        warning = (
+            f"the cluster hasn't the processing power or bandwidth for {rate:.4g} messages per second, as far as is "
+            "known: the pipeline will run under back-pressure"
         )
+    pins = {op["id"] for op in problem["pipeline"]["operators"] if op["pin"] is not None}
+    return Placement(
+        {name: view(reason, pinned=name in pins) for name, reason in answer["reasons"].items()},
+        answer["latency"],
+        warning,
     )
-    if isinstance(plan, scheduler.Infeasible):
-        raise InvalidRequestError(
-            plan.text,
-            status=422,
-            problem={
-                "constraint": plan.constraint,
-                "operator": plan.operator,
-                "nearest": [{"node": lack.node, "lacks": lack.lacks} for lack in plan.nearest],
-            },
-        )
-    return {name: _view(reason) for name, reason in plan.reasons.items()}
 
 
-def _check_pins(spec: PipelineSpec, nodes: Sequence[NodeInfo], pins: Mapping[str, str]) -> None:
-    """To the scheduler a pin is an order; a user who names both a node and a label that it lacks is told."""
+def check_pins(spec: PipelineSpec, nodes: Sequence[NodeInfo], pins: Mapping[str, str]) -> None:
+    """To the scheduler a pin is an order; a user who names both a node and a label that it lacks is told.
+
+    Raises `InvalidRequestError` (422).
+    """
     labels = {node.id: node.labels for node in nodes}
     ends = {spec.operators[-1].name: "the pipeline's end", spec.operators[0].name: "the pipeline's start"}
     for op in spec.operators:
@@ -83,24 +84,30 @@ def _check_pins(spec: PipelineSpec, nodes: Sequence[NodeInfo], pins: Mapping[str
             )
 
 
-def _operator(spec: PipelineSpec, number: int, op: OperatorSpec, pins: Mapping[str, str]) -> scheduler.Operator:
-    expected = spec.profile[number] if number < len(spec.profile) else {}
-    return scheduler.Operator(
-        id=op.name,
-        memory_mb=op.memory_mb,
-        requires=op.requires,
-        work=expected.get("cloud_execution_time"),
-        output_bytes=expected.get("output_msg_size"),
-        pin=pins.get(op.name),
-    )
-
-
-def _view(reason: scheduler.Reason) -> PlacementView:
-    second = reason.runner_up
+def view(reason: Mapping[str, Any], *, pinned: bool) -> PlacementView:
+    """Why an operator is where it is, from the engine's answer."""
+    second = reason["runner_up"]
     return PlacementView(
-        node=reason.node,
-        summary=reason.text,
-        cost=dict(reason.terms),
-        runner_up=second.node if second else None,
-        why_not=f"{second.total * 1e3:.4g} ms per message there, {reason.total * 1e3:.4g} ms here" if second else "",
+        node=reason["node"],
+        summary=f"it is pinned to {reason['node']}" if pinned else reason["text"],
+        cost=dict(reason["terms"]),
+        runner_up=second["node"] if second else None,
+        why_not=second["why"] if second else "",
     )
+
+
+def _refused(reasons: Mapping[str, Any]) -> InvalidRequestError:
+    near = ", ".join(f"{lack['node']} lacks {lack['lacks']}" for lack in reasons["nearest"])
+    text = f"there is nowhere to place the pipeline: {reasons['text']}{f' ({near})' if near else ''}"
+    if way_out := _WAYS_OUT.get(reasons["constraint"]):
+        text += f". {way_out}"
+    return InvalidRequestError(
+        text, status=422, problem={key: reasons[key] for key in ("constraint", "operator", "nearest")}
+    )
+
+
+_WAYS_OUT = {
+    "memory": "Stop another pipeline, ask for less with @operator(memory=...), or add a node",
+    "requires": "Give a node the labels, or require less",
+    "pin": "Pin fewer operators, or pin them elsewhere",
+}

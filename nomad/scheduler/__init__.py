@@ -1,29 +1,19 @@
 """Decides where operators live. Pure functions over an immutable snapshot: no clock, no I/O, no hidden random.
 
-`plan` is the engine: a problem in its JSON form in, the answer in its JSON form out (docs/placement.md); it needs
-NumPy and SciPy, the extra `scheduler`. `place` is the master's first placement of one pipeline, and needs nothing.
+`plan` is the engine: a problem in its JSON form in, the answer in its JSON form out (docs/placement.md). `drift`
+decides when an operator should move. NumPy is imported with the first plan, and SciPy with the first over `shortest`
+routes.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nomad.errors import PlacementError
-from nomad.scheduler.greedy import place
-from nomad.scheduler.model import Infeasible, Lack, Link, Node, Operator, Plan, Policy, Reason, RunnerUp, Snapshot
 
-__all__ = [
-    "Infeasible",
-    "Lack",
-    "Link",
-    "Node",
-    "Operator",
-    "Plan",
-    "Policy",
-    "Reason",
-    "RunnerUp",
-    "Snapshot",
-    "place",
-    "plan",
-]
+__all__ = ["needs_libraries", "plan"]
 
 
 def plan(problem: Any) -> dict[str, Any]:
@@ -32,10 +22,21 @@ def plan(problem: Any) -> dict[str, Any]:
     The same problem gets the same answer, in whatever order its parts are given. Raises `PlacementError` that names
     what isn't valid, and where NumPy or SciPy is missing.
     """
-    try:
+    with needs_libraries():
         from nomad.scheduler import planner
+
+        return planner.plan(problem)
+
+
+@contextmanager
+def needs_libraries() -> Iterator[None]:
+    """Say plainly what to install where NumPy or SciPy is missing."""
+    try:
+        yield
     except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.partition(".")[0] not in ("numpy", "scipy"):
-            raise
-        raise PlacementError(f"planning needs {exc.name}: pip install 'nomad[scheduler]'") from exc
-    return planner.plan(problem)
+        match (exc.name or "").partition(".")[0]:
+            case "numpy":
+                raise PlacementError("placing operators needs numpy: pip install numpy") from exc
+            case "scipy":
+                raise PlacementError("'shortest' routes need scipy: pip install 'nomad[scheduler]'") from exc
+        raise

@@ -16,7 +16,7 @@ from nomad.scheduler.arrays import Ints
 from nomad.scheduler.instance import Seats
 from nomad.scheduler.problem import LinkForm, NodeForm, checked, read
 from nomad.scheduler.routes import Routes
-from nomad.scheduler.search import Effort
+from nomad.scheduler.search import Answer, Effort
 
 ALL_PAIRS = 160
 """Up to this many nodes, all are considered."""
@@ -104,22 +104,34 @@ class Planner:
 
     def plan(self) -> dict[str, Any]:
         """The best placement found, why each operator is where it is; or which constraint can't be met."""
-        cluster = self._cluster
+        case, answer = self._place()
+        if answer.best is None:
+            reason, proven = verdict.explain(case, self._cluster, self._pipelines, proven=answer.proven)
+            return {"feasible": False, "placement": {}, "latency": None, "reasons": reason, "proven": proven}
+        return reasons.describe(case, answer, joint_form=self._problem.pipelines is not None)
+
+    def placement(self) -> dict[str, str] | None:
+        """The best placement found of one pipeline, operator to node, without a word about it."""
+        case, answer = self._place()
+        if answer.best is None:
+            return None
+        return {
+            operator: case.seats.ids[node]
+            for (_, operator), node in zip(case.works[0].ids, answer.best.chosen.tolist(), strict=True)
+        }
+
+    def _place(self) -> tuple[verdict.Case, Answer]:
         case = self._case()
         answer = case.place(self._last)
-        some = len(self._among) < len(cluster.nodes)
+        some = len(self._among) < len(self._cluster.nodes)
         if answer.best is None and some and len(self._among) < MANY_MORE:
             self._look_at(MANY_MORE)
             case = self._case()
             answer = case.place()
         if some:
             answer = replace(answer, proven=False)
-        if answer.best is None:
-            self._last = None
-            reason, proven = verdict.explain(case, cluster, self._pipelines, proven=answer.proven)
-            return {"feasible": False, "placement": {}, "latency": None, "reasons": reason, "proven": proven}
-        self._last = answer.best.chosen
-        return reasons.describe(case, answer, joint_form=self._problem.pipelines is not None)
+        self._last = answer.best.chosen if answer.best is not None else None
+        return case, answer
 
     def _case(self) -> verdict.Case:
         cluster = self._cluster

@@ -118,9 +118,7 @@ def _nowhere(cluster: Cluster, form: OperatorForm, load: float) -> Finding:
         text = f"operator {form.id!r} has {load:.4g} reference-seconds of work per second, one message at a time, and "
         return "cpu", form.id, lacks, f"{text}{where} that fast"
     near = sorted(range(len(nodes)), key=lambda number: (len(needed - cluster.labels[number]), number))[:3]
-    lacks = [
-        {"node": nodes[n].id, "lacks": "label " + ", ".join(sorted(needed - cluster.labels[n]))} for n in near
-    ]
+    lacks = [{"node": nodes[n].id, "lacks": "label " + ", ".join(sorted(needed - cluster.labels[n]))} for n in near]
     text = f"no node has all the labels that operator {form.id!r} requires: {', '.join(sorted(needed))}"
     return "requires", form.id, lacks, text
 

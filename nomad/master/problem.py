@@ -1,0 +1,201 @@
+"""From what the master knows to a placement problem in its JSON form (docs/placement.md): a pipeline, the nodes that
+are there, and what other pipelines take of them. Pure. Used for the first placement, for every later one, and to
+record a problem from a live master.
+
+What is known of a quantity is, in this order: what `drift` counts on; what was measured; what the topology declares or
+the pipeline's profile says; a default that stands here. What a link or node was *changed to* by hand isn't looked at:
+as on any cluster, that has to be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nomad.measure.book import Book
+from nomad.measure.estimate import Estimate
+from nomad.pipeline import PipelineSpec
+from nomad.runtime.base import NodeInfo
+from nomad.scheduler.drift import Signal
+
+DEFAULT_WORK = 1e-3
+"""Reference-seconds per message of an operator that nothing is known of: a few thousand lines of Python, no model."""
+DEFAULT_OUTPUT = 1024.0
+"""Bytes per message that nothing is known of: a record, no picture."""
+DEFAULT_RATE = 1.0
+"""Messages per second of a source that doesn't say: so few that no limit is what decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A pipeline that runs, and where."""
+
+    spec: PipelineSpec
+    nodes: Mapping[str, str]
+    """Operator -> node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """What a problem says of an operator's messages."""
+
+    work: float
+    output_bytes: float
+    selectivity: float
+
+
+@dataclass(slots=True)
+class Knowledge:
+    """What there is to know."""
+
+    book: Book
+    levels: Mapping[Signal, float] = field(default_factory=dict)
+    """What is to be counted on instead of the estimates, by kind and what it is of."""
+
+    def operator(self, spec: PipelineSpec, number: int) -> Operator:
+        """The operator at this place of a pipeline."""
+        name = spec.operators[number].name
+        known, key = self.book.operator(spec.id, name), (spec.id, name)
+        expected = spec.profile[number] if number < len(spec.profile) else {}
+        work = expected.get("cloud_execution_time", DEFAULT_WORK)
+        output = expected.get("output_msg_size", DEFAULT_OUTPUT)
+        return Operator(
+            work=self._of("work", key, known.work, work),
+            output_bytes=self._of("output_bytes", key, known.output_bytes, output),
+            selectivity=self._of("selectivity", key, known.selectivity, 1.0),
+        )
+
+    def rate(self, spec: PipelineSpec) -> float:
+        """Messages per second that the first operator makes."""
+        source = spec.operators[0]
+        declared = 1 / source.interval if source.interval else DEFAULT_RATE
+        return self._of(
+            "departure", (spec.id, source.name), self.book.operator(spec.id, source.name).departure, declared
+        )
+
+    def speed(self, node: NodeInfo) -> float:
+        """Reference-seconds of work per second and core."""
+        return max(1e-6, self._of("speed", (node.id,), self.book.node(node.id).speed, node.speed))
+
+    def link(self, source: str, target: str) -> tuple[float, float | None]:
+        """Seconds one way, and bytes per second or None: not known to be limited."""
+        known = self.book.link(source, target)
+        latency = self._of("latency", (min(source, target), max(source, target)), known.latency, 0.0)
+        bandwidth = self._of("bandwidth", (source, target), known.bandwidth, 0.0)
+        return latency, max(bandwidth, 1.0) if bandwidth else None
+
+    def error(self, kind: str, key: tuple[str, ...]) -> float:
+        """The deviation of an estimate that was measured; else 0, as nothing is known of the error."""
+        estimate = self._estimate(kind, key)
+        return estimate.deviation if estimate is not None and estimate.measured else 0.0
+
+    def _estimate(self, kind: str, key: tuple[str, ...]) -> Estimate | None:
+        if kind in ("latency", "bandwidth"):
+            found = getattr(self.book.link(*key), kind)
+        elif kind == "speed":
+            found = self.book.node(*key).speed
+        else:
+            found = getattr(self.book.operator(*key), kind)
+        return found if isinstance(found, Estimate) else None
+
+    def _of(self, kind: str, key: tuple[str, ...], estimate: Estimate | None, otherwise: float) -> float:
+        level = self.levels.get((kind, key))
+        if level is not None:
+            return level
+        return estimate.value if estimate is not None else otherwise
+
+
+def build(
+    spec: PipelineSpec,
+    knowledge: Knowledge,
+    nodes: Iterable[NodeInfo],
+    *,
+    pins: Mapping[str, str],
+    others: Iterable[Placed] = (),
+    demand: float = 1.0,
+) -> dict[str, Any]:
+    """The problem, with routing `direct`: pods dial one another. `nodes`: those that are there; `pins`: operator ->
+    node, those of the ends included; `others`: the pipelines that run beside it. `demand`: times the rate that is seen,
+    where the source is known to be held back.
+    """
+    there = {node.id: node for node in sorted(nodes, key=lambda node: node.id)}
+    cpu, memory, flows = _taken(others, knowledge)
+    operators = [knowledge.operator(spec, number) for number in range(len(spec.operators))]
+    links = []
+    for source in there:
+        for target in there:
+            if source != target:
+                latency, bandwidth = knowledge.link(source, target)
+                used = 0.0 if bandwidth is None else min(bandwidth, flows.get((source, target), 0.0))
+                links.append({"from": source, "to": target, "latency": latency, "bandwidth": bandwidth, "used": used})
+    speeds = {node.id: knowledge.speed(node) for node in there.values()}
+    return {
+        "routing": "direct",
+        "contention": "none",
+        "nodes": [
+            {
+                "id": node.id,
+                "speed": speeds[node.id],
+                "cores": node.cores,
+                "memory_mb": node.memory_mb,
+                "labels": sorted(node.labels),
+                "arch": node.arch,
+                "used_cpu": min(cpu.get(node.id, 0.0), speeds[node.id] * node.cores),
+                "used_memory_mb": min(memory.get(node.id, 0.0), node.memory_mb),
+            }
+            for node in there.values()
+        ],
+        "links": links,
+        "pipeline": {
+            "id": spec.id,
+            "rate": knowledge.rate(spec) * demand,
+            "operators": [
+                {
+                    "id": op.name,
+                    "work": known.work,
+                    "output_bytes": known.output_bytes,
+                    "memory_mb": op.memory_mb,
+                    "selectivity": known.selectivity,
+                    "requires": sorted(op.requires),
+                    "pin": pins.get(op.name),
+                    "serial": True,
+                }
+                for op, known in zip(spec.operators, operators, strict=True)
+            ],
+            "edges": [list(edge) for edge in spec.edges],
+        },
+    }
+
+
+def rates(spec: PipelineSpec, knowledge: Knowledge) -> dict[str, float]:
+    """Operator -> messages per second that come to it, by the model: sources and selectivities."""
+    emitted: dict[str, float] = {}
+    found: dict[str, float] = {}
+    source = knowledge.rate(spec)
+    for number, op in enumerate(spec.operators):  # in topological order
+        before = [emitted[a] for a, b in spec.edges if b == op.name]
+        found[op.name] = sum(before) if before else source
+        emitted[op.name] = found[op.name] * knowledge.operator(spec, number).selectivity
+    return found
+
+
+def _taken(
+    others: Iterable[Placed], knowledge: Knowledge
+) -> tuple[dict[str, float], dict[str, float], dict[tuple[str, str], float]]:
+    """What pipelines take: reference-seconds per second and MiB by node, bytes per second by pair of nodes."""
+    cpu: dict[str, float] = {}
+    memory: dict[str, float] = {}
+    flows: dict[tuple[str, str], float] = {}
+    for other in others:
+        arriving = rates(other.spec, knowledge)
+        known = {op.name: knowledge.operator(other.spec, n) for n, op in enumerate(other.spec.operators)}
+        for op in other.spec.operators:
+            node = other.nodes[op.name]
+            cpu[node] = cpu.get(node, 0.0) + known[op.name].work * arriving[op.name]
+            memory[node] = memory.get(node, 0.0) + op.memory_mb
+        for source, target in other.spec.edges:
+            way = (other.nodes[source], other.nodes[target])
+            flow = known[source].output_bytes * known[source].selectivity * arriving[source]
+            flows[way] = flows.get(way, 0.0) + flow
+    return cpu, memory, flows
