@@ -133,7 +133,10 @@ async def drained(sock: socket.socket, number: int, network: TunNetwork) -> int:
         found += 1
 
 
-@pytest.mark.parametrize(("bandwidth", "mtu"), [(1.25e6, 9000), (1.25e6, 1500), (12.5e6, 9000)])
+@pytest.mark.parametrize(
+    ("bandwidth", "mtu"),
+    [(1.25e6, 9000), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(1.25e6, 1500), (12.5e6, 9000)])],
+)
 async def test_bandwidth(bandwidth: float, mtu: int, two: Topology, sockets: list[socket.socket]) -> None:
     async with Tun(mtu=mtu).open(two, Path()) as network:
         await both_ways(network, Shape(latency=0.01, bandwidth=bandwidth))

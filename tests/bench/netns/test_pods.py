@@ -1,0 +1,114 @@
+"""Pipelines over links of real packets, with each node's pods in its namespace. As root only."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nomad import bundle, pipeline, topology
+from nomad.bench import links, synthetic
+from nomad.control import Shape
+from nomad.master.app import Master
+from nomad.settings import Pods, Settings
+
+DEADLINE = 45.0
+
+pytestmark = pytest.mark.usefixtures("host")
+
+
+@dataclass(slots=True)
+class World:
+    """A running pipeline: source on edge, work on fog, sink on cloud."""
+
+    folder: Path
+    master: Master
+    network: links.Network
+
+    def latencies(self) -> list[float]:
+        return [arrival.arrived - arrival.made for arrival in synthetic.arrivals(self.folder)]
+
+    async def more(self, count: int) -> list[float]:
+        """Latencies of the next `count` messages."""
+        before = len(self.latencies())
+        await self.until(lambda: len(self.latencies()) >= before + count)
+        return self.latencies()[before : before + count]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < end, self.master.pipelines()
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        await self.master.stop("p")
+        await self.until(lambda: self.master.pipeline("p").phase == "stopped")
+
+
+@asynccontextmanager
+async def world(folder: Path, backend: str, declared: str, message_bytes: int = 1024) -> AsyncIterator[World]:
+    nodes = topology.parse("nodes: {edge: {}, fog: {}, cloud: {}}\n" + declared)
+    synthetic.turn(folder, rate=200.0, work={"work": 0.0})
+    functions = synthetic.functions(folder, [synthetic.Made("work", message_bytes)], message_bytes)
+    async with links.backend(backend).open(nodes, folder) as network:
+        pods = Pods(transport="tcp", shaped=network.shaped, seats=network.seats, master_timeout=10.0)
+        async with Master(Settings(state=folder / "state", pods=pods), nodes) as master:
+            data = bundle.make(pipeline.build(functions), master.signing_key)
+            await master.submit(data, id="p", start="edge", end="cloud", moves=False, pins={"work": "fog"})
+            running = World(folder, master, network)
+            await running.until(running.latencies)
+            yield running
+
+
+async def test_pods_run_in_the_namespace_of_their_node(tmp_path: Path) -> None:
+    async with world(tmp_path, "tun", "links: [{from: edge, to: fog, latency: 20ms}]") as running:
+        for operator in running.master.pipeline("p").operators:
+            name = running.network.seats[operator.node].prefix[1].removeprefix("--net=")
+            assert os.stat(f"/proc/{operator.pid}/ns/net").st_ino == os.stat(name).st_ino
+        assert 0.02 <= statistics.median(await running.more(50)) < 0.03
+        await running.network.set_link("fog", "cloud", Shape(latency=0.05))
+        await running.more(20)  # sent before
+        assert 0.07 <= statistics.median(await running.more(50)) < 0.08
+        await running.stop()
+        assert synthetic.outcome(running.folder).lost == 0
+
+
+async def test_a_lossy_link_loses_no_message(tmp_path: Path) -> None:
+    declared = "links: [{from: edge, to: fog, latency: 2ms, loss: 0.05}, {from: fog, to: cloud, latency: 2ms}]"
+    async with world(tmp_path, "tun", declared) as running:
+        await running.more(300)
+        await running.stop()
+        outcome = synthetic.outcome(running.folder)
+        assert (outcome.lost, outcome.doubled, outcome.disorder) == (0, 0, 0)
+        assert outcome.arrived >= 300
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("bandwidth", ["100Mbit", "10Mbit"])
+async def test_the_transports_shaping_is_as_slow_as_real_packets(tmp_path: Path, bandwidth: str) -> None:
+    """The same scenario over both; medians within 10 %. They take turns, and the least disturbed run of each counts."""
+    declared = f"""
+links:
+  - {{from: edge, to: fog, latency: 5ms, bandwidth: {bandwidth}}}
+  - {{from: fog, to: cloud, latency: 20ms, bandwidth: {bandwidth}}}
+"""
+    medians: dict[str, list[float]] = {"shaping": [], "tun": []}
+    for number in range(2):
+        for backend, found in medians.items():
+            folder = tmp_path / f"{backend}{number}"
+            folder.mkdir()
+            async with world(folder, backend, declared) as running:
+                await running.more(100)  # connections are new, and imports cold
+                found.append(statistics.median(await running.more(600)))
+                await running.stop()
+    shaping, real = min(medians["shaping"]), min(medians["tun"])
+    assert real >= 0.025
+    assert shaping == pytest.approx(real, rel=0.1)
