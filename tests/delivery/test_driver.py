@@ -82,7 +82,11 @@ async def test_it_dials_and_comes_back_after_every_cut() -> None:
             await until(lambda: out.sender.machine.state is State.OPEN)
             submit(out.sender, [number])
             out.flush()
-            (inbound if number % 2 else out).cut()
+            if number % 2:
+                await until(lambda count=number: inbound.receiver.accepted > count)  # it is the present connection's
+                inbound.cut()
+            else:
+                out.cut()
             await until(lambda count=number: out.reconnects == count + 1)
         await until(lambda: inbound.receiver.accepted == 20)
         assert work(inbound.receiver) == list(range(20))
