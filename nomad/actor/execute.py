@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from nomad.actor.meter import STRETCH_LEAST
 from nomad.pipeline import Kind
 
 ASYNC_KINDS = (Kind.ASYNC, Kind.ASYNC_GENERATOR, Kind.ASYNC_PERIODIC, Kind.ASYNC_SOURCE_GENERATOR)
@@ -37,6 +38,14 @@ class Handoff:
         """Values that a generator has been called for, the one that raised included."""
         self.birth = 0
         """`time.time_ns` when the oldest value that still waits was made."""
+        self.slowdown = 1.0
+        """How many times longer each value takes on the emulated node; the thread waits before it hands one over."""
+        self.unpaid = 0.0
+        """Seconds of work that weren't made longer yet; final when it has finished."""
+        self.since = 0.0
+        """`time.perf_counter` when the work on the next value began."""
+        self.rested = 0.0
+        """Seconds of waiting for `slowdown`, which aren't the function's."""
         self.items: list[Any] = []
         """Values that wait to be taken, oldest first. Only `take` removes any."""
         self._loop = loop
@@ -56,9 +65,12 @@ class Handoff:
 
     def put(self, item: Any) -> None:
         """Hand over a value; waits while `limit` values wait."""
+        if self.slowdown > 1.0 and (pause := self._pause()):
+            self._rest(pause)
         self._append(item)
         if len(self.items) >= self.limit or self._stopped:
             self._wait()
+        self.since = time.perf_counter()
 
     def put_all(self, items: Iterable[Any]) -> None:
         """Hand over all of a generator's values, each as soon as it is there. `put`, without a call per value."""
@@ -74,6 +86,10 @@ class Handoff:
 
     async def put_async(self, item: Any) -> None:
         """The same in a thread that runs a loop."""
+        if self.slowdown > 1.0 and (pause := self._pause()):
+            started = time.perf_counter()
+            await asyncio.sleep(pause)
+            self.rested += time.perf_counter() - started
         self._append(item)
         if self._async_space is None:
             self._async_space = asyncio.get_running_loop(), asyncio.Event()
@@ -84,10 +100,12 @@ class Handoff:
                 await space.wait()
         if self._stopped:
             raise Stopped
+        self.since = time.perf_counter()
 
     def finish(self, error: BaseException | None, seconds: float) -> None:
-        """Nothing more comes."""
-        self.error, self.seconds, self.finished = error, seconds, True
+        """Nothing more comes, `seconds` after the beginning."""
+        self.unpaid += time.perf_counter() - self.since
+        self.error, self.seconds, self.finished = error, seconds - self.rested, True
         self._signal()
 
     # -- in the loop
@@ -126,6 +144,25 @@ class Handoff:
             self._full = False
         if self._stopped:
             raise Stopped
+
+    def _pause(self) -> float:
+        """Seconds to wait before a value that is there; short ones are saved up, as timers aren't that fine."""
+        self.unpaid += time.perf_counter() - self.since
+        pause = self.unpaid * (self.slowdown - 1.0)
+        if pause < STRETCH_LEAST:
+            return 0.0
+        self.unpaid = 0.0
+        return pause
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, unless it is stopped meanwhile."""
+        started = time.perf_counter()
+        while (left := started + seconds - time.perf_counter()) > 0 and not self._stopped:
+            self._space.clear()
+            self._full = True
+            self._space.wait(left)
+        self._full = False
+        self.rested += time.perf_counter() - started
 
     def _append(self, item: Any) -> None:
         # Appending, slicing and deleting a list are atomic under the GIL, and only the loop removes.
@@ -226,7 +263,7 @@ def start_source(worker: Worker, kind: Kind, function: Callable[..., Any], out: 
 
 
 def _timed(job: Callable[[], None], out: Handoff) -> None:
-    started = time.perf_counter()
+    started = out.since = time.perf_counter()
     error: BaseException | None = None
     try:
         job()
@@ -238,7 +275,7 @@ def _timed(job: Callable[[], None], out: Handoff) -> None:
 
 
 async def _timed_async(job: Callable[[], Coroutine[Any, Any, None]], out: Handoff) -> None:
-    started = time.perf_counter()
+    started = out.since = time.perf_counter()
     error: BaseException | None = None
     try:
         await job()

@@ -313,14 +313,24 @@ class Operator:
             self._batch = None
         self._settle()
 
-    def _called(self, chunk: Chunk, at: int, calls: int, seconds: float, error: BaseException | None) -> _Rest:
+    def _called(
+        self,
+        chunk: Chunk,
+        at: int,
+        calls: int,
+        seconds: float,
+        error: BaseException | None,
+        *,
+        unpaid: float | None = None,
+    ) -> _Rest:
+        """`calls` took `seconds`; `unpaid` of them (default: all) are yet to be made as long as on the slow node."""
         if calls:
             self.mode.observe(calls, seconds)
             self._meter.called(calls, seconds)
             each = self.mode.service_time
             span = INLINE_SPAN if self.mode.inline else THREAD_SPAN
             self._chunk_size = max(1, min(BATCH_MESSAGES, int(span / each) if each else BATCH_MESSAGES))
-        return _Rest(chunk, at + calls, error, self._meter.stretch(seconds))
+        return _Rest(chunk, at + calls, error, self._meter.stretch(seconds if unpaid is None else unpaid))
 
     def _call_inline(self, chunk: Chunk, at: int) -> _Rest:
         """Call for the values from number `at` on, until one raises."""
@@ -359,6 +369,7 @@ class Operator:
         """The same in the function's thread. Of a generator's results, those before number `first` aren't sent."""
         kind = self.spec.kind
         out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
+        out.slowdown = self._meter.slowdown
         values = chunk.values[at:] if at else chunk.values
         function = self._function
         if self._journal is not None:
@@ -385,7 +396,7 @@ class Operator:
             called = out.calls
         elif out.error is not None:
             called += 1
-        return self._called(chunk, at, called, out.seconds, out.error)
+        return self._called(chunk, at, called, out.seconds, out.error, unpaid=out.unpaid)
 
     def _emit(self, chunk: Chunk, at: int, results: list[Any]) -> None:
         """Results of the values from number `at` on, one each; None is none."""
