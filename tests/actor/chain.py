@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from nomad import pipeline
 from nomad.actor.instance import Instance
 from nomad.bundle import LoadedOperator
 from nomad.clock import Clock, SystemClock
-from nomad.control import Assignment, LinkPeer
+from nomad.control import Assignment, LinkPeer, Role, Shape
 from nomad.pipeline import Operator
 
 PATIENCE = 15.0
@@ -29,6 +30,27 @@ async def until(condition: Callable[[], Any], what: str = "") -> None:
         await asyncio.sleep(0.001)
 
 
+@dataclass
+class Life:
+    """One instance of an operator."""
+
+    epoch: int
+    instance: Instance
+    address: str | None
+    running: asyncio.Task[None]
+
+    async def kill(self) -> None:
+        """End it as a kill would: nothing that it has in memory is saved or sent."""
+        self.running.cancel()
+        self.instance.cut()
+        await asyncio.gather(self.running, return_exceptions=True)
+        await self.instance.close()
+
+    def status(self, link: str) -> dict[str, Any]:
+        """What it says of one of its links."""
+        return next(status for status in self.instance.status()["links"] if status["link"] == link)
+
+
 class Member:
     """One operator of the chain, through all its instances."""
 
@@ -36,13 +58,23 @@ class Member:
         self.number = number
         self.operator = operator
         self.epoch = 0
-        self.address: str | None = None
-        self.instance: Instance
-        self.running: asyncio.Task[None]
+        """The newest that was given to an instance."""
+        self.life: Life
+        """The one that the neighbours are told of."""
+        self.next: Life | None = None
+        """Its successor, while it moves."""
 
     @property
     def name(self) -> str:
         return self.operator.spec.name
+
+    @property
+    def instance(self) -> Instance:
+        return self.life.instance
+
+    @property
+    def running(self) -> asyncio.Task[None]:
+        return self.life.running
 
     @property
     def stats(self) -> Any:
@@ -62,6 +94,8 @@ class Chain:
         window_bytes: int = 1 << 20,
         codec: str = "data",
         speed: float = 1.0,
+        listen: str = "inproc:",
+        shape: Shape | None = None,
     ):
         self.members = [
             Member(number, operator) for number, operator in enumerate(pipeline.build(list(operators)).operators)
@@ -69,6 +103,8 @@ class Chain:
         self._folder = folder
         self._clock = clock or SystemClock()
         self._codec = codec
+        self._listen = listen
+        self._shape = shape or Shape()
         self._options = {"window_messages": window_messages, "window_bytes": window_bytes, "speed": speed}
 
     def __getitem__(self, number: int) -> Member:
@@ -101,12 +137,12 @@ class Chain:
         self[number].running.result()
 
     async def kill(self, number: int) -> None:
-        """End an instance as a kill would: nothing that it has in memory is saved or sent."""
+        """Kill an instance, and the one that is to take its place, if there is one."""
         member = self[number]
-        member.running.cancel()
-        member.instance.cut()
-        await asyncio.gather(member.running, return_exceptions=True)
-        await member.instance.close()
+        await member.life.kill()
+        if member.next is not None:
+            await member.next.kill()
+            member.next = None
 
     async def restart(self, *numbers: int) -> None:
         """Kill members, all of them first, and start them anew."""
@@ -115,29 +151,111 @@ class Chain:
         for number in sorted(numbers, reverse=True):
             await self._start(self[number])
 
+    # -- moves, step by step
+
+    async def move(self, number: int) -> None:
+        """All steps of a move."""
+        await self.prepare(number)
+        await self.connected(number)
+        await self.hand_over(number)
+        old = self.switch(number)
+        await self.taken_over(number)
+        await old.kill()
+
+    async def prepare(self, number: int) -> None:
+        """Start the next instance, and tell the neighbours."""
+        member = self[number]
+        member.next = await self._live(member, Role.STANDBY)
+        self.introduce(number)
+
+    async def connected(self, number: int) -> None:
+        """Until all have greeted each other."""
+        member = self[number]
+        new = member.next
+        assert new is not None
+        before, after = self[number - 1], self[number + 1]
+        await until(lambda: before.life.status(self.link(number - 1))["standby"] == new.epoch)
+        await until(lambda: new.status(self.link(number))["epoch"] == after.life.epoch)
+
+    async def hand_over(self, number: int) -> None:
+        """What was set aside is the next instance's from now on."""
+        member = self[number]
+        assert member.next is not None
+        old, new = member.life.instance, member.next.instance
+        old.set_role(Role.RETIRED)
+        await until(lambda: old.status()["role"] == Role.RETIRED)
+        new.set_role(Role.ACTIVE)
+        await until(lambda: new.status()["role"] == Role.ACTIVE)
+
+    def switch(self, number: int) -> Life:
+        """The one before is to send to the next instance; the old one."""
+        member = self[number]
+        assert member.next is not None
+        old, member.life, member.next = member.life, member.next, None
+        before = self[number - 1]
+        before.instance.set_peers(self._links(before))
+        return old
+
+    async def taken_over(self, number: int) -> None:
+        """Until the one behind hears the next instance; then no other is heard any more."""
+        member, after = self[number], self[number + 1]
+        await until(lambda: after.life.status(self.link(number))["epoch"] == member.life.epoch)
+        self.introduce(number)
+
+    async def roll_back(self, number: int) -> None:
+        """The next instance ends before the switch."""
+        member = self[number]
+        assert member.next is not None
+        await member.next.kill()
+        member.next = None
+        member.instance.set_role(Role.ACTIVE)
+        self.introduce(number)
+
+    def link(self, number: int) -> str:
+        """The link out of an operator."""
+        return f"p:{self[number].name}>{self[number + 1].name}"
+
+    def introduce(self, number: int) -> None:
+        """The neighbours learn where a member is, and its epoch."""
+        for other in (number - 1, number + 1):
+            if 0 <= other < len(self.members) and self[other].epoch:
+                self[other].instance.set_peers(self._links(self[other]))
+                following = self[other].next
+                if following is not None:
+                    following.instance.set_peers(self._links(self[other]))
+
     async def _start(self, member: Member) -> None:
+        member.life = await self._live(member, Role.ACTIVE)
+        self.introduce(member.number)
+
+    async def _live(self, member: Member, role: Role) -> Life:
         member.epoch += 1
         folder = self._folder / member.name if self._folder else None
         if folder is not None:
             folder.mkdir(exist_ok=True)
         assignment = Assignment(
-            "p", member.name, member.epoch, "node", b"", b"", b"", b"", KEY, "inproc:", self._links(member),
-            workdir=str(folder or ""), **self._options,
+            "p", member.name, member.epoch, "node", b"", b"", b"", b"", KEY, self._listen, self._links(member),
+            workdir=str(folder or ""), role=role, **self._options,
         )  # fmt: skip
         loaded = LoadedOperator(member.operator.spec, member.operator.function, {}, self._codec, member.number)
-        member.instance = Instance(assignment, loaded, self._clock)
-        member.address = await member.instance.start()
-        member.running = asyncio.create_task(member.instance.run(), name=f"{member.name} {member.epoch}")
-        for other in (member.number - 1, member.number + 1):  # the neighbours learn the address and the epoch
-            if 0 <= other < len(self.members) and self[other].epoch:
-                self[other].instance.set_peers(self._links(self[other]))
+        instance = Instance(assignment, loaded, self._clock)
+        address = await instance.start()
+        running = asyncio.create_task(instance.run(), name=f"{member.name} {member.epoch}")
+        return Life(member.epoch, instance, address, running)
 
     def _links(self, member: Member) -> list[LinkPeer]:
         links = []
         if member.number:
-            peer = self[member.number - 1]
-            links.append(LinkPeer(f"p:{peer.name}>{member.name}", "in", peer.name, None, peer.epoch))
+            links.append(self._peer(self.link(member.number - 1), "in", self[member.number - 1]))
         if member.number + 1 < len(self.members):
-            peer = self[member.number + 1]
-            links.append(LinkPeer(f"p:{member.name}>{peer.name}", "out", peer.name, peer.address, peer.epoch))
+            links.append(self._peer(self.link(member.number), "out", self[member.number + 1]))
         return links
+
+    def _peer(self, link: str, direction: str, peer: Member) -> LinkPeer:
+        out = direction == "out"
+        told = LinkPeer(link, direction, peer.name, shape=self._shape, standby_shape=self._shape)
+        if peer.epoch:
+            told.address, told.peer_epoch = peer.life.address if out else None, peer.life.epoch
+        if peer.next is not None:
+            told.standby_address, told.standby_epoch = peer.next.address if out else None, peer.next.epoch
+        return told

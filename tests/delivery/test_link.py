@@ -417,7 +417,7 @@ def test_a_repeated_message_larger_than_the_window_is_dropped_like_any() -> None
     assert wire.sender.unsettled == (0, 0)
 
 
-def test_credit_comes_with_the_first_acknowledgement() -> None:
+def test_more_than_was_granted_comes_with_the_first_acknowledgement() -> None:
     """What was free during the handshake may be taken meanwhile, by messages over an older connection."""
     wire = pair(window_messages=3)
     for n in range(3):
@@ -435,10 +435,101 @@ def test_credit_comes_with_the_first_acknowledgement() -> None:
         submit(wire.sender, [n], first=n + 1)
     wire.run()
     assert wire.sender.blocked
-    assert work(wire.receiver) == [0, 1, 2]
+    assert work(wire.receiver) == [0, 1, 2, 3]
     wire.receiver.settle(0, now=0.0)
     wire.run(now=1.0)
-    assert work(wire.receiver) == [3, 4, 5]
+    assert work(wire.receiver) == [4, 5]
+
+
+def test_the_first_messages_follow_the_greeting_at_once() -> None:
+    wire = pair(window_messages=80, connect=False)
+    wire.connect()
+    for n in range(20):
+        submit(wire.sender, [n])
+    wire.collect(now=0.0)
+    assert kinds(wire.to_receiver) == ["resume", *["data"] * 10], "an eighth of the window"
+    wire.run()
+    assert work(wire.receiver) == list(range(20))
+
+
+def test_what_was_granted_before_is_not_granted_again() -> None:
+    """However many senders come: a window is held, and an eighth of one more."""
+    wire = pair(window_messages=16)
+    for n in range(16):
+        submit(wire.sender, [n], first=n + 1)
+    wire.run()
+    for epoch in (2, 3, 4):
+        restarted_sender(wire, epoch)
+        for n in range(16, 26):
+            submit(wire.sender, [n], first=n + 1)
+        wire.run()
+        assert wire.receiver.unsettled[0] == 18, epoch
+    assert wire.greet()["grant_messages"] == 0
+    wire.connect()
+    assert work(wire.receiver) == list(range(18))
+    wire.receiver.settle(0, now=0.0)
+    wire.run(now=1.0)
+    assert work(wire.receiver) == list(range(18, 26))
+
+
+def test_a_grant_that_was_taken_by_another_in_the_meantime_is_refused() -> None:
+    wire = pair(window_messages=8)
+    for n in range(8):
+        submit(wire.sender, [n], first=n + 1)
+    wire.run()
+    late = Sender(LINK, 3)
+    late.connected()
+    welcome = wire.receiver.welcome(late.hello())
+    restarted_sender(wire, 2)
+    submit(wire.sender, [8], first=9)
+    wire.run()
+    assert wire.receiver.unsettled[0] == 9
+    wire.sender = late
+    wire.agree(welcome, now=0.0)
+    submit(late, [8], first=9)
+    submit(late, [9], first=10)
+    wire.run()
+    assert wire.receiver.unsettled[0] == 9, "a double weighs nothing"
+    receiver = wire.receiver
+    with pytest.raises(ProtocolError, match="exceeds its credit"):
+        receive(receiver, data(1, [9], first=10))
+    assert receiver.unsettled[0] == 9
+
+
+def test_a_quiet_sender_greets_with_the_first_thing_it_has_to_send() -> None:
+    wire = pair(connect=False)
+    wire.sender = Sender(LINK, 1, quiet=True)
+    wire.connect()
+    assert wire.sender.greeted
+    assert wire.sender.take(0.0, 1000) == []
+    wire.cut()
+    wire.connect()
+    submit(wire.sender, [1])
+    wire.collect(now=0.0)
+    assert kinds(wire.to_receiver) == ["resume", "data"]
+    wire.run()
+    assert work(wire.receiver) == [1]
+    wire.cut()
+    wire.connect()
+    wire.collect(now=0.0)
+    assert kinds(wire.to_receiver) == ["resume"], "from then on the link is its"
+
+
+def test_a_quiet_sender_greets_at_once_with_what_it_has_already() -> None:
+    wire = pair(connect=False)
+    wire.sender = Sender(LINK, 1, quiet=True)
+    wire.connect()
+    wire.cut()
+    submit(wire.sender, [1])
+    wire.connect()
+    wire.run()
+    assert work(wire.receiver) == [1]
+
+
+def test_a_sender_greets_once() -> None:
+    wire = pair()
+    with pytest.raises(ProtocolError, match="resumed twice"):
+        receive(wire.receiver, frames.Resume(0, 0))
 
 
 def test_data_must_follow_the_greeting_in_order() -> None:
@@ -603,12 +694,12 @@ def test_credit_stays_absolute_over_a_new_sender() -> None:
     for n in range(3, 6):
         submit(wire.sender, [n], first=n + 1)
     wire.run()
-    assert wire.receiver.unsettled[0] == 3
+    assert wire.receiver.unsettled[0] == 3 + 1, "and what was granted"
     assert wire.sender.blocked
-    assert work(wire.receiver) == [0, 1, 2]
+    assert work(wire.receiver) == [0, 1, 2, 3]
     wire.receiver.settle(0, now=0.0)
     wire.run(now=1.0)
-    assert work(wire.receiver) == [3, 4, 5]
+    assert work(wire.receiver) == [4, 5]
 
 
 # Fencing
@@ -665,7 +756,7 @@ def test_a_hello_without_an_epoch_is_refused(epoch: object) -> None:
     "change",
     [
         {"epoch": "x"}, {"epoch": float("inf")}, {"received": 5}, {"received": [[0, 1]]}, {"received": [["x", 1, b""]]},
-        {"received": [[0, 1, "path"]]}, {"received": [[0, 1, 10**12]]}, {"window_bytes": []},
+        {"received": [[0, 1, "path"]]}, {"received": [[0, 1, 10**12]]}, {"window_bytes": []}, {"grant_bytes": None},
     ],
     ids=repr,
 )  # fmt: skip
