@@ -88,8 +88,11 @@ async def test_it_dials_and_comes_back_after_every_cut() -> None:
             else:
                 out.cut()
             await until(lambda count=number: out.reconnects == count + 1)
-        await until(lambda: inbound.receiver.accepted == 20)
-        assert work(inbound.receiver) == list(range(20))
+        await until(lambda: out.sender.machine.state is State.OPEN)
+        submit(out.sender, [20])
+        out.flush()
+        await until(lambda: inbound.receiver.accepted == 21)
+        assert work(inbound.receiver) == list(range(21))
         assert inbound.connected
 
 
