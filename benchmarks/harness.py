@@ -8,18 +8,15 @@ processes, decides when wall figures disagree.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from nomad.bench import machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +54,6 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what the figures were taken."""
-    packages = {}
-    for name in ("nomad", "msgpack", "numpy", "uvloop", "cloudpickle"):
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = None
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _commit(),
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": packages,
-        "load": os.getloadavg()[0],
-    }
-
-
 def arguments(description: str | None, **extra: Mapping[str, Any]) -> argparse.Namespace:
     """`--quick` and `--json OUT`, and a benchmark's own options: `name={argparse's keywords}`."""
     parser = argparse.ArgumentParser(
@@ -107,22 +83,5 @@ def write(out: Path | None, results: Mapping[str, Any]) -> None:
     """The results with the machine, as JSON."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
+        out.write_text(json.dumps({"machine": machine.describe(), **results}, indent=2) + "\n")
         print(f"\nwritten to {out}", file=sys.stderr)
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _commit() -> str:
-    here = Path(__file__).resolve().parent
-    try:
-        command = ["git", "describe", "--always", "--dirty"]
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

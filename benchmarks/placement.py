@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import machine
 from nomad import scheduler
+from nomad.bench import machine
 from nomad.scheduler.planner import Planner
 from tests.scheduler import oracle, problems
 
@@ -179,7 +179,7 @@ def main() -> None:
     print("\r" + table(rows), table(sizes), table([again(40)]), sep="\n\n")
     print(f"\ninfeasible: {len(refused)}, all recognised: {not any(each.feasible for each in refused)}")
     if options.json:
-        found = {"machine": machine(), "command": sys.argv, "table": rows, "large": sizes}
+        found = {"machine": machine.describe(), "command": sys.argv, "table": rows, "large": sizes}
         found["problems"] = [asdict(each) for each in results]
         options.json.write_text(json.dumps(found, indent=1))
 

@@ -25,22 +25,20 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import ErrorDetails
 
 from nomad import topology as topologies
 from nomad import units, yamlfile
+from nomad.bench.synthetic import HEADER, SINK, SOURCE
 from nomad.errors import ScenarioError
 from nomad.pipeline import check_id
 from nomad.topology import Topology
 from nomad.yamlfile import Document, Place
 
-SOURCE, SINK = "source", "sink"
-"""Names of the first and the last operator of a synthetic pipeline."""
-LEAST_MESSAGE = 24
-"""Bytes that the number and the time of a synthetic message take."""
+LEAST_MESSAGE = HEADER.size
 
 _Positive = Field(gt=0, allow_inf_nan=False)
 _NotNegative = Field(ge=0, allow_inf_nan=False)
@@ -79,13 +77,14 @@ class PipelineForm(_Form):
     program: str | None = None
     """`FILE` or `FILE:NAME`, as for `nomad submit`."""
     operators: tuple[OperatorForm, ...] = ()
-    rate: Rate = 100.0
+    rate: Rate | None = None
+    """Messages per second of the source; of a program, what its source gives: the best placement depends on it."""
     message_bytes: Annotated[Bytes, Field(ge=LEAST_MESSAGE)] = 1024
     profiled: bool = True
     """Whether Nomad is told of the synthetic operators' work and output, or has to find out."""
     start: str | None = None
     end: str | None = None
-    profile: tuple[dict[Literal["cloud_execution_time", "output_msg_size"], Annotated[float, _NotNegative]], ...] = ()
+    profile: tuple[dict[str, Annotated[float, _NotNegative]], ...] = ()
     """Of a program's operators in order, instead of the one in its file."""
     window_bytes: Annotated[Bytes, Field(ge=1024)] | None = None
     """Credits of each data link, in bytes, where the usual ones aren't wanted."""
@@ -95,10 +94,10 @@ class PipelineForm(_Form):
     def _one_kind(self) -> Self:
         if (self.program is None) == (not self.operators):
             raise ValueError("give either `program: FILE` or `operators: [...]`")
-        if self.program is not None and (wrong := self.model_fields_set & {"rate", "message_bytes", "profiled"}):
+        if self.program is not None and (wrong := self.model_fields_set & {"message_bytes", "profiled"}):
             raise ValueError(f"{sorted(wrong)[0]!r} is for synthetic pipelines; a program has a source of its own")
-        if self.program is None and not (self.start and self.end):
-            raise ValueError("say on which nodes it starts and ends: `start` and `end`")
+        if self.program is None and (missing := [k for k in ("start", "end", "rate") if getattr(self, k) is None]):
+            raise ValueError(f"say where it starts and ends, and how fast its source is: {missing[0]!r} is missing")
         names = [SOURCE, *(op.name for op in self.operators), SINK]
         if len(set(names)) < len(names):
             raise ValueError(f"every operator needs a name of its own, and {SOURCE!r} and {SINK!r} are taken")

@@ -15,14 +15,15 @@ import json
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nomad
-from nomad.bench.scenario import SINK, SOURCE, OperatorForm
+from nomad.pipeline import operator, source
 
+SOURCE, SINK = "source", "sink"
+"""Names of the first and the last operator."""
 HEADER = struct.Struct("<qq")
 """At the beginning of each message: its number, from 0, and when it was made, in nanoseconds since the epoch."""
 RECORD = struct.Struct("<qqq")
@@ -57,7 +58,7 @@ class Knobs:
 def turn(folder: Path, *, rate: float | None = None, work: dict[str, float] | None = None) -> None:
     """Change what is given. Renamed into place, so that who reads the file sees all of it."""
     path = folder / "knobs.json"
-    values = json.loads(path.read_text()) if path.exists() else {"rate": 0.0, "work": {}}
+    values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rate": 1.0, "work": {}}
     if rate is not None:
         values["rate"] = rate
     values["work"].update(work or {})
@@ -123,13 +124,22 @@ class Sink:
         os.write(self.file, RECORD.pack(*HEADER.unpack_from(message), arrived))
 
 
-def functions(folder: Path, operators: Sequence[OperatorForm], message_bytes: int) -> list[Callable[..., Any]]:
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An operator between source and sink."""
+
+    name: str
+    output_bytes: int
+    memory: float | None = None
+    """MiB; None is the default of any operator."""
+
+
+def functions(folder: Path, operators: Iterable[Made], message_bytes: int) -> list[Callable[..., Any]]:
     """The pipeline's operators, for one run in `folder`, whose knobs must be there when it starts."""
-    work = [nomad.operator(Work(folder, op.name, op.output_bytes), name=op.name, memory=op.memory) for op in operators]
     return [
-        nomad.source(Source(folder, message_bytes), name=SOURCE),
-        *work,
-        nomad.operator(Sink(folder), name=SINK),
+        source(Source(folder, message_bytes), name=SOURCE),
+        *(operator(Work(folder, op.name, op.output_bytes), name=op.name, memory=op.memory) for op in operators),
+        operator(Sink(folder), name=SINK),
     ]
 
 
@@ -164,10 +174,11 @@ def arrivals(folder: Path) -> list[Arrival]:
     return [Arrival(n, made / 1e9, at / 1e9) for n, made, at in RECORD.iter_unpack(data[:whole])]
 
 
-def outcome(folder: Path) -> Outcome:
-    """Of a run that is over."""
-    sent = int((folder / "sent").read_text()) if (folder / "sent").exists() else 0
-    return judge([arrival.number for arrival in arrivals(folder)], sent)
+def outcome(folder: Path, *, drained: bool = True) -> Outcome:
+    """Of a run that is over. Unless it was `drained`, what was under way behind the last that arrived isn't lost."""
+    numbers = [arrival.number for arrival in arrivals(folder)]
+    sent = int((folder / "sent").read_text()) if drained and (folder / "sent").exists() else 0
+    return judge(numbers, sent or max(numbers, default=-1) + 1)
 
 
 def judge(numbers: Sequence[int], sent: int) -> Outcome:

@@ -17,6 +17,9 @@ STEP = 0.5
 """Seconds between two steps of a ramp; of an oscillation too, unless its period is short."""
 STEPS_PER_PERIOD = 20
 
+DEFAULT_RATE = 1.0
+"""Messages per second of a program's source when the scenario doesn't say."""
+
 Ends = tuple[str, str]
 
 
@@ -132,7 +135,7 @@ def conditions(scenario: Scenario, taken: Iterable[Step], at: float = math.inf) 
     now = Conditions(
         links={(link.source, link.target): link.shape for link in scenario.topology.links},
         speeds={node.id: node.speed for node in scenario.topology.nodes},
-        rate=form.pipeline.rate,
+        rate=form.pipeline.rate or DEFAULT_RATE,
         work={op.name: op.work for op in form.pipeline.operators},
     )
     for step in taken:

@@ -10,7 +10,7 @@ import click
 
 import nomad
 from nomad import errors
-from nomad.cli import cluster, common, pipelines, plan, programs
+from nomad.cli import bench, cluster, common, pipelines, plan, programs
 from nomad.cli.up import up
 
 EXIT_CODES = """\b
@@ -103,7 +103,7 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "nomad", "_NOMAD_COMPLETE").source())
 
 
-for command in (up, *programs.COMMANDS, *pipelines.COMMANDS, *cluster.COMMANDS, *plan.COMMANDS):
+for command in (up, *programs.COMMANDS, *pipelines.COMMANDS, *cluster.COMMANDS, *plan.COMMANDS, *bench.COMMANDS):
     cli.add_command(command)
 
 
