@@ -53,8 +53,9 @@ def stream(sent: Iterable[Frame]) -> bytes:
 
 @given(frames, st.lists(st.integers(1, 3 * SCRATCH_BYTES), max_size=5))
 def test_any_chunks_give_the_same_frames(sent: list[tuple[bytes, ...]], chunks: list[int]) -> None:
-    splitter = Splitter()
-    assert plain(feed(splitter, stream(sent), chunks)) == sent
+    splitter, whole = Splitter(), stream(sent)
+    least = len(whole) // 500  # a megabyte by single bytes takes seconds, and shows no more than a kilobyte
+    assert plain(feed(splitter, whole, [max(least, chunk) for chunk in chunks])) == sent
     assert not splitter.partial
 
 
