@@ -25,6 +25,7 @@ from nomad.master import secret
 from nomad.master.enact import Enactor, Keys
 from nomad.master.events import EventLog
 from nomad.master.loop import Loop
+from nomad.master.measuring import measure
 from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
 from nomad.master.state import Desired, History, Observed, Requested, RequestedOperator, RequestedPipeline, operator_id
@@ -76,6 +77,7 @@ async def assemble(
         folder = sockets.open_folder(meta["sockets"].decode() if "sockets" in meta else None)
         stack.callback(sockets.remove_folder, folder)
         await store.set_meta("sockets", str(folder).encode())
+        here = runtime is None
         if runtime is None:
             from nomad.runtime.local import LocalRuntime
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from nomad.control import PodStats
 from nomad.measure.estimate import Estimate, prior, smooth
+from nomad.measure.vivaldi import Coordinates
 
 RATE_MESSAGES = 8
 RATE_SECONDS = 3.0
@@ -25,6 +26,9 @@ RATE_SECONDS = 3.0
 
 FORGET_SECONDS = 10.0
 """What a process has said is forgotten after so long without a word, once there is another."""
+
+STALE_SECONDS = 60.0
+"""A latency that was measured so long before the newest one is less sure than what coordinates predict."""
 
 KEPT_SAMPLES = 4096
 """Raw samples that wait for readers."""
@@ -74,7 +78,7 @@ class LinkEstimates:
     reached: float | None = None
     """Bytes per second that it carried lately without being filled: a lower bound, where the bandwidth isn't known."""
     derived: bool = False
-    """The latency is of network coordinates, not of this link; its deviation is their error here."""
+    """The latency is predicted by network coordinates and not this link's own; its deviation is their error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,9 @@ class Book:
         self._operators: dict[tuple[str, str], _Operator] = {}
         self._latency: dict[tuple[str, str], Estimate] = {}
         """By pair of nodes in order of their names."""
-        self._derived: dict[tuple[str, str], Estimate] = {}
+        self._coordinates: Coordinates | None = None
+        self._placed_at = 0.0
+        """When the coordinates last heard of a round trip."""
         self._bandwidth: dict[tuple[str, str], Estimate] = {}
         self._reached: dict[tuple[str, str], float] = {}
         self._nodes: dict[str, dict[str, Estimate]] = {}
@@ -143,13 +149,17 @@ class Book:
     def link(self, source: str, target: str) -> LinkEstimates:
         """What is known of the way from one node to another."""
         pair = _pair(source, target)
-        measured, derived = self._latency.get(pair), self._derived.get(pair)
-        use_derived = derived is not None and (measured is None or not measured.measured)
+        latency, derived = self._latency.get(pair), False
+        if latency is None or not latency.measured or latency.updated < self._placed_at - STALE_SECONDS:
+            predicted = self._coordinates.predict(*pair) if self._coordinates is not None else None
+            if predicted is not None:
+                round_trip, error = predicted
+                latency, derived = Estimate(round_trip / 2, error / 2, self._placed_at, 1), True
         return LinkEstimates(
-            latency=derived if use_derived else measured,
+            latency=latency,
             bandwidth=self._bandwidth.get((source, target)),
             reached=self._reached.get((source, target)),
-            derived=use_derived,
+            derived=derived,
         )
 
     def node(self, id: str) -> NodeEstimates:
@@ -249,6 +259,9 @@ class Book:
                 known = None  # a round trip that was seen says more than any declaration
             self._latency[pair] = smooth(known, round_trip / 2, now)
             self._note("latency", pair, round_trip / 2, now)
+            if self._coordinates is not None:
+                self._coordinates.observe(*pair, round_trip)
+                self._placed_at = now
         way = (source, target)
         if bandwidth is not None and _valid(bandwidth) and bandwidth > 0:
             known = self._bandwidth.get(way)
@@ -257,9 +270,9 @@ class Book:
         if reached is not None and _valid(reached):
             self._reached[way] = reached
 
-    def derive(self, source: str, target: str, latency: float, deviation: float, now: float) -> None:
-        """A latency that network coordinates predict, for a link that nobody has measured."""
-        self._derived[_pair(source, target)] = Estimate(latency, deviation, now, 1)
+    def use_coordinates(self, coordinates: Coordinates) -> None:
+        """Let network coordinates fill the gaps from now on: there are too many pairs of nodes to measure each."""
+        self._coordinates = coordinates
 
     def node_sample(
         self,
@@ -290,13 +303,14 @@ class Book:
         self._nodes.pop(id, None)
         tables: list[MutableMapping[tuple[str, str], Any]] = [
             self._latency,
-            self._derived,
             self._bandwidth,
             self._reached,
         ]
         for table in tables:
             for pair in [pair for pair in table if id in pair]:
                 del table[pair]
+        if self._coordinates is not None:
+            self._coordinates.forget(id)
 
     # -- inside
 

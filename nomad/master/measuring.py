@@ -1,0 +1,45 @@
+"""Measures the cluster beside the loop: on one machine, where all nodes are emulated, with agents in this process.
+
+Started by `assembly`. What is configured of emulated links and nodes goes to the emulation only; the book, and who reads
+it, learns of it by measuring.
+"""
+
+from __future__ import annotations
+
+from nomad.clock import Clock
+from nomad.master.loop import Loop
+from nomad.master.state import Desired, Goal, Observed
+from nomad.measure.book import Book
+from nomad.measure.local import LocalAgents, report
+from nomad.measure.survey import Survey
+from nomad.tasks import alongside
+
+
+async def measure(desired: Desired, observed: Observed, loop: Loop, book: Book, clock: Clock, *, links: bool) -> None:
+    """Keep nodes measured until cancelled; links as well, where this process is slowed down as the pods' are."""
+
+    def speed(node: str) -> float:
+        return desired.speeds.get(node, observed.nodes[node].speed)
+
+    def used() -> dict[str, tuple[float, float]]:
+        found: dict[str, tuple[float, float]] = {}
+        for state in observed.pods.values():
+            if state.runtime is not None and not state.ended:
+                cores, memory_mb = found.get(state.runtime.node, (0.0, 0.0))
+                found[state.runtime.node] = cores + (state.stats.busy or 0.0), memory_mb + state.stats.rss / 2**20
+        return found
+
+    def needed() -> bool:
+        return any(wanted.goal is Goal.RUN and not loop.is_over(id) for id, wanted in desired.pipelines.items())
+
+    nodes = report(book, lambda: observed.nodes.values(), speed, used, clock)
+    if not links:
+        await nodes
+        return
+    async with LocalAgents(observed.nodes, desired.shape, clock) as agents:
+        survey = Survey(book, agents, lambda: list(observed.nodes), needed, clock)
+        try:
+            async with alongside(nodes):
+                await survey.run()
+        finally:
+            await survey.close()

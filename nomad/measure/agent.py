@@ -1,0 +1,175 @@
+"""One node's end of active measurements: times probes to other nodes, and answers theirs. Knows no policy.
+
+Whether and when to probe is `survey`'s business, within the limits of `probes`; the book isn't known here. Agents
+prove to each other with a key that they belong to the same cluster, as operators do on data links. On emulated
+clusters an agent's connections are slowed down as data links are, and it measures what they measure.
+
+A probe is a frame of kind 1 and a number of eight bytes, answered at once by the same with kind 2. A transfer is a
+frame of kind 3 with the number and a payload as its part, answered the same way once it has arrived as a whole. The
+probe goes ahead of the transfer: what that takes longer is the time for its bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nomad.clock import Clock
+from nomad.control import Shape
+from nomad.delivery.driver import shake_dialer, shake_listener, shaped
+from nomad.errors import ConnectionBroken, DeliveryError, TransportError
+from nomad.transport import registry
+from nomad.transport.base import Connection, Frame, Listener
+
+PROBE, ANSWER, TRANSFER = 1, 2, 3
+_HEAD = struct.Struct("<BQ")
+
+TIMEOUT = 10.0
+"""Seconds until a probe has failed: no link that is of any use takes as long."""
+
+IDLE_SECONDS = 15.0
+"""A connection that hasn't been used for so long is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What came of one."""
+
+    round_trip: float
+    """Seconds."""
+    transfer: float | None
+    """Seconds that the link was busy with the payload; None without one."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    raw: Connection
+    conn: Connection
+    """What is written to: an emulated link around `raw`, or `raw`."""
+    used_at: float
+    waiting: dict[int, asyncio.Future[float]] = field(default_factory=dict)
+
+
+class Agent:
+    """`listen` first, `close` last. `shape` says how the way to a node is emulated now."""
+
+    def __init__(self, node: str, key: bytes, clock: Clock, shape: Callable[[str], Shape] = lambda node: Shape()):
+        self.node = node
+        self._key = key
+        self._clock = clock
+        self._shape = shape
+        self._listener: Listener | None = None
+        self._peers: dict[str, _Peer] = {}
+        self._readers: dict[str, asyncio.Task[None]] = {}
+        self._numbers = itertools.count(1)
+
+    async def listen(self, address: str) -> str:
+        """Where other agents reach this one. Raises `TransportError`."""
+        self._listener = await registry.listen(address, self._serve)
+        return self._listener.reachable
+
+    def connected(self, node: str) -> bool:
+        """Whether the next probe of `node` needs no handshake."""
+        return node in self._peers
+
+    async def probe(self, node: str, address: str, nbytes: int = 0) -> Probe:
+        """Time the way to `node` and back, and a payload of `nbytes`. Raises `NomadError` when it isn't reached."""
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                peer = self._peers.get(node) or await self._connect(node, address)
+                return await self._probe(node, peer, nbytes)
+        except TimeoutError as exc:
+            self._drop(node)
+            raise ConnectionBroken(f"the agent of {node} at {address} hasn't answered for {TIMEOUT:g} s") from exc
+
+    async def close(self) -> None:
+        """End all connections."""
+        for node in list(self._peers):
+            self._drop(node)
+        if self._readers:
+            await asyncio.wait(self._readers.values())
+        if self._listener is not None:
+            await self._listener.close()
+
+    def close_idle(self) -> None:
+        """End the connections that haven't been used for a while."""
+        now = self._clock.now()
+        for node, peer in list(self._peers.items()):
+            if now - peer.used_at > IDLE_SECONDS and not peer.waiting:
+                self._drop(node)
+
+    # -- asking
+
+    async def _connect(self, node: str, address: str) -> _Peer:
+        raw = await registry.connect(address)
+        try:
+            conn = shaped(raw, self._shape(node), self._clock)
+            await shake_dialer(conn, self._key, self.node, {})
+        except BaseException:
+            raw.abort()
+            raise
+        self._drop(node)
+        self._peers[node] = peer = _Peer(raw, conn, self._clock.now())
+        reader = asyncio.create_task(self._read(node, peer), name=f"agent {self.node} hears {node}")
+        self._readers[node] = reader
+        reader.add_done_callback(lambda task: self._readers.pop(node) if self._readers.get(node) is task else None)
+        return peer
+
+    async def _probe(self, node: str, peer: _Peer, nbytes: int) -> Probe:
+        peer.conn = shaped(peer.conn, self._shape(node), self._clock)
+        sent_at = peer.used_at = self._clock.now()
+        first, second = next(self._numbers), next(self._numbers)
+        loop = asyncio.get_running_loop()
+        answers = [loop.create_future() for _ in range(2 if nbytes else 1)]
+        peer.waiting |= dict(zip((first, second), answers, strict=False))
+        frames: list[Frame] = [(_HEAD.pack(PROBE, first),)]
+        if nbytes:
+            frames.append((_HEAD.pack(TRANSFER, second), bytes(nbytes)))
+        try:
+            peer.conn.write(frames)
+            times = [await answer for answer in answers]
+        finally:
+            for number in (first, second):
+                peer.waiting.pop(number, None)
+        return Probe(times[0] - sent_at, times[1] - times[0] if nbytes else None)
+
+    async def _read(self, node: str, peer: _Peer) -> None:
+        try:
+            while True:
+                for frame in await peer.raw.recv():
+                    kind, number = _HEAD.unpack(frame[0])
+                    answer = peer.waiting.get(number)
+                    if kind == ANSWER and answer is not None and not answer.done():
+                        answer.set_result(self._clock.now())
+        except (TransportError, struct.error) as exc:
+            for answer in peer.waiting.values():
+                if not answer.done():
+                    answer.set_exception(ConnectionBroken(f"the connection to the agent of {node} ended: {exc}"))
+        finally:
+            peer.raw.abort()
+            peer.conn.abort()
+            if self._peers.get(node) is peer:
+                del self._peers[node]
+
+    def _drop(self, node: str) -> None:
+        if (peer := self._peers.pop(node, None)) is not None:
+            peer.conn.abort()
+
+    # -- answering
+
+    async def _serve(self, raw: Connection) -> None:
+        conn: Connection = raw
+        try:
+            node, _, frames = await shake_listener(raw, lambda node: self._key, lambda node, hello: {})
+            while True:
+                conn = shaped(conn, self._shape(node), self._clock)
+                conn.write([(_HEAD.pack(ANSWER, _HEAD.unpack(frame[0])[1]),) for frame in frames])
+                frames = await raw.recv()
+        except (DeliveryError, struct.error):
+            return  # whoever it was, it is no agent of this cluster
+        finally:
+            if conn is not raw:
+                conn.abort()

@@ -1,0 +1,220 @@
+"""Which links of a cluster are probed when: all once in the beginning, later only those that a decision needs.
+
+Runs beside the master. What operators send measures the links it goes over (`nomad.delivery.samples`); the
+survey fills in the others through agents, within the limits of `probes`, and writes what they find into the book.
+It probes a link only while nothing else has measured it for a while.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from nomad.clock import Clock
+from nomad.errors import NomadError
+from nomad.measure.agent import Probe
+from nomad.measure.book import Book
+from nomad.measure.probes import PROBE_BYTES, Budget
+from nomad.measure.vivaldi import Coordinates
+from nomad.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+ROUND = 0.25
+MANY_NODES = 16
+"""Seconds between two looks at what is due, four times as many on clusters with more nodes than that."""
+
+MOST_PAIRS_NODES = 64
+"""Clusters of up to so many nodes have all their pairs probed; larger ones use network coordinates."""
+
+REFRESH = 2.0
+"""Seconds after which a latency that a decision may need is measured again."""
+
+REFRESH_BANDWIDTH = 15.0
+
+COORDINATE_ROUND = 5.0
+NEIGHBOURS = 6
+"""On large clusters every node probes so many others, different ones each time, once in so many seconds."""
+
+MOST_PER_ROUND = 20
+MOST_AT_ONCE = 40
+"""Probes that are begun in one look, and that are under way; they share their process with the master."""
+
+TRANSFERS = 4
+"""Attempts to tell the bandwidth of a link in the beginning, each larger than the one before."""
+
+LEAST_SECONDS = 0.002
+"""Transfers that are quicker tell nothing."""
+
+HANDSHAKE_BYTES = 1024
+"""What a new connection between two agents costs."""
+
+RETRY = 10.0
+"""Seconds until a link is probed again on which a probe has failed."""
+
+
+class Prober(Protocol):
+    """How a survey reaches the agents."""
+
+    def connected(self, source: str, target: str) -> bool:
+        """Whether a probe needs no new connection."""
+        ...
+
+    async def probe(self, source: str, target: str, nbytes: int) -> Probe:
+        """Let the agent of one node probe another's. Raises `NomadError`."""
+        ...
+
+
+@dataclass(slots=True)
+class _Way:
+    """A directed link, as far as probing goes."""
+
+    probes: int = 0
+    transfers: int = 0
+    busy: bool = False
+    not_before: float = 0.0
+    transfer_at: float = 0.0
+
+
+class Survey:
+    """`run` until cancelled, `close` after."""
+
+    def __init__(
+        self,
+        book: Book,
+        prober: Prober,
+        nodes: Callable[[], Sequence[str]],
+        needed: Callable[[], bool],
+        clock: Clock,
+        random: Random | None = None,
+    ) -> None:
+        """`needed`: whether anybody is going to decide by these links now."""
+        self._book = book
+        self._prober = prober
+        self._nodes = nodes
+        self._needed = needed
+        self._clock = clock
+        self._random = random or Random()
+        self._budget = Budget()
+        self._ways: dict[tuple[str, str], _Way] = {}
+        self._under_way = 0
+        self._large = False
+        self._round_at = 0.0
+        self._round: list[tuple[str, str]] = []
+        self._tasks = Tasks()
+
+    async def run(self) -> None:
+        while True:
+            self.look()
+            await self._clock.sleep(ROUND if len(self._nodes()) <= MANY_NODES else 4 * ROUND)
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    def look(self) -> None:
+        """Begin the probes that are due and allowed."""
+        nodes, now = list(self._nodes()), self._clock.now()
+        if len(nodes) > MOST_PAIRS_NODES and not self._large:
+            self._large = True
+            self._book.use_coordinates(Coordinates(self._random))
+        begun = 0
+        for source, target in self._due_large(nodes, now) if self._large else self._due(nodes, now):
+            if begun >= MOST_PER_ROUND or self._under_way >= MOST_AT_ONCE:
+                return
+            begun += self._begin(source, target, now)
+
+    # -- what is due
+
+    def _due(self, nodes: Sequence[str], now: float) -> list[tuple[str, str]]:
+        """Ordered pairs, the least known first."""
+        needed = self._needed()
+        due: list[tuple[int, float, tuple[str, str]]] = []
+        for a, b in itertools.combinations(nodes, 2):
+            latency = self._book.link(a, b).latency
+            for way in ((a, b), (b, a)):
+                state = self._ways.setdefault(way, _Way())
+                if state.busy or now < state.not_before:
+                    continue
+                if not state.probes:
+                    due.append((0, 0.0, way))
+                elif needed and way == (a, b) and (latency is None or now - latency.updated >= REFRESH):
+                    due.append((1, 0.0 if latency is None else latency.updated, way))
+                elif self._transfer_due(way, state, now, needed=needed):
+                    due.append((2, state.transfer_at, way))
+        return [way for *_, way in sorted(due)]
+
+    def _transfer_due(self, way: tuple[str, str], state: _Way, now: float, *, needed: bool) -> bool:
+        known = self._book.link(*way).bandwidth
+        if known is None or known.samples < 2:
+            return state.transfers < TRANSFERS or (needed and now - state.transfer_at >= 4 * REFRESH_BANDWIDTH)
+        return needed and now - known.updated >= REFRESH_BANDWIDTH and now - state.transfer_at >= REFRESH_BANDWIDTH
+
+    def _due_large(self, nodes: Sequence[str], now: float) -> list[tuple[str, str]]:
+        """A few others for each node, once per round; in the beginning, and while somebody needs it."""
+        started = self._round_at > 0
+        if (not started or self._needed()) and now >= self._round_at + COORDINATE_ROUND and not self._round:
+            self._round_at = now
+            self._round = [
+                (node, other)
+                for node in nodes
+                for other in self._random.sample([n for n in nodes if n != node], NEIGHBOURS)
+            ]
+            self._random.shuffle(self._round)
+        ready: list[tuple[str, str]] = []
+        for way in self._round:
+            if not self._budget.wait(*way, self._bandwidth(*way), now):
+                ready.append(way)
+        return ready
+
+    # -- one probe
+
+    def _begin(self, source: str, target: str, now: float) -> bool:
+        way = (source, target)
+        state = self._ways.setdefault(way, _Way())
+        nbytes = 0
+        if state.probes and not self._large and self._transfer_due(way, state, now, needed=self._needed()):
+            known = self._book.link(source, target).bandwidth
+            nbytes = self._budget.transfer_bytes(source, target, known.value if known is not None else None)
+        cost = PROBE_BYTES + nbytes + (0 if self._prober.connected(source, target) else HANDSHAKE_BYTES)
+        if not self._budget.take(source, target, cost, self._bandwidth(*way), now):
+            return False
+        if self._large:
+            self._round.remove(way)
+        state.busy = True
+        self._under_way += 1
+        self._tasks.start(self._probe(way, state, nbytes), name=f"probe {source} to {target}")
+        return True
+
+    def _bandwidth(self, source: str, target: str) -> float | None:
+        """Bytes per second that the link carries, as far as that is known."""
+        link = self._book.link(source, target)
+        return link.bandwidth.value if link.bandwidth is not None else link.reached
+
+    async def _probe(self, way: tuple[str, str], state: _Way, nbytes: int) -> None:
+        try:
+            probe = await self._prober.probe(*way, nbytes)
+            self._found(way, state, probe, nbytes)
+        except NomadError as exc:
+            log.debug("probing %s to %s: %s", *way, exc)
+            state.not_before = self._clock.now() + RETRY
+        finally:
+            state.busy = False
+            self._under_way -= 1
+
+    def _found(self, way: tuple[str, str], state: _Way, probe: Probe, nbytes: int) -> None:
+        now = self._clock.now()
+        state.probes += 1
+        self._book.link_sample(*way, now, round_trip=probe.round_trip)
+        if probe.transfer is None:
+            return
+        state.transfers += 1
+        state.transfer_at = now
+        if probe.transfer >= LEAST_SECONDS:
+            self._book.link_sample(*way, now, bandwidth=nbytes / probe.transfer)
+        else:
+            self._book.link_sample(*way, now, reached=nbytes / max(probe.transfer, 1e-4))
+            self._budget.too_quick(*way)
