@@ -158,6 +158,11 @@ async def assemble(
             token=token,
             signing_key=signing_key,
         )
+        if here:
+            measuring = Tasks()
+            stack.push_async_callback(measuring.close)
+            work = measure(desired, observed, loop, book, clock, links=settings.pods.shaped)
+            measuring.start(work, name="measure")
         pods = sum(op.pod is not None for p in requested.pipelines.values() for op in p.operators.values())
         events.add("master.started", f"a master started, with {len(desired.pipelines)} pipelines and {pods} pods")
         async with alongside(loop.run(enactor), _watch(changes, observer, port, clock), events.run()):

@@ -1,7 +1,7 @@
 """Measures the cluster beside the loop: on one machine, where all nodes are emulated, with agents in this process.
 
-Started by `assembly`. What is configured of emulated links and nodes goes to the emulation only; the book, and who reads
-it, learns of it by measuring.
+Started by `assembly`. What is configured of emulated links and nodes goes to the emulation only; the book, and who
+reads it, learns of it by measuring.
 """
 
 from __future__ import annotations
