@@ -4,6 +4,7 @@
     netem       links of veth pairs with the kernel's `tc netem`
     tun         links of TUN devices that a program in user space joins, for kernels without netem
     switch      that program: reads packets, holds each for its link, writes them to where they go
+    inside      sockets inside a namespace, for measuring
     line        how long a link holds a packet; pure
 
 Called through the seam `nomad.bench.links`. Nothing here sends a packet to or from the machine's own network.

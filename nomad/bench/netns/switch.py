@@ -9,7 +9,7 @@ One JSON object a line, each answered by one line {"ok": ...} or {"error": "..."
 
     {"ports": [{"node", "namespace", "address"}], "bits": 16, "mtu": 9000, "seed": 1}     first
     {"shapes": [[source, target, {"latency", "jitter", "bandwidth", "loss"}], ...]}
-    {"stats": true}
+    {"stats": true}                            counters; also seconds of CPU, and the most bytes of memory so far
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import gc
 import heapq
 import json
 import os
+import resource
 import select
 import struct
 import sys
@@ -194,7 +195,9 @@ class Program:
                 except KeyError:
                     raise _Refused(f"there is no link from {source!r} to {target!r}") from None
             return None
-        return {**self._switch.stats(), "refused": self._refused, "cpu": time.process_time()}
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds, memory = used.ru_utime + used.ru_stime, used.ru_maxrss << 10
+        return {**self._switch.stats(), "refused": self._refused, "cpu": seconds, "memory": memory}
 
     def _open(self, ports: list[dict[str, str]], bits: int, mtu: int, seed: int) -> dict[str, bool]:
         self._switch = Switch(seed)

@@ -1,29 +1,36 @@
-"""Networks of the test's own, and sockets inside their namespaces."""
+"""Where namespaces can be made, and what tests of them share."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from nomad import topology
-from nomad.bench.netns import tun
+from nomad.bench.netns import switch, tun
+from nomad.bench.netns.inside import socket_in
+from nomad.bench.netns.namespaces import Namespaces
 from nomad.errors import UsageError
 from nomad.settings import Seat
 from nomad.topology import Topology
 
-CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
+SocketAt = Callable[..., socket.socket]
+"""A seat, and if wanted the kind of socket -> a socket there."""
 
 
 @pytest.fixture(scope="session")
 def host() -> None:
-    """Skips, and says why, where namespaces can't be made."""
+    """Skips, and says why, where namespaces or TUN devices can't be made."""
     try:
         tun.check()
+        namespaces = Namespaces.make(["probe"])
+        try:
+            os.close(switch.device(f"probe{os.getpid()}", namespaces["probe"], "10.77.0.1", 16, 1500))
+        finally:
+            namespaces.close()
     except UsageError as exc:
         pytest.skip(str(exc))
 
@@ -33,33 +40,14 @@ def two() -> Topology:
     return topology.from_names(["a", "b"])
 
 
-def socket_in(seat: Seat, kind: int = socket.SOCK_DGRAM) -> socket.socket:
-    """A socket in the namespace of a seat, bound to its address: it stays there, this thread doesn't."""
-    path = next(part.removeprefix("--net=") for part in seat.prefix if part.startswith("--net="))
-    own, there = os.open("/proc/thread-self/ns/net", os.O_RDONLY), os.open(path, os.O_RDONLY)
-    try:
-        _enter(there)
-        try:
-            sock = socket.socket(socket.AF_INET, kind)
-        finally:
-            _enter(own)
-    finally:
-        os.close(own)
-        os.close(there)
-    sock.bind((seat.host, 0))
-    sock.settimeout(5.0)
-    return sock
-
-
 @pytest.fixture
-def sockets() -> Iterator[list[socket.socket]]:
-    """Closed at the end of the test."""
-    found: list[socket.socket] = []
-    yield found
-    for sock in found:
-        sock.close()
+def socket_at() -> Iterator[SocketAt]:
+    """Sockets in the namespace of a seat that don't wait for ever, and are closed at the end of the test."""
+    with contextlib.ExitStack() as stack:
 
+        def make(seat: Seat, kind: int = socket.SOCK_DGRAM) -> socket.socket:
+            sock = stack.enter_context(socket_in(seat, kind))
+            sock.settimeout(5.0)
+            return sock
 
-def _enter(namespace: int) -> None:
-    if _libc.setns(namespace, CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
+        yield make

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from nomad.bench.netns import netem
 from nomad.bench.netns.namespaces import Namespaces
 from nomad.control import Shape
 from nomad.errors import UsageError
-from tests.bench.netns.conftest import socket_in
+from tests.bench.netns.conftest import SocketAt
 
 
 @pytest.mark.parametrize(
@@ -44,12 +43,11 @@ def test_a_link_is_set_changed_and_taken_away() -> None:
     assert netem.change("ns", "to1", slow, clear) == [*start, "delete", "dev", "to1", "root"]
 
 
-def test_every_node_reaches_every_other(host: None, sockets: list[socket.socket]) -> None:
+def test_every_node_reaches_every_other(host: None, socket_at: SocketAt) -> None:
     namespaces = Namespaces.make(["a", "b", "c"])
     try:
         netem.mesh(namespaces)
-        ends = [socket_in(seat) for seat in namespaces.seats().values()]
-        sockets += ends
+        ends = [socket_at(seat) for seat in namespaces.seats().values()]
         for sender in ends:
             for receiver in ends:
                 text = f"to {receiver.getsockname()}".encode()
@@ -73,7 +71,7 @@ async def test_a_kernel_without_it_is_told_what_to_take(host: None, monkeypatch:
             pass
 
 
-async def test_delays(host: None, sockets: list[socket.socket]) -> None:
+async def test_delays(host: None, socket_at: SocketAt) -> None:
     probe = Namespaces.make(["probe"])
     try:
         netem.check_kernel(probe["probe"])
@@ -83,8 +81,7 @@ async def test_delays(host: None, sockets: list[socket.socket]) -> None:
         probe.close()
     text = "{nodes: {a: {}, b: {}}, links: [{from: a, to: b, latency: 20ms, both: false}]}"
     async with backend("netem").open(topology.parse(text), Path()) as network:
-        a, b = (socket_in(network.seats[node]) for node in ("a", "b"))
-        sockets += [a, b]
+        a, b = (socket_at(network.seats[node]) for node in ("a", "b"))
         for latency in (0.02, 0.05, 0.0):
             await network.set_link("a", "b", Shape(latency=latency))
             began = time.monotonic()

@@ -23,7 +23,7 @@ from nomad.control import Shape
 from nomad.errors import UsageError
 from nomad.settings import Seat
 from nomad.topology import Topology, parse
-from tests.bench.netns.conftest import socket_in
+from tests.bench.netns.conftest import SocketAt
 from tests.bench.netns.test_namespaces import until
 
 OWN_TIME = 0.002
@@ -48,11 +48,10 @@ async def both_ways(network: TunNetwork, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("latency", [0.0, 0.005, 0.02, 0.08])
-async def test_round_trips(latency: float, two: Topology, sockets: list[socket.socket]) -> None:
+async def test_round_trips(latency: float, two: Topology, socket_at: SocketAt) -> None:
     async with Tun().open(two, Path()) as network:
         await both_ways(network, Shape(latency=latency))
-        a, b = (socket_in(network.seats[node]) for node in ("a", "b"))
-        sockets += [a, b]
+        a, b = (socket_at(network.seats[node]) for node in ("a", "b"))
         times = []
         for _ in range(15):
             began = time.monotonic()
@@ -63,34 +62,31 @@ async def test_round_trips(latency: float, two: Topology, sockets: list[socket.s
         assert statistics.median(times) <= 2 * latency * 1.02 + OWN_TIME
 
 
-async def test_declared_links_are_there_from_the_start(sockets: list[socket.socket]) -> None:
+async def test_declared_links_are_there_from_the_start(socket_at: SocketAt) -> None:
     text = """
         nodes: {a: {}, b: {}, c: {}}
         links: [{from: a, to: b, latency: 30ms, both: false}, {from: b, to: c, latency: 10ms}]
     """
     async with backend("tun").open(parse(text), Path()) as network:
         assert network.shaped is False
-        a, b, c = (socket_in(network.seats[node]) for node in ("a", "b", "c"))
-        sockets += [a, b, c]
+        a, b, c = (socket_at(network.seats[node]) for node in ("a", "b", "c"))
         for source, target, latency in [(a, b, 0.03), (b, a, 0.0), (b, c, 0.01), (c, b, 0.01), (a, c, 0.0)]:
             assert latency <= one_way(source, target, 5) < latency + OWN_TIME
 
 
-async def test_a_change_counts_at_once(two: Topology, sockets: list[socket.socket]) -> None:
+async def test_a_change_counts_at_once(two: Topology, socket_at: SocketAt) -> None:
     async with Tun().open(two, Path()) as network:
-        a, b = (socket_in(network.seats[node]) for node in ("a", "b"))
-        sockets += [a, b]
+        a, b = (socket_at(network.seats[node]) for node in ("a", "b"))
         for latency in (0.05, 0.005, 0.02, 0.0):
             await network.set_link("a", "b", Shape(latency=latency))
             assert latency <= one_way(a, b, 3) < latency + OWN_TIME
             assert one_way(b, a, 3) < OWN_TIME  # the other direction stays as it was
 
 
-async def test_jitter(two: Topology, sockets: list[socket.socket]) -> None:
+async def test_jitter(two: Topology, socket_at: SocketAt) -> None:
     async with Tun().open(two, Path()) as network:
         await network.set_link("a", "b", Shape(latency=0.02, jitter=0.01))
-        a, b = (socket_in(network.seats[node]) for node in ("a", "b"))
-        sockets += [a, b]
+        a, b = (socket_at(network.seats[node]) for node in ("a", "b"))
         times = [one_way(a, b) for _ in range(40)]
         assert min(times) >= 0.01
         assert max(times) < 0.03 + OWN_TIME * 5
@@ -98,11 +94,10 @@ async def test_jitter(two: Topology, sockets: list[socket.socket]) -> None:
         assert statistics.pstdev(times) > 0.003
 
 
-async def test_loss(two: Topology, sockets: list[socket.socket]) -> None:
+async def test_loss(two: Topology, socket_at: SocketAt) -> None:
     async with Tun().open(two, Path()) as network:
         await network.set_link("a", "b", Shape(loss=0.1))
-        a, b = (socket_in(network.seats[node]) for node in ("a", "b"))
-        sockets += [a, b]
+        a, b = (socket_at(network.seats[node]) for node in ("a", "b"))
         b.settimeout(0.0)
         arrived, sent = 0, 2000
         for number in range(sent):
@@ -137,22 +132,21 @@ async def drained(sock: socket.socket, number: int, network: TunNetwork) -> int:
     ("bandwidth", "mtu"),
     [(1.25e6, 9000), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(1.25e6, 1500), (12.5e6, 9000)])],
 )
-async def test_bandwidth(bandwidth: float, mtu: int, two: Topology, sockets: list[socket.socket]) -> None:
+async def test_bandwidth(bandwidth: float, mtu: int, two: Topology, socket_at: SocketAt) -> None:
     async with Tun(mtu=mtu).open(two, Path()) as network:
         await both_ways(network, Shape(latency=0.01, bandwidth=bandwidth))
-        rate = await asyncio.to_thread(tcp_rate, network.seats["a"], network.seats["b"], sockets)
+        rate = await asyncio.to_thread(tcp_rate, network.seats["a"], network.seats["b"], socket_at)
         assert rate == pytest.approx(bandwidth, rel=0.07)
         assert rate < bandwidth  # headers take their share
 
 
-def tcp_rate(source: Seat, target: Seat, sockets: list[socket.socket], seconds: float = 1.5) -> float:
+def tcp_rate(source: Seat, target: Seat, socket_at: SocketAt, seconds: float = 1.5) -> float:
     """Bytes per second of one connection in the second half of the time."""
-    listener, sender = socket_in(target, socket.SOCK_STREAM), socket_in(source, socket.SOCK_STREAM)
+    listener, sender = socket_at(target, socket.SOCK_STREAM), socket_at(source, socket.SOCK_STREAM)
     listener.listen()
     sender.connect(listener.getsockname())
     receiver, _ = listener.accept()
     receiver.settimeout(5.0)
-    sockets += [listener, sender, receiver]
     over = threading.Event()
 
     def send() -> None:
@@ -176,11 +170,10 @@ def tcp_rate(source: Seat, target: Seat, sockets: list[socket.socket], seconds: 
     return (late[-1][1] - late[0][1]) / (late[-1][0] - late[0][0])
 
 
-async def test_a_datagram_of_many_packets_arrives_whole(two: Topology, sockets: list[socket.socket]) -> None:
+async def test_a_datagram_of_many_packets_arrives_whole(two: Topology, socket_at: SocketAt) -> None:
     async with Tun(mtu=1500).open(two, Path()) as network:
         await both_ways(network, Shape(latency=0.005, jitter=0.004))
-        a, b = (socket_in(network.seats[node]) for node in ("a", "b"))
-        sockets += [a, b]
+        a, b = (socket_at(network.seats[node]) for node in ("a", "b"))
         text = os.urandom(60_000)
         a.sendto(text, b.getsockname())
         assert b.recv(1 << 16) == text
