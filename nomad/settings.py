@@ -39,10 +39,37 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True)
+class Moving:
+    """Deadlines of the states of a move, in seconds; `nomad.master.migration` says what happens when one passes."""
+
+    plan: float = 30.0
+    """How long an order waits for its pipeline to be at work: a restart that is under way takes less."""
+    start: float = 60.0
+    """For the new instance to be ready. Nothing waits for it meanwhile; imports of large models take long."""
+    connect: float = 10.0
+    """For handshakes over the slowest links; a neighbour that is being restarted comes back within it."""
+    hand_over: float = 5.0
+    """For two words and their answers. A function that computes on and on doesn't hold them up."""
+    switch: float = 2.0
+    """For the neighbours to turn to the new instance; in an idle pipeline the next one hears nothing to turn to."""
+    count: float = 1.0
+    """For both instances to say their numbers, before the old one is ended without them."""
+    stop: float = 15.0
+    """For the old instance to end and for the pause at the last operator to be seen."""
+    settle: float = 1.0
+    """The pause is looked for in what arrived until this long after the switch."""
+    kept: int = 1_000
+    """Past moves that are kept per pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reconcile:
     """Deadlines of the master's loop, in seconds."""
 
     backoff: Backoff = field(default_factory=Backoff)
+    moving: Moving = field(default_factory=Moving)
+    start_attempts: int = 3
+    """A node that couldn't start an operator's pod so often in a row isn't tried again if there is another."""
     start_timeout: float = 120.0
     """A pod that hasn't been ready after this long is replaced (imports of large models take long)."""
     adopt_grace: float = 10.0

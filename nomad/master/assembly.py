@@ -14,7 +14,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nomad import bundle, credentials
@@ -26,10 +26,23 @@ from nomad.master.enact import Enactor, Keys
 from nomad.master.events import EventLog
 from nomad.master.loop import Loop
 from nomad.master.measuring import measure
+from nomad.master.moves import MoveLog, resumed, story
 from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
-from nomad.master.state import Desired, History, Observed, Requested, RequestedOperator, RequestedPipeline, operator_id
+from nomad.master.rehome import Homes
+from nomad.master.state import (
+    Desired,
+    History,
+    Observed,
+    Requested,
+    RequestedMove,
+    RequestedOperator,
+    RequestedPipeline,
+    operator_id,
+)
 from nomad.master.store import Store, StoredPipeline
+from nomad.master.tally import Tallier
+from nomad.master.views import MoveState
 from nomad.measure.book import Book
 from nomad.pipeline import PipelineSpec
 from nomad.runtime import sockets
@@ -56,6 +69,7 @@ class Parts:
     book: Book
     loop: Loop
     events: EventLog
+    moves: MoveLog
     port: PodPort
     woken: asyncio.Event
     token: str
@@ -94,7 +108,8 @@ async def assemble(
         book = Book()
         declare_cluster(book, topology, runtime.nodes, clock.now())
         observer = Observer(observed, book, clock, woken.set, settings.heartbeats.overdue)
-        requested = _restore(desired, observer, await store.pipelines(), clock.now())
+        moves = MoveLog(store, clock, settings.reconcile.moving.kept)
+        requested = _restore(desired, observer, moves, await store.pipelines(), clock)
         for wanted in desired.pipelines.values():
             declare_profile(book, wanted.spec, clock.now())
         keys = Keys(pod_key, bundle.public_key(signing_key))
@@ -116,6 +131,7 @@ async def assemble(
             observed=observed,
             observer=observer,
             events=events,
+            moves=moves,
             woken=woken,
             settings=settings,
             clock=clock,
@@ -128,11 +144,17 @@ async def assemble(
         _miss(requested, observed, observer)
         control = await port.listen(settings.control or f"unix:{folder}/master")
         stack.push_async_callback(port.close)
+        tallier = Tallier(port, observer, clock, settings.reconcile.moving)
+        stack.push_async_callback(tallier.close)
         enactor = Enactor(
             runtime=runtime,
             port=port,
             control=control,
             store=store,
+            events=events,
+            moves=moves,
+            tallier=tallier,
+            homes=Homes(desired, observed, book, loop.is_over),
             observer=observer,
             observed=observed,
             desired=desired,
@@ -153,6 +175,7 @@ async def assemble(
             book=book,
             loop=loop,
             events=events,
+            moves=moves,
             port=port,
             woken=woken,
             token=token,
@@ -163,9 +186,11 @@ async def assemble(
             stack.push_async_callback(measuring.close)
             work = measure(desired, observed, loop, book, clock, links=settings.pods.shaped)
             measuring.start(work, name="measure")
-        pods = sum(op.pod is not None for p in requested.pipelines.values() for op in p.operators.values())
-        events.add("master.started", f"a master started, with {len(desired.pipelines)} pipelines and {pods} pods")
-        async with alongside(loop.run(enactor), _watch(changes, observer, port, clock), events.run()):
+        text = f"a master started, with {len(desired.pipelines)} pipelines and {len(requested.pods)} pods"
+        started = events.add("master.started", text)
+        await _give_up_moves(desired, moves, events, started, clock)
+        watches = _watch(changes, observer, port, clock), _watch_nodes(parts)
+        async with alongside(loop.run(enactor), *watches, events.run()):
             try:
                 yield parts
             finally:
@@ -239,17 +264,24 @@ async def _pod_key(store: Store, meta: dict[str, bytes]) -> bytes:
     return meta["pod_key"]
 
 
-def _restore(desired: Desired, observer: Observer, stored: list[StoredPipeline], now: float) -> Requested:
-    """What an earlier master knew. Its pods are asked for as if by this one, and given time to report."""
-    pipelines = {}
+def _restore(
+    desired: Desired, observer: Observer, moves: MoveLog, stored: list[StoredPipeline], clock: Clock
+) -> Requested:
+    """What an earlier master knew. Its pods are asked for as if by this one, and given time to report.
+
+    A move whose switch was stored goes on from there: the old instance is nobody's any more, and ended as such.
+    """
+    pipelines, now = {}, clock.now()
     for pipeline in stored:
-        id = pipeline.wanted.spec.id
-        desired.pipelines[id] = pipeline.wanted
-        first = RequestedOperator(epoch=pipeline.wanted.epoch_floor)
-        operators = {op.name: first for op in pipeline.wanted.spec.operators}
+        id, wanted = pipeline.wanted.spec.id, pipeline.wanted
+        desired.pipelines[id] = wanted
+        first = RequestedOperator(epoch=wanted.epoch_floor, highest=wanted.epoch_floor)
+        operators = {op.name: first for op in wanted.spec.operators}
         for op in pipeline.operators:
             operators[op.name] = RequestedOperator(
                 epoch=op.epoch,
+                highest=max(op.epoch, op.highest),
+                node=wanted.node_of(op.name),
                 pod=op.pod,
                 last_pod=op.last_pod,
                 asked_at=now,
@@ -257,8 +289,30 @@ def _restore(desired: Desired, observer: Observer, stored: list[StoredPipeline],
                 restarts=op.restarts,
             )
             observer.restore(operator_id(id, op.name), History(op.totals, op.failure))
-        pipelines[id] = RequestedPipeline(operators, pipeline.outcome, pipeline.reason)
+        moves.restore(pipeline.moves)
+        move = None
+        for view in pipeline.moves:
+            order = resumed(view)
+            if not view.state.final and 0 < view.epoch <= operators[view.operator].epoch:
+                move = RequestedMove(order, view.source, MoveState.SWITCHING, now, switch_at=now, switched=True)
+            elif view.state is not MoveState.PLANNED:
+                continue
+            wanted.orders.append(order)
+        pipelines[id] = RequestedPipeline(operators, move, outcome=pipeline.outcome, reason=pipeline.reason)
     return Requested(pipelines)
+
+
+async def _give_up_moves(desired: Desired, moves: MoveLog, events: EventLog, cause: int, clock: Clock) -> None:
+    """Moves that an earlier master left before the switch: the old instance went on, the new one is nobody's."""
+    for id, wanted in desired.pipelines.items():
+        known = {order.id for order in wanted.orders}
+        for view in [view for view in moves.list(id) if not view.state.final and view.id not in known]:
+            error = "the master was restarted before the switch"
+            ended = replace(view, state=MoveState.ROLLED_BACK, finished=clock.wall(), error=error)
+            moves.restore([ended])
+            await moves.save(view.id)
+            text, data = story(ended), {"move": view.id, "source": view.source, "target": view.target}
+            events.add("move.rolled_back", text, pipeline=id, operator=view.operator, cause=cause, data=data)
 
 
 def _miss(requested: Requested, observed: Observed, observer: Observer) -> None:
@@ -278,6 +332,22 @@ async def _watch(changes: AsyncIterator[ObservedPod], observer: Observer, port: 
                 tasks.start(_hang_up(pod.id, port, clock), name=f"hang up on {pod.id}")
     finally:
         await tasks.close()
+
+
+NODES_EVERY = 0.5
+"""Seconds between looks at the runtime's nodes: one that is lost is noticed after a second at the most."""
+
+
+async def _watch_nodes(parts: Parts) -> None:
+    while True:
+        for node in parts.observer.nodes(parts.runtime.nodes):
+            text = f"node {node.id} is {'there' if node.ready else 'lost'}"
+            event = parts.events.add(f"node.{'ready' if node.ready else 'lost'}", text, data={"node": node.id})
+            for id, pipeline in parts.loop.requested.pipelines.items():
+                for name, op in pipeline.operators.items():
+                    if op.node == node.id:
+                        parts.loop.caused(id, event, name)
+        await parts.clock.sleep(NODES_EVERY)
 
 
 LAST_WORDS = 1.0

@@ -10,19 +10,37 @@ import hashlib
 import hmac
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
 from nomad import bundle
 from nomad.bundle import Bundle
 from nomad.clock import Clock
 from nomad.control import Assignment
 from nomad.errors import NomadError, StateError
+from nomad.master.actions import (
+    Action,
+    AskStop,
+    Assign,
+    Ended,
+    Finish,
+    Forget,
+    Kill,
+    Measure,
+    Moving,
+    Rehome,
+    Start,
+    Switch,
+    TellPeers,
+)
+from nomad.master.events import EventLog
+from nomad.master.moves import MoveLog
 from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
-from nomad.master.reconcile import Action, AskStop, Assign, Ended, Finish, Forget, Kill, Start, TellPeers
-from nomad.master.state import Desired, History, Observed, Requested, operator_id
+from nomad.master.state import Desired, DesiredPipeline, History, Observed, Requested, RequestedOperator, operator_id
 from nomad.master.store import Store, StoredOperator
+from nomad.master.tally import Tallier
+from nomad.master.views import PlacementView
 from nomad.runtime.base import PodSpec, Runtime
 from nomad.settings import Settings
 
@@ -45,6 +63,13 @@ class Keys:
         return hmac.new(self.pods, pod.encode(), hashlib.sha256).digest()
 
 
+Homes = Callable[[DesiredPipeline, str, str], Awaitable[PlacementView]]
+"""Another node for an operator (pipeline, operator, the node that won't do), everything else staying where it is.
+
+Raises `NomadError` when there is none.
+"""
+
+
 class Enactor:
     """Carries out actions. `requested` gives what is asked for at the moment of the call."""
 
@@ -55,6 +80,10 @@ class Enactor:
         port: PodPort,
         control: str,
         store: Store,
+        events: EventLog,
+        moves: MoveLog,
+        tallier: Tallier,
+        homes: Homes,
         observer: Observer,
         observed: Observed,
         desired: Desired,
@@ -67,6 +96,10 @@ class Enactor:
         self._port = port
         self._control = control
         self._store = store
+        self._events = events
+        self._moves = moves
+        self._tallier = tallier
+        self._homes = homes
         self._observer = observer
         self._observed = observed
         self._desired = desired
@@ -84,7 +117,7 @@ class Enactor:
             case Assign():
                 await self._assign(action)
             case TellPeers():
-                self._port.peers(action.pod, action.links, action.speed)
+                self._port.peers(action.pod, action.links, action.speed, action.role)
             case AskStop():
                 if not self._port.stop(action.pod, drain=action.drain, grace=action.grace):
                     await self._runtime.stop(action.pod, grace=self._settings.reconcile.stop_grace)
@@ -92,6 +125,14 @@ class Enactor:
                 await self._runtime.stop(action.pod, grace=action.grace)
             case Ended():
                 await self._ended(action)
+            case Switch():
+                await self._switch(action)
+            case Measure():
+                self._tallier.measure(action)
+            case Moving():
+                await self._moves.save(action.order.id)
+            case Rehome():
+                await self._rehome(action)
             case Finish():
                 await self._store.set_outcome(action.pipeline, action.outcome, action.reason)
             case Forget():
@@ -134,8 +175,8 @@ class Enactor:
             Assignment(
                 pipeline=action.pipeline,
                 operator=action.operator,
-                epoch=self._requested().pipelines[action.pipeline].operators[action.operator].epoch,
-                node=wanted.node_of(action.operator),
+                epoch=action.epoch,
+                node=action.node,
                 manifest=code.manifest_bytes,
                 signature=code.signature,
                 code=code.code[action.operator],
@@ -144,6 +185,7 @@ class Enactor:
                 listen=self._runtime.listen_address(action.pod),
                 links=list(action.links),
                 speed=action.speed,
+                role=action.role,
                 window_messages=windows.messages,
                 window_bytes=windows.bytes,
                 workdir=self._runtime.workdir(action.pipeline, action.operator),
@@ -169,7 +211,7 @@ class Enactor:
 
     async def _forget(self, pipeline: str) -> None:
         have = self._requested().pipelines[pipeline]
-        highest = max(op.epoch for op in have.operators.values())
+        highest = max(max(op.epoch, op.highest) for op in have.operators.values())
         self._desired.epoch_floor = max(self._desired.epoch_floor, highest)
         while True:
             try:
@@ -188,9 +230,54 @@ class Enactor:
         have = self._requested().pipelines.get(pipeline)
         if have is None:
             return
-        op = have.operators[operator]
+        await self._store.save_operator(pipeline, self._stored(pipeline, operator, have.operators[operator]))
+
+    def _stored(self, pipeline: str, operator: str, op: RequestedOperator) -> StoredOperator:
         history = self._observed.history.get(operator_id(pipeline, operator), History())
-        await self._store.save_operator(
-            pipeline,
-            StoredOperator(operator, op.epoch, op.pod, op.last_pod, op.restarts, history.totals, history.failure),
+        return StoredOperator(
+            operator, op.epoch, op.pod, op.last_pod, op.restarts, history.totals, history.failure, op.highest
+        )
+
+    async def _switch(self, action: Switch) -> None:
+        """A move's point of no return. Until it is written down nobody is told of it."""
+        wanted = self._desired.pipelines[action.pipeline]
+        have = self._requested().pipelines[action.pipeline]
+        move, old = have.move, have.operators[action.operator]
+        assert move is not None
+        order = action.order
+        reason = order.placement or PlacementView(order.node, f"it was moved here from {move.source}: {order.reason}")
+        placement = {**wanted.placement, action.operator: reason}
+        new = replace(move.second, restarts=old.restarts)
+        try:
+            await self._store.save_switch(
+                action.pipeline,
+                self._stored(action.pipeline, action.operator, new),
+                placement,
+                self._moves.get(action.pipeline, order.id),
+            )
+        except StateError as exc:
+            self._observer.switched(action.pod, str(exc))
+            return
+        wanted.placement = placement
+        self._observer.switched(action.pod)
+
+    async def _rehome(self, action: Rehome) -> None:
+        """Another node for what can't run on its own; its next pod is started there."""
+        wanted, id = self._desired.pipelines[action.pipeline], operator_id(action.pipeline, action.operator)
+        try:
+            home = await self._homes(wanted, action.operator, action.node)
+            placement = {**wanted.placement, action.operator: home}
+            await self._store.set_placement(action.pipeline, placement)
+        except NomadError as exc:
+            if self._observer.homeless(id, str(exc)):
+                log.warning("%s stays without a node: %s", id, exc)
+            return
+        wanted.placement = placement
+        self._observer.homeless(id, None)
+        self._events.add(
+            "operator.rehomed",
+            f"{action.operator} goes to {home.node}: {action.node} won't do, {action.reason}",
+            pipeline=action.pipeline,
+            operator=action.operator,
+            data={"source": action.node, "target": home.node},
         )

@@ -15,10 +15,7 @@ from collections.abc import Callable
 from nomad.clock import Clock
 from nomad.errors import NomadError, RequestError
 from nomad.master import reconcile
-from nomad.master.enact import Enactor
-from nomad.master.events import EventLog
-from nomad.master.observe import Observer
-from nomad.master.reconcile import (
+from nomad.master.actions import (
     Action,
     AskStop,
     Assign,
@@ -27,11 +24,19 @@ from nomad.master.reconcile import (
     Forget,
     Hearing,
     Kill,
+    Measure,
+    Moving,
     Ready,
+    Rehome,
     Running,
     Start,
+    Switch,
     TellPeers,
 )
+from nomad.master.enact import Enactor
+from nomad.master.events import EventLog
+from nomad.master.moves import MoveLog, story
+from nomad.master.observe import Observer
 from nomad.master.state import Desired, Observed, Requested, operator_id
 from nomad.settings import Settings
 from nomad.tasks import Tasks
@@ -50,6 +55,7 @@ class Loop:
         observed: Observed,
         observer: Observer,
         events: EventLog,
+        moves: MoveLog,
         woken: asyncio.Event,
         settings: Settings,
         clock: Clock,
@@ -61,6 +67,7 @@ class Loop:
         self._observed = observed
         self._observer = observer
         self._events = events
+        self._moves = moves
         self._woken = woken
         self._settings = settings
         self._clock = clock
@@ -110,7 +117,7 @@ class Loop:
         for action in decision.actions:
             self._note(action)
             self._enqueue(action, enactor)
-        self._observer.prune({op.pod for p in self.requested.pipelines.values() for op in p.operators.values()})
+        self._observer.prune(self.requested.pods)
         self._tell_of_the_end()
         self._tell_waiting()
         return decision.wake_at
@@ -120,13 +127,12 @@ class Loop:
         have = self.requested.pipelines.get(pipeline)
         if have is None:
             return pipeline not in self._desired.pipelines
-        return (have.outcome is not None or have.forgetting) and not any(op.pod for op in have.operators.values())
+        return (have.outcome is not None or have.forgetting) and not have.pods
 
     @property
     def idle(self) -> bool:
         """No pod runs, and nothing is being carried out."""
-        running = any(op.pod for p in self.requested.pipelines.values() for op in p.operators.values())
-        return not (running or self.requested.strays or self._lanes)
+        return not (self.requested.pods or self.requested.strays or self._lanes)
 
     def _tell_of_the_end(self) -> None:
         over = {id for id in self.requested.pipelines if self.is_over(id)}
@@ -145,7 +151,13 @@ class Loop:
                 self._waiting.append((condition, future))
 
     def _enqueue(self, action: Action, enactor: Enactor) -> None:
-        key = action.pipeline if isinstance(action, (Running, Finish, Forget)) else action.pod
+        match action:
+            case Running(key) | Finish(key) | Forget(key):
+                pass
+            case Moving() | Measure() | Rehome():  # nothing of theirs must wait for a pod's, or follow it
+                key = f"{action.pipeline} {type(action).__name__}"
+            case _:
+                key = action.pod
         lane = self._lanes.get(key)
         if lane is not None:
             lane.append(action)
@@ -187,19 +199,28 @@ class Loop:
         """What is being done, as an event."""
         match action:
             case Start(id, operator, pod, _, node):
-                again = self.requested.pipelines[id].operators[operator].restarts > 0
-                verb = "restarting" if again else "starting"
+                op = self.requested.pipelines[id].operators[operator]
+                verb = "restarting" if op.restarts > 0 and op.pod == pod else "starting"
                 self._add(f"operator.{verb}", f"{verb} {operator} on {node}", id, operator, pod=pod, node=node)
+            case Moving():
+                self._moved(action)
+            case Rehome(id, operator, node, reason):
+                self._add("operator.homeless", f"{operator} needs another node than {node}: {reason}", id, operator)
             case Ready(id, operator, pod, adopted):
                 verb = "adopted" if adopted else "ready"
                 text = f"{operator} went on without a master" if adopted else f"{operator} is at work"
                 self._add(f"operator.{verb}", text, id, operator, pod=pod)
-            case Ended(id, operator, pod, retry_at, expected):
-                failure = self._observer.bury(pod, operator_id(id, operator), expected=expected)
+            case Ended(id, operator, pod, retry_at, expected, reason):
+                failure = self._observer.bury(pod, operator_id(id, operator), expected=expected, reason=reason)
                 if expected or failure is None:
-                    self._add("operator.stopped", f"{operator} has ended", id, operator, pod=pod)
+                    other = pod != self.requested.pipelines[id].operators[operator].last_pod
+                    text = (
+                        f"an instance of {operator} that isn't needed has ended" if other else f"{operator} has ended"
+                    )
+                    self._add("operator.stopped", text, id, operator, pod=pod)
                 else:
-                    pause = "" if retry_at is None else f"; restart in {retry_at - self._clock.now():.1f} s"
+                    wait = None if retry_at is None else max(0.0, retry_at - self._clock.now())
+                    pause = "" if wait is None else f"; restart in {wait:.1f} s"
                     text = f"{operator}: {failure}{pause}"
                     self._add("operator.failed", text, id, operator, pod=pod, exit_code=failure.exit_code)
             case Hearing(id, operator, pod, silent):
@@ -220,7 +241,7 @@ class Loop:
                 self._add("pipeline.removed", f"{id} is removed", id)
                 self._over(id)
                 self._forget_causes(id)
-            case Assign() | TellPeers():
+            case Assign() | TellPeers() | Switch() | Measure():
                 log.debug("%s", action)
 
     def _add(self, kind: str, message: str, id: str | None, operator: str | None = None, **data: object) -> None:
@@ -229,8 +250,32 @@ class Loop:
         cause = self._causes.get(about) or self._causes.get(id or "")
         self._causes[about] = self._events.add(kind, message, pipeline=id, operator=operator, cause=cause, data=data)
 
-    def caused(self, pipeline: str, event: int) -> None:
-        """What happens to the pipeline next, happens because of this event."""
+    def _moved(self, action: Moving) -> None:
+        """A move has come to another state; one that has ended isn't wanted any more."""
+        id, order = action.pipeline, action.order
+        view = self._moves.note(action, self._observed.tallies.get(order.id))
+        if action.left is not None or view.state.final:
+            data = {"move": order.id, "source": view.source, "target": view.target, "seconds": action.seconds}
+            if view.state.final:
+                data |= {
+                    "phases": {phase.name: phase.seconds for phase in view.phases},
+                    "pause": view.pause,
+                    "lost": view.lost,
+                    "doubled": view.doubled,
+                    "predicted_gain": view.predicted_gain,
+                    "cause": view.cause,
+                }
+            self._add(f"move.{view.state}", story(view), id, order.operator, **data)
+        if view.state.final:
+            wanted = self._desired.pipelines[id]
+            wanted.orders = [other for other in wanted.orders if other.id != order.id]
+            self._observed.tallies.pop(order.id, None)
+
+    def caused(self, pipeline: str, event: int, operator: str | None = None) -> None:
+        """What happens next to the pipeline, or to one operator of it, happens because of this event."""
+        if operator is not None:
+            self._causes[operator_id(pipeline, operator)] = event
+            return
         self._forget_causes(pipeline)
         self._causes[pipeline] = event
 

@@ -7,18 +7,18 @@ the loop wakes it; heart-beats of healthy pods don't, and what they measure goes
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from nomad.clock import Clock
-from nomad.control import PodStats
-from nomad.master.state import History, Observed, PodState, pod_id
+from nomad.control import LinkStatus, PodStats, Role
+from nomad.master.state import History, Observed, PodState, Tally, pod_id
 from nomad.master.views import DataLinkView, FailureView
 from nomad.measure.book import Book
-from nomad.runtime.base import ObservedPod, reason_of
+from nomad.runtime.base import NodeInfo, ObservedPod, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ MAX_TEXT = 20_000
 
 _STATS = TypeAdapter(PodStats)
 _LINKS = TypeAdapter(list[DataLinkView])
+_ENDS = TypeAdapter(list[LinkStatus])
 
 
 class Observer:
@@ -65,6 +66,38 @@ class Observer:
         self._state(pod).start_error = reason
         self._wake()
 
+    def nodes(self, nodes: Iterable[NodeInfo]) -> list[NodeInfo]:
+        """What the runtime says of its nodes; those that came or went."""
+        found = {node.id: node for node in nodes}
+        before = self._observed.nodes
+        changed = [node for id, node in found.items() if id not in before or before[id].ready != node.ready]
+        changed += [replace(node, ready=False) for id, node in before.items() if id not in found and node.ready]
+        if found != before:
+            self._observed.nodes = found
+            self._wake()
+        return changed
+
+    # What came of actions
+
+    def switched(self, pod: str, error: str = "") -> None:
+        """That the pod is its operator's present one is written down, or couldn't be."""
+        state = self._state(pod)
+        state.switched, state.switch_error = not error, error
+        self._wake()
+
+    def counted(self, move: str, tally: Tally) -> None:
+        """What is known of the cost of a move."""
+        self._observed.tallies[move] = tally
+        self._wake()
+
+    def homeless(self, operator: str, reason: str | None) -> bool:
+        """Why there is no other node for an operator, None when there is one; whether that is news."""
+        known = self._observed.homeless.pop(operator, None)
+        if reason is not None:
+            self._observed.homeless[operator] = reason
+        self._wake()
+        return reason != known
+
     # What pods say
 
     def connected(self, pod: str, connection: int, *, assigned: bool) -> None:
@@ -79,7 +112,7 @@ class Observer:
             self._wake()
 
     def said(self, pod: str, operator: str, message: dict[str, Any]) -> None:
-        """Take in a `ready`, `heartbeat`, `failed` or `finished`. Raises `ValueError` when it isn't valid."""
+        """Take in what a pod says of itself. Raises `ValueError` when it isn't valid."""
         state = self._state(pod)
         kind = message["type"]
         if kind == "heartbeat":
@@ -91,6 +124,8 @@ class Observer:
                 raise ValueError("a ready without a valid address and pid")
             state.assigned, state.address, state.pid = True, address, pid
             state.ready_at = state.ready_at or self._clock.now()
+        elif kind == "status":
+            state.role, state.ends = _status(message)
         elif kind == "finished":
             state.finished = True
         elif kind == "failed":
@@ -102,7 +137,7 @@ class Observer:
 
     # What the loop is done with
 
-    def bury(self, pod: str, operator: str, *, expected: bool) -> FailureView | None:
+    def bury(self, pod: str, operator: str, *, expected: bool, reason: str = "") -> FailureView | None:
         """A pod has ended: keep its counters, and how it ended unless that was `expected`."""
         state = self._observed.pods.pop(pod, PodState())
         if state.runtime is not None and not state.exited:
@@ -113,7 +148,7 @@ class Observer:
             history.totals = replace(added(history.totals, state.stats), links=[], rss=0, paused=False)
         if not expected:
             error = state.error or {}
-            how = state.start_error or f"its process {reason_of(state.exit_code)}"
+            how = reason or state.start_error or f"its process {reason_of(state.exit_code)}"
             history.failure = FailureView(
                 time=self._clock.wall(),
                 message=error.get("message") or how,
@@ -137,6 +172,7 @@ class Observer:
     def forget(self, operator: str) -> None:
         """The operator's pipeline was removed."""
         self._observed.history.pop(operator, None)
+        self._observed.homeless.pop(operator, None)
         self._book.forget(*operator.split("."))
 
     def restore(self, operator: str, history: History) -> None:
@@ -205,6 +241,15 @@ def added(before: PodStats, now: PodStats) -> PodStats:
     """Counters of an operator over its processes: those of ended ones plus those of the present one."""
     sums = {name: getattr(before, name) + getattr(now, name) for name in COUNTERS}
     return replace(now, **sums, last_output=before.last_output if now.last_output is None else now.last_output)
+
+
+def _status(message: dict[str, Any]) -> tuple[str, dict[tuple[str, str], LinkStatus]]:
+    """A pod's role, and whom the ends of its links are connected to."""
+    try:
+        ends = _ENDS.validate_python(message.get("links"))
+        return Role(str(message.get("role"))), {(end.link, end.direction): end for end in ends}
+    except ValidationError as exc:
+        raise ValueError(f"a status without valid links: {exc.errors()[0]['msg']}") from None
 
 
 def _error(value: Any) -> dict[str, str]:

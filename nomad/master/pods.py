@@ -113,8 +113,8 @@ class PodPort:
     def assign(self, pod: str, assignment: Assignment) -> bool:
         return self._tell(pod, {"type": "assign", **asdict(assignment)})
 
-    def peers(self, pod: str, links: Sequence[LinkPeer], speed: float) -> bool:
-        return self._tell(pod, {"type": "peers", "links": list(links), "speed": speed})
+    def peers(self, pod: str, links: Sequence[LinkPeer], speed: float, role: str) -> bool:
+        return self._tell(pod, {"type": "peers", "links": list(links), "speed": speed, "role": role})
 
     def stop(self, pod: str, *, drain: bool, grace: float) -> bool:
         return self._tell(pod, {"type": "stop", "drain": drain, "grace": grace})
@@ -126,12 +126,12 @@ class PodPort:
 
     # What users ask
 
-    async def ask(self, pod: str, method: str, **args: Any) -> Any:
+    async def ask(self, pod: str, method: str, *, timeout: float | None = None, **args: Any) -> Any:
         """Send a request and wait for its reply. Raises `ConflictError`, or `RequestError` with status 503."""
         channel = self._channels.get(pod)
         if channel is None:
             raise RequestError("the operator's process isn't connected right now; try again", status=503)
-        return await channel.ask(method, args, self._settings.request_timeout)
+        return await channel.ask(method, args, timeout or self._settings.request_timeout)
 
     def tail(self, operator: str) -> AsyncIterator[TailItem]:
         """Outputs of an operator (`pipeline.name`) from now on, over restarts of its pods, until `end_tails`."""

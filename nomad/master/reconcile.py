@@ -13,11 +13,29 @@ An operator's pod, as this file sees it:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
-from nomad.control import LinkPeer
+from nomad.control import Role
+from nomad.master import migration, peers
+from nomad.master.actions import (
+    Action,
+    AskStop,
+    Assign,
+    Ended,
+    Finish,
+    Forget,
+    Hearing,
+    Kill,
+    Measure,
+    Moving,
+    Ready,
+    Rehome,
+    Running,
+    Start,
+    Switch,
+    TellPeers,
+)
+from nomad.master.migration import Facts
 from nomad.master.state import (
     Desired,
     DesiredPipeline,
@@ -26,12 +44,15 @@ from nomad.master.state import (
     Outcome,
     PodState,
     Requested,
+    RequestedMove,
     RequestedOperator,
     RequestedPipeline,
     Told,
     link_id,
     pod_id,
 )
+from nomad.master.views import MoveState
+from nomad.runtime.base import reason_of
 from nomad.settings import Reconcile
 
 PERMANENT = {
@@ -39,117 +60,6 @@ PERMANENT = {
     4: 'a message failed, and its on_error is "fail"',
 }
 """Exit codes of a pod after which it isn't started again: it would end the same way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Ask the runtime for a pod."""
-
-    pipeline: str
-    operator: str
-    pod: str
-    epoch: int
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """Tell a new pod what it is."""
-
-    pipeline: str
-    operator: str
-    pod: str
-    links: tuple[LinkPeer, ...]
-    speed: float
-
-
-@dataclass(frozen=True, slots=True)
-class TellPeers:
-    """Tell a pod what changed about its links."""
-
-    pipeline: str
-    operator: str
-    pod: str
-    links: tuple[LinkPeer, ...]
-    speed: float
-
-
-@dataclass(frozen=True, slots=True)
-class AskStop:
-    """Ask a pod, over its control channel, to end."""
-
-    pipeline: str
-    operator: str
-    pod: str
-    drain: bool
-    grace: float
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Ask the runtime to end a pod."""
-
-    pod: str
-    grace: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A pod has ended; the next one follows at `retry_at`, or none does."""
-
-    pipeline: str
-    operator: str
-    pod: str
-    retry_at: float | None
-    expected: bool
-    """It was to end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A pod is at work."""
-
-    pipeline: str
-    operator: str
-    pod: str
-    adopted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Hearing:
-    """An operator's heart-beats went missing, or came back."""
-
-    pipeline: str
-    operator: str
-    pod: str
-    silent: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """All operators of a pipeline are ready for the first time."""
-
-    pipeline: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """A pipeline is over."""
-
-    pipeline: str
-    outcome: Outcome
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Delete a pipeline of which nothing runs."""
-
-    pipeline: str
-
-
-Action: TypeAlias = Start | Assign | TellPeers | AskStop | Kill | Ended | Ready | Hearing | Running | Finish | Forget
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,47 +100,88 @@ class _Step:
         self.wake_at: float | None = None
 
     def decide(self) -> Decision:
-        pipelines = {id: self._pipeline(id, wanted) for id, wanted in self.desired.pipelines.items()}
-        present = {op.pod for pipeline in pipelines.values() for op in pipeline.operators.values()}
-        strays = self._strays(present)
+        pipelines = {id: _Pipeline(self, wanted).decide() for id, wanted in self.desired.pipelines.items()}
+        strays = self._strays({pod for pipeline in pipelines.values() for pod in pipeline.pods})
         return Decision(tuple(self.actions), Requested(pipelines, strays), self.wake_at)
 
-    def _pipeline(self, id: str, wanted: DesiredPipeline) -> RequestedPipeline:
-        have = self.requested.pipelines.get(id)
+    def _strays(self, present: set[str]) -> dict[str, float]:
+        """Pods of forgotten pipelines and of older epochs, found by a master that was away."""
+        strays = {}
+        for pod, state in self.observed.pods.items():
+            if pod in present or state.ended:
+                continue
+            kill_by = self.requested.strays.get(pod)
+            if kill_by is None or self.now >= kill_by:
+                self.actions.append(Kill(pod, self.settings.stop_grace, "nobody wants it"))
+                kill_by = self.now + self.settings.stop_grace + self.settings.retry
+            self.wake(kill_by)
+            strays[pod] = kill_by
+        return strays
+
+    def wake(self, at: float | None) -> None:
+        if at is not None and (self.wake_at is None or at < self.wake_at):
+            self.wake_at = at
+
+
+class _Pipeline:
+    """What a step decides about one pipeline."""
+
+    def __init__(self, step: _Step, wanted: DesiredPipeline) -> None:
+        self.id = wanted.spec.id
+        self.wanted = wanted
+        self.desired = step.desired
+        self.observed = step.observed
+        self.now = step.now
+        self.settings = step.settings
+        self.overdue = step.overdue
+        self.act = step.actions.append
+        self.wake = step.wake
+        have = step.requested.pipelines.get(self.id)
         if have is None:
-            first = RequestedOperator(epoch=wanted.epoch_floor)
+            first = RequestedOperator(epoch=wanted.epoch_floor, highest=wanted.epoch_floor)
             have = RequestedPipeline({op.name: first for op in wanted.spec.operators})
+        self.have = have
+        self.operators = dict(have.operators)
+        self.move = have.move
+        self.ended_moves = have.ended_moves & {order.id for order in wanted.orders}
+
+    def decide(self) -> RequestedPipeline:
+        wanted, have = self.wanted, self.have
         if have.outcome is None and wanted.goal is not Goal.REMOVE:
-            have = self._outcome(id, wanted, have)
+            have = self._outcome(have)
         run = have.outcome is None and wanted.goal is Goal.RUN and not self.desired.closing
         if not run and have.drain_until is None:
             have = replace(have, drain_until=self.now + self.settings.drain_grace + self.settings.stop_grace)
-        draining = not run and self._draining(wanted, have)
+        draining = not run and self._draining(have)
         # While the source drains, the others are kept at work as ever: what it sent must find its way.
-        kept = {name for name in have.operators if run or (draining and name not in wanted.sources)}
-        operators = {name: self._ended(id, name, op, kept=name in kept) for name, op in have.operators.items()}
-        operators = {n: self._start(id, wanted, n, op) if n in kept else op for n, op in operators.items()}
-        for name in operators:
-            operators[name] = (
-                self._keep(id, wanted, name, operators)
-                if name in kept
-                else self._stop(id, wanted, name, operators, drain=draining)
-            )
-        if run and not have.was_running and all(self._ready(op) for op in operators.values()):
-            self.actions.append(Running(id))
+        kept = {name for name in self.operators if run or (draining and name not in wanted.sources)}
+        self._lead_moves(run)
+        if self._second_ended():
+            self._lead_moves(run)
+        for name in self.operators:
+            if self.move is None or not self.move.holds or self.move.order.operator != name:
+                self.operators[name] = op = self._ended(name, self.operators[name], kept=name in kept)
+                if name in kept and op.pod is None:
+                    self.operators[name] = self._start(name, op)
+        for name in self.operators:
+            op = self.operators[name]
+            self.operators[name] = self._keep(name, op) if name in kept else self._stop(name, op, drain=draining)
+        self._keep_second()
+        if run and not have.was_running and all(self._ready(op) for op in self.operators.values()):
+            self.act(Running(self.id))
             have = replace(have, was_running=True)
-        have = replace(have, operators=operators)
-        if any(op.pod for op in operators.values()):
+        have = replace(have, operators=self.operators, move=self.move, ended_moves=self.ended_moves)
+        if have.pods:
             return have
         if wanted.goal is Goal.STOP and have.outcome is None:
             have = replace(have, outcome=Outcome.STOPPED)
-            self.actions.append(Finish(id, Outcome.STOPPED, ""))
+            self.act(Finish(self.id, Outcome.STOPPED, ""))
         if wanted.goal is Goal.REMOVE and not have.forgetting:
             have = replace(have, forgetting=True)
-            self.actions.append(Forget(id))
+            self.act(Forget(self.id))
         return have
 
-    def _outcome(self, id: str, wanted: DesiredPipeline, have: RequestedPipeline) -> RequestedPipeline:
+    def _outcome(self, have: RequestedPipeline) -> RequestedPipeline:
         """Whether it is over by itself: an error that can't be mended, or a source that has no more to send."""
         found: tuple[Outcome, str] | None = None
         states = {name: self._state(op) for name, op in have.operators.items()}
@@ -241,59 +192,89 @@ class _Step:
                 found = Outcome.FAILED, f"operator {name}: {error}"
                 break
         else:
-            if all(states[source].finished for source in wanted.sources):
+            if all(states[source].finished for source in self.wanted.sources):
                 found = Outcome.COMPLETED, ""
         if found is None:
             return have
-        self.actions.append(Finish(id, *found))
+        self.act(Finish(self.id, *found))
         return replace(have, outcome=found[0], reason=found[1])
 
-    def _draining(self, wanted: DesiredPipeline, have: RequestedPipeline) -> bool:
+    def _draining(self, have: RequestedPipeline) -> bool:
         """Whether a source is still given time to settle what it has sent."""
-        if have.outcome is not None or wanted.goal is Goal.REMOVE or have.drain_until is None:
+        if have.outcome is not None or self.wanted.goal is Goal.REMOVE or have.drain_until is None:
             return False
-        sources = [have.operators[source] for source in wanted.sources]
+        sources = [have.operators[source] for source in self.wanted.sources]
         if self.now >= have.drain_until or all(op.pod is None or self._state(op).ended for op in sources):
             return False
-        self._wake(have.drain_until)
+        self.wake(have.drain_until)
         return True
 
-    def _ended(self, id: str, name: str, op: RequestedOperator, *, kept: bool) -> RequestedOperator:
+    # One operator's pod
+
+    def _ended(self, name: str, op: RequestedOperator, *, kept: bool) -> RequestedOperator:
         state = self._state(op)
-        if op.pod is None or not state.ended:
+        if op.pod is None or not self._gone(op):
             return op
         backoff = self.settings.backoff
         healthy = state.ready_at is not None and self.now - state.ready_at >= backoff.healthy
-        failures = 1 if healthy else op.failures + 1
-        retry_at = self.now + backoff.delay(failures)
+        failures, start_failures = 1 if healthy else op.failures + 1, op.start_failures
+        retry_at, reason = self.now + backoff.delay(failures), ""
+        if not state.ended:
+            # Pods on a lost node are nobody's: they are ended if they are seen again, and fenced by their epoch.
+            failures, retry_at, reason = op.failures, self.now, f"its node {op.node} is lost"
+        elif state.ready_at is None and (state.start_error is not None or op.kill_by is not None):
+            start_failures += 1
         mishap = kept or state.fatal or state.start_error is not None or state.exit_code in PERMANENT
-        self.actions.append(Ended(id, name, op.pod, retry_at if kept else None, not mishap))
-        return replace(op, pod=None, failures=failures, retry_at=retry_at, told=None)
+        self.act(Ended(self.id, name, op.pod, retry_at if kept else None, not mishap, reason))
+        return replace(op, pod=None, failures=failures, start_failures=start_failures, retry_at=retry_at, told=None)
 
-    def _start(self, id: str, wanted: DesiredPipeline, name: str, op: RequestedOperator) -> RequestedOperator:
-        if op.pod is not None:
+    def _start(self, name: str, op: RequestedOperator) -> RequestedOperator:
+        node = self.wanted.node_of(name)
+        elsewhere = bool(op.last_pod) and node != op.node
+        usable = self.observed.usable(node)
+        tired = op.start_failures >= self.settings.start_attempts and not elsewhere
+        if not usable or tired:
+            op = self._rehome(name, op, node, "it is lost" if not usable else "no pod could be started there")
+        if not usable:
             return op
-        if self.now < op.retry_at:
-            self._wake(op.retry_at)
+        if self.now < op.retry_at and not elsewhere:
+            self.wake(op.retry_at)
             return op
-        pod = pod_id(id, name, op.epoch + 1)
-        self.actions.append(Start(id, name, pod, op.epoch + 1, wanted.node_of(name)))
+        return self._ask_for(name, op, node, again=bool(op.last_pod), failures=0 if elsewhere else op.start_failures)
+
+    def _ask_for(
+        self, name: str, op: RequestedOperator, node: str, *, again: bool, failures: int = 0
+    ) -> RequestedOperator:
+        """Ask for the operator's next pod."""
+        epoch = max(op.epoch, op.highest) + 1
+        pod = pod_id(self.id, name, epoch)
+        self.act(Start(self.id, name, pod, epoch, node))
         return RequestedOperator(
-            epoch=op.epoch + 1,
+            epoch=epoch,
+            highest=epoch,
+            node=node,
             pod=pod,
             last_pod=pod,
             asked_at=self.now,
-            restarts=op.restarts + bool(op.last_pod),
+            restarts=op.restarts + again,
             failures=op.failures,
+            start_failures=failures,
         )
 
-    def _keep(
-        self, id: str, wanted: DesiredPipeline, name: str, operators: Mapping[str, RequestedOperator]
-    ) -> RequestedOperator:
+    def _rehome(self, name: str, op: RequestedOperator, node: str, reason: str) -> RequestedOperator:
+        """Have another node chosen; an operator that is bound to its node waits for it."""
+        if name in self.wanted.bound:
+            return op
+        if self.now >= op.rehome_at:
+            self.act(Rehome(self.id, name, node, reason))
+            op = replace(op, rehome_at=self.now + self.settings.retry)
+        self.wake(op.rehome_at)
+        return op
+
+    def _keep(self, name: str, op: RequestedOperator) -> RequestedOperator:
         """See to it that a pod that is wanted becomes ready, and knows its peers."""
-        op = operators[name]
         state, pod = self._state(op), op.pod
-        if pod is None:
+        if pod is None or self._gone(op):
             return op
         if op.kill_by is not None:
             return self._kill(op, "it hasn't ended")
@@ -301,97 +282,56 @@ class _Step:
             patience = self.settings.adopt_grace if op.adopted else self.settings.start_timeout
             if self.now >= op.asked_at + patience:
                 return self._kill(op, f"it hasn't been ready within {patience:g} s")
-            self._wake(op.asked_at + patience)
+            self.wake(op.asked_at + patience)
         else:
             if not op.ready:
-                self.actions.append(Ready(id, name, pod, op.adopted))
-                op = replace(op, ready=True)
-            op = self._listen_to(id, name, op, pod, state)
-        return self._tell(id, wanted, name, op, pod, state, operators)
+                self.act(Ready(self.id, name, pod, op.adopted))
+                op = replace(op, ready=True, start_failures=0)
+            op = self._listen_to(name, op, pod, state)
+            if self._superseded(name, op):
+                return self._kill(op, "its peers have heard a newer instance, which is gone")
+        return self._tell(name, op)
 
-    def _listen_to(self, id: str, name: str, op: RequestedOperator, pod: str, state: PodState) -> RequestedOperator:
+    def _listen_to(self, name: str, op: RequestedOperator, pod: str, state: PodState) -> RequestedOperator:
         """Note when heart-beats go missing or come back. A silent pod is never ended for it: it may just be busy."""
         last = max(state.heartbeat_at or 0.0, state.ready_at or 0.0)
         silent = self.now >= last + self.overdue
         if not silent:
-            self._wake(last + self.overdue)
+            self.wake(last + self.overdue)
         if silent != op.silent:
-            self.actions.append(Hearing(id, name, pod, silent))
+            self.act(Hearing(self.id, name, pod, silent))
         return replace(op, silent=silent)
 
-    def _tell(
-        self,
-        id: str,
-        wanted: DesiredPipeline,
-        name: str,
-        op: RequestedOperator,
-        pod: str,
-        state: PodState,
-        operators: Mapping[str, RequestedOperator],
-    ) -> RequestedOperator:
+    def _superseded(self, name: str, op: RequestedOperator) -> bool:
+        """An instance that was to take over was heard and is gone; its peers won't hear the one before again."""
+        if op.highest <= op.epoch or (self.move is not None and self.move.order.operator == name):
+            return False
+        return any(self._end_of(peer, link, "in")[0] > op.epoch for peer, link in self._behind(name))
+
+    def _tell(self, name: str, op: RequestedOperator, *, second: bool = False) -> RequestedOperator:
         """Say over the present connection what wasn't said over it yet. A pod that isn't ready is told nothing new."""
-        if state.connection is None or (state.ready_at is None and state.assigned):
+        state, pod = self._state(op), op.pod
+        if pod is None or state.connection is None or (state.ready_at is None and state.assigned):
             return op
-        links, unknown = self._links(id, wanted, name, operators)
-        speed = self._speed(wanted.node_of(name))
-        told = Told(state.connection, links, speed)
+        links, unknown = peers.links(self.wanted, name, op.node, self.operators, self.move, self.desired, self.observed)
+        speed, role = self._speed(op.node), peers.role(name, self.move, second=second)
+        told = Told(state.connection, links, speed, role)
         if op.told is not None and op.told.connection == state.connection:
             if state.ready_at is None:
                 return op
             before = op.told
             news = tuple(link for link in links if link not in before.links and link.link not in unknown)
-            if news or speed != before.speed:
-                self.actions.append(TellPeers(id, name, pod, news, speed))
+            if news or (speed, role) != (before.speed, before.role):
+                self.act(TellPeers(self.id, name, pod, news, speed, role))
         elif not state.assigned:
-            self.actions.append(Assign(id, name, pod, links, speed))
+            self.act(Assign(self.id, name, pod, links, speed, role, op.epoch, op.node))
         else:
             known = tuple(link for link in links if link.link not in unknown)
-            self.actions.append(TellPeers(id, name, pod, known, speed))
+            self.act(TellPeers(self.id, name, pod, known, speed, role))
         return replace(op, told=told)
 
-    def _links(
-        self, id: str, wanted: DesiredPipeline, name: str, operators: Mapping[str, RequestedOperator]
-    ) -> tuple[tuple[LinkPeer, ...], set[str]]:
-        """An operator's links as it should know them, and those whose receiver's address can't be told yet.
-
-        The sender dials the receiver. A peer that an earlier master started and that hasn't reported yet most likely
-        works on: nothing is said of its address, so that its link isn't cut.
-        """
-        links: list[LinkPeer] = []
-        unknown: set[str] = set()
-        for source, target in wanted.spec.edges:
-            if name not in (source, target):
-                continue
-            out = name == source
-            peer = target if out else source
-            asked = operators[peer]
-            state = self._state(asked)
-            link = link_id(id, source, target)
-            if out and asked.adopted and state.ready_at is None:
-                unknown.add(link)
-            links.append(
-                LinkPeer(
-                    link=link,
-                    direction="out" if out else "in",
-                    peer_operator=peer,
-                    address=state.address if out else None,
-                    peer_epoch=asked.epoch,
-                    shape=self.desired.shape(wanted.node_of(name), wanted.node_of(peer)),
-                )
-            )
-        return tuple(links), unknown
-
-    def _stop(
-        self,
-        id: str,
-        wanted: DesiredPipeline,
-        name: str,
-        operators: Mapping[str, RequestedOperator],
-        *,
-        drain: bool,
-    ) -> RequestedOperator:
+    def _stop(self, name: str, op: RequestedOperator, *, drain: bool) -> RequestedOperator:
         """See to it that a pod that isn't wanted ends; with `drain`, after it has settled what it has sent."""
-        op = operators[name]
         state, pod, settings = self._state(op), op.pod, self.settings
         if pod is None:
             return op
@@ -400,39 +340,199 @@ class _Step:
         if op.stop_by is None:
             grace = settings.drain_grace if drain else settings.stop_grace
             if state.connection is not None:
-                self.actions.append(AskStop(id, name, pod, drain, grace))
+                self.act(AskStop(self.id, name, pod, drain, grace))
             elif not state.fatal:  # else it is ending by itself
                 return self._kill(op, "it isn't needed any more")
             # The pod keeps its grace by itself; only what is stuck is ended from outside.
             op = replace(op, stop_by=self.now + grace + settings.retry)
-        self._wake(op.stop_by)
-        return self._tell(id, wanted, name, op, pod, state, operators) if drain else op
+        self.wake(op.stop_by)
+        return self._tell(name, op) if drain else op
 
     def _kill(self, op: RequestedOperator, reason: str) -> RequestedOperator:
         """Ask the runtime, and again when the pod is still there after that."""
         assert op.pod is not None
         if op.kill_by is None or self.now >= op.kill_by:
-            self.actions.append(Kill(op.pod, self.settings.stop_grace, reason))
+            self.act(Kill(op.pod, self.settings.stop_grace, reason))
             op = replace(op, kill_by=self.now + self.settings.stop_grace + self.settings.retry)
-        self._wake(op.kill_by)
+        self.wake(op.kill_by)
         return op
 
-    def _strays(self, present: set[str | None]) -> dict[str, float]:
-        """Pods of forgotten pipelines and of older epochs, found by a master that was away."""
-        strays = {}
-        for pod, state in self.observed.pods.items():
-            if pod in present or state.ended:
-                continue
-            kill_by = self.requested.strays.get(pod)
-            if kill_by is None or self.now >= kill_by:
-                self.actions.append(Kill(pod, self.settings.stop_grace, "nobody wants it"))
-                kill_by = self.now + self.settings.stop_grace + self.settings.retry
-            self._wake(kill_by)
-            strays[pod] = kill_by
-        return strays
+    # Moves
+
+    def _lead_moves(self, run: bool) -> None:
+        """Take up the next order, and lead the move under way as far as it goes now."""
+        if self.move is not None and self.move.state.final and self.move.second.pod is None:
+            self.move = None
+        if self.move is None and not self.desired.closing:  # the next master finds what has only been ordered
+            order = next((order for order in self.wanted.orders if order.id not in self.ended_moves), None)
+            if order is not None:
+                source = self.wanted.node_of(order.operator)
+                self.move = RequestedMove(order, source, MoveState.PLANNED, self.now)
+                self._note_move(self.move, None, 0.0)
+        while self.move is not None and self._lead(self.move, run):
+            pass
+        if self.move is None and self._orders_left:
+            self._lead_moves(run)
+
+    @property
+    def _orders_left(self) -> bool:
+        return not self.desired.closing and any(o.id not in self.ended_moves for o in self.wanted.orders)
+
+    def _lead(self, move: RequestedMove, run: bool) -> bool:
+        """One state further, if the facts lead there."""
+        if move.state is MoveState.PLANNED and self.desired.closing:
+            return False  # the next master finds it
+        facts = self._facts(move, run)
+        if facts.handed and move.state is MoveState.HANDING_OVER and not move.handed:
+            self.move = move = replace(move, handed=True)
+        if facts.stored and not move.switched:
+            self.move = move = self._swap(move)
+            facts = self._facts(move, run)
+        elapsed = self.now - move.since
+        state, error = migration.advance(move.state, facts, elapsed, self.settings.moving)
+        if state is move.state:
+            limit = migration.deadline(state, self.settings.moving)
+            if limit is not None and elapsed < limit:
+                self.wake(move.since + limit)
+            return False
+        self.move = self._enter(move, state, error)
+        return self.move is not None
+
+    def _enter(self, move: RequestedMove, state: MoveState, error: str) -> RequestedMove | None:
+        """What is to be done once, when a move comes to a state."""
+        name, before = move.order.operator, move
+        move = replace(move, state=state, since=self.now)
+        present = self.operators[name]
+        if state is MoveState.STARTING:
+            second = self._ask_for(name, present, move.order.node, again=False)
+            move = replace(move, source=present.node, second=second)
+            self.operators[name] = replace(present, highest=second.epoch)
+        self._note_move(move, before.state, self.now - before.since, error)
+        if state is MoveState.HANDING_OVER:
+            move = replace(move, switch_at=self.now)
+            self._measure(move, present, move.second, switching=True)
+        elif state is MoveState.SWITCHING:
+            assert move.second.pod is not None
+            self.act(Switch(self.id, name, move.second.pod, move.order))
+        elif state is MoveState.STOPPING:
+            self._measure(move, move.second, present, switching=False)
+        if state.final:
+            self.ended_moves |= {move.order.id}
+        return None if state.final and move.second.pod is None else move
+
+    def _swap(self, move: RequestedMove) -> RequestedMove:
+        """The switch is stored: the new instance is the present one."""
+        name = move.order.operator
+        old, new = self.operators[name], move.second
+        self.operators[name] = replace(new, restarts=old.restarts, highest=max(old.highest, new.epoch))
+        return replace(move, second=old, switched=True)
+
+    def _facts(self, move: RequestedMove, run: bool) -> Facts:
+        name = move.order.operator
+        present, second = self.operators[name], move.second
+        old, new = (second, present) if move.switched else (present, second)
+        seen = self._state(new)
+        before, behind = self._before(name), self._behind(name)
+        epoch = new.epoch if new.pod is not None else -1
+        out = {link: seen.ends.get((link, "out")) for _, link in behind}
+        greeted = {link: end.epoch if end is not None else 0 for link, end in out.items()}
+        old_gone = old.pod is None or self._gone(old)
+        tally = self.observed.tallies.get(move.order.id)
+        return Facts(
+            wanted=run,
+            at_work=run and all(self._ready(op) for op in self.operators.values()),
+            there=not move.switched and present.node == move.order.node,
+            target_ready=self.observed.usable(move.order.node),
+            old_gone=old_gone,
+            new_ready=self._ready(new) and not self._gone(new),
+            new_gone=new.pod is not None and self._gone(new),
+            new_error=self._how(new),
+            connected=all(self._end_of(peer, link, "out")[1] == epoch for peer, link in before)
+            and all(greeted[link] == self.operators[peer].epoch for peer, link in behind),
+            handed=move.handed or old_gone or self._state(old).role == Role.RETIRED,
+            active=seen.role == Role.ACTIVE,
+            overheard=any(self._end_of(peer, link, "in")[0] == epoch for peer, link in behind),
+            stored=move.switched or (move.state is MoveState.SWITCHING and seen.switched),
+            store_error=seen.switch_error,
+            turned=all(self._end_of(peer, link, "out")[0] == epoch for peer, link in before),
+            followed=all(self._end_of(peer, link, "in")[0] == epoch for peer, link in behind),
+            counted=tally is not None and tally.measured,
+        )
+
+    def _second_ended(self) -> bool:
+        """Whether the other pod of a move has ended, and that isn't the move's own to settle."""
+        move = self.move
+        if move is None or move.second.pod is None or move.holds or not self._gone(move.second):
+            return False
+        second = move.second
+        expected = not move.switched or second.stop_by is not None
+        self.act(Ended(self.id, move.order.operator, second.pod or "", None, expected))
+        self.move = replace(move, second=replace(second, pod=None, told=None))
+        return True
+
+    def _keep_second(self) -> None:
+        """See to the other pod of a move: to be ready beside the present one, or to end."""
+        move = self.move
+        if move is None or move.second.pod is None:
+            return
+        name, second = move.order.operator, move.second
+        if move.state.final or (move.state is MoveState.STOPPING and self._counted(move)):
+            second = self._stop(name, second, drain=False)
+        elif not self._gone(second):
+            second = self._tell(name, second, second=True)
+        self.move = replace(move, second=second)
+
+    def _counted(self, move: RequestedMove) -> bool:
+        """The old instance has said its numbers, or has had the time for it."""
+        tally = self.observed.tallies.get(move.order.id)
+        if tally is not None and tally.counted:
+            return True
+        self.wake(move.since + self.settings.moving.count)
+        return self.now >= move.since + self.settings.moving.count
+
+    def _measure(self, move: RequestedMove, old: RequestedOperator, new: RequestedOperator, *, switching: bool) -> None:
+        sink = self.operators[self.wanted.spec.operators[-1].name]
+        link = next((link for _, link in self._before(move.order.operator)), "")
+        old_pod, new_pod, sink_pod = (op.pod or "" for op in (old, new, sink))
+        since = move.switch_at
+        self.act(Measure(self.id, move.order.id, link, old_pod, new_pod, sink_pod, switching, since))
+
+    def _note_move(self, move: RequestedMove, left: MoveState | None, seconds: float, error: str = "") -> None:
+        epoch = self.operators[move.order.operator].epoch if move.switched else move.second.epoch
+        self.act(Moving(self.id, move.order, move.source, left, seconds, move.state, epoch, error))
+
+    # What is seen
+
+    def _before(self, name: str) -> list[tuple[str, str]]:
+        """The operators that send to this one, with the links."""
+        return [(a, link_id(self.id, a, b)) for a, b in self.wanted.spec.edges if b == name]
+
+    def _behind(self, name: str) -> list[tuple[str, str]]:
+        """The operators that this one sends to, with the links."""
+        return [(b, link_id(self.id, a, b)) for a, b in self.wanted.spec.edges if a == name]
+
+    def _end_of(self, name: str, link: str, direction: str) -> tuple[int, int]:
+        """Epochs of the instance that the operator's end of a link is connected to, and of the one beside it."""
+        end = self._state(self.operators[name]).ends.get((link, direction))
+        return (0, 0) if end is None else (end.epoch, end.standby)
+
+    def _gone(self, op: RequestedOperator) -> bool:
+        """Its pod has ended, or its node is lost with it."""
+        return self._state(op).ended or not self.observed.usable(op.node)
+
+    def _how(self, op: RequestedOperator) -> str:
+        """How a pod that is gone ended, in words."""
+        state = self._state(op)
+        if not state.ended:
+            return "is on a lost node"
+        if state.start_error is not None:
+            return f"couldn't be started: {state.start_error}"
+        if state.error is not None:
+            return f"failed: {state.error['type']}: {state.error['message']}"
+        return reason_of(state.exit_code)
 
     def _state(self, op: RequestedOperator) -> PodState:
-        return self.observed.pods.get(op.pod or "", _NOTHING)
+        return peers.state_of(self.observed, op)
 
     def _ready(self, op: RequestedOperator) -> bool:
         return op.pod is not None and self._state(op).ready_at is not None
@@ -441,10 +541,3 @@ class _Step:
         if node in self.desired.speeds:
             return self.desired.speeds[node]
         return self.observed.nodes[node].speed if node in self.observed.nodes else 1.0
-
-    def _wake(self, at: float | None) -> None:
-        if at is not None and (self.wake_at is None or at < self.wake_at):
-            self.wake_at = at
-
-
-_NOTHING = PodState()

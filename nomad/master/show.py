@@ -14,6 +14,7 @@ from nomad.master.state import (
     Observed,
     PodState,
     Requested,
+    RequestedMove,
     RequestedOperator,
     RequestedPipeline,
     link_id,
@@ -38,7 +39,7 @@ def pipeline(id: str, desired: Desired, requested: Requested, observed: Observed
     have = requested.pipelines.get(id) or RequestedPipeline({})
     phase = _phase(desired, wanted, have, observed)
     operators = [
-        _operator(wanted, op.name, have.operators.get(op.name, RequestedOperator()), observed, phase, now)
+        _operator(wanted, op.name, have.operators.get(op.name, RequestedOperator()), have.move, observed, phase, now)
         for op in wanted.spec.operators
     ]
     return PipelineView(
@@ -109,11 +110,12 @@ def links(desired: Desired, observed: Observed) -> list[LinkView]:
     return found
 
 
-def stats(history: History, state: PodState | None) -> StatsView:
-    """An operator's counters over its processes, with the gauges of the present one."""
+def stats(history: History, state: PodState | None, other: PodState | None = None) -> StatsView:
+    """An operator's counters over its processes, with the gauges of the present one; `other`: of a move."""
     total = history.totals
-    if state is not None and state.heartbeat_at is not None:
-        total = added(history.totals, state.stats)
+    for seen in (other, state):
+        if seen is not None and seen.heartbeat_at is not None:
+            total = added(total, seen.stats)
     return StatsView(
         **{name: getattr(total, name) for name in _GAUGES},
         rate=state.rate if state is not None else None,
@@ -135,29 +137,50 @@ def _phase(desired: Desired, wanted: DesiredPipeline, have: RequestedPipeline, o
 
 
 def _operator(
-    wanted: DesiredPipeline, name: str, op: RequestedOperator, observed: Observed, phase: Phase, now: float
+    wanted: DesiredPipeline,
+    name: str,
+    op: RequestedOperator,
+    move: RequestedMove | None,
+    observed: Observed,
+    phase: Phase,
+    now: float,
 ) -> OperatorView:
     id = operator_id(wanted.spec.id, name)
     state = observed.pods.get(op.pod) if op.pod else None
     history = observed.history.get(id, History())
     shown, reason = _operator_state(op, state, history, phase, now)
+    if op.pod is None and phase in (Phase.DEGRADED, Phase.STARTING, Phase.PENDING):
+        reason = _waiting(wanted, name, id, observed) or reason
+    mine = move if move is not None and move.order.operator == name else None
+    other = observed.pods.get(mine.second.pod) if mine is not None and mine.second.pod else None
     return OperatorView(
         id=id,
         name=name,
         kind=next(spec.kind for spec in wanted.spec.operators if spec.name == name),
-        node=wanted.node_of(name),
+        node=op.node if op.pod and op.node else wanted.node_of(name),
         state=shown,
         pod=op.last_pod,
         pid=None if state is None else state.pid or (state.runtime.pid if state.runtime else None),
         epoch=op.epoch,
         restarts=op.restarts,
         heartbeat_age=None if state is None or state.heartbeat_at is None else max(0.0, now - state.heartbeat_at),
-        stats=stats(history, state),
+        stats=stats(history, state, other),
         last_failure=history.failure,
         placement=wanted.placement[name],
         reason=reason,
+        moving_to=mine.order.node if mine is not None and not mine.switched and not mine.state.final else None,
         pin=wanted.bound.get(name),
     )
+
+
+def _waiting(wanted: DesiredPipeline, name: str, id: str, observed: Observed) -> str:
+    """Why an operator without a pod can't have one now."""
+    node = wanted.node_of(name)
+    if observed.usable(node):
+        return ""
+    if name in wanted.bound:
+        return f"its node {node} is lost, and it is bound to it"
+    return f"its node {node} is lost" + (f"; {why}" if (why := observed.homeless.get(id)) else "")
 
 
 def _operator_state(
@@ -199,10 +222,15 @@ def _round_trips(desired: Desired, observed: Observed) -> dict[tuple[str, str], 
 
 
 def _claims(desired: Desired, requested: Requested) -> Iterator[tuple[str, str, float]]:
-    """Node, operator id and MiB of all operators that run, or are to run again."""
+    """Node, operator id and MiB of all operators that run, or are to run again; of one that moves, on both nodes."""
     for id, wanted in desired.pipelines.items():
         have = requested.pipelines.get(id) or RequestedPipeline({})
         over = wanted.goal is not Goal.RUN or have.outcome is not None
         for op in wanted.spec.operators:
-            if not over or have.operators.get(op.name, RequestedOperator()).pod is not None:
-                yield wanted.node_of(op.name), operator_id(id, op.name), op.memory_mb
+            asked = have.operators.get(op.name, RequestedOperator())
+            nodes = [] if over and asked.pod is None else [wanted.node_of(op.name)]
+            nodes += [] if over else [order.node for order in wanted.orders if order.operator == op.name]
+            if have.move is not None and have.move.order.operator == op.name and have.move.second.pod is not None:
+                nodes.append(have.move.second.node)
+            for node in dict.fromkeys(nodes):
+                yield node, operator_id(id, op.name), op.memory_mb

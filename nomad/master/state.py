@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from nomad.control import LinkPeer, PodStats, Shape
-from nomad.master.views import DataLinkView, FailureView, PlacementView
+from nomad.control import LinkPeer, LinkStatus, PodStats, Role, Shape
+from nomad.master.views import DataLinkView, FailureView, MoveState, PlacementView
 from nomad.pipeline import PipelineSpec
 from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase
 
@@ -59,6 +59,8 @@ class MoveOrder:
     """`latency_before`, `latency_after` and `gain`, seconds per message; what isn't known isn't there."""
     asked_at: float = 0.0
     """Seconds since the epoch."""
+    placement: PlacementView | None = None
+    """Why it is to be there, as the scheduler says it."""
 
 
 @dataclass(slots=True)
@@ -126,6 +128,7 @@ class Told:
     links: tuple[LinkPeer, ...]
     """All of its links; an address that isn't known is None."""
     speed: float
+    role: str = Role.ACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,10 @@ class RequestedOperator:
 
     epoch: int = 0
     """Of the present or last pod; grows with every pod, also over restarts of the master."""
+    highest: int = 0
+    """The highest epoch that was given; above `epoch` while, or after, another instance was to take over."""
+    node: str = ""
+    """Where the present or last pod was asked for."""
     pod: str | None = None
     """The pod that was asked for and isn't known to have ended."""
     last_pod: str = ""
@@ -144,8 +151,12 @@ class RequestedOperator:
     restarts: int = 0
     failures: int = 0
     """In a row, for the pause before the next pod."""
+    start_failures: int = 0
+    """How often in a row no pod could be started on the node."""
     retry_at: float = 0.0
-    """No next pod before this."""
+    """No next pod before this; another node needs no pause."""
+    rehome_at: float = 0.0
+    """Another node was asked for; not again before this."""
     told: Told | None = None
     ready: bool = False
     """The pod was ready, and that was noted."""
@@ -158,10 +169,39 @@ class RequestedOperator:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestedMove:
+    """A move that is under way, or whose last pod is still to end. `migration` leads it from state to state."""
+
+    order: MoveOrder
+    source: str
+    """The node that it moves from."""
+    state: MoveState
+    since: float
+    """When it came to that state."""
+    second: RequestedOperator = field(default_factory=RequestedOperator)
+    """What was asked for the instance that isn't the operator's present one: the new one, after the switch the old."""
+    switch_at: float = 0.0
+    """When the handing over began."""
+    switched: bool = False
+    """The switch is stored, and the new instance is the present one."""
+    handed: bool = False
+    """The old instance has let go, so that the new one may take over."""
+
+    @property
+    def holds(self) -> bool:
+        """The present instance, dead or alive, is left as it is: the next one stands ready to take its place."""
+        return not self.switched and self.state in (MoveState.HANDING_OVER, MoveState.SWITCHING)
+
+
+@dataclass(frozen=True, slots=True)
 class RequestedPipeline:
     """What was asked for one pipeline."""
 
     operators: Mapping[str, RequestedOperator]
+    move: RequestedMove | None = None
+    """One at a time."""
+    ended_moves: frozenset[str] = frozenset()
+    """Of the orders that are still there, those that nothing more will come of."""
     outcome: Outcome | None = None
     reason: str = ""
     drain_until: float | None = None
@@ -170,6 +210,12 @@ class RequestedPipeline:
     """All operators have been ready at the same time once."""
     forgetting: bool = False
     """Nothing of it runs any more, and what is left is being deleted."""
+
+    @property
+    def pods(self) -> list[str]:
+        """All pods that were asked for and aren't known to have ended."""
+        second = [] if self.move is None else [self.move.second]
+        return [op.pod for op in (*self.operators.values(), *second) if op.pod is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +227,15 @@ class Requested:
     """Pods that run and that nobody wants -> until when the runtime was asked to end them."""
 
     def operator_of(self, pod: str) -> tuple[str, str] | None:
-        """Pipeline and operator that `pod` is the present pod of."""
+        """Pipeline and operator that `pod` is a pod of, the present one or the other one of a move."""
         pipeline, _, rest = pod.partition(".")
-        operator = rest.rpartition("-e")[0]
         found = self.pipelines.get(pipeline)
-        if found is None or operator not in found.operators or found.operators[operator].pod != pod:
-            return None
-        return pipeline, operator
+        return (pipeline, rest.rpartition("-e")[0]) if found is not None and pod in found.pods else None
+
+    @property
+    def pods(self) -> set[str]:
+        """All pods that were asked for."""
+        return {pod for pipeline in self.pipelines.values() for pod in pipeline.pods}
 
 
 @dataclass(slots=True)
@@ -218,6 +266,14 @@ class PodState:
     """type, message and traceback of what it reported last."""
     fatal: bool = False
     """The error ends the pipeline."""
+    role: str = ""
+    """What it says of itself: one of `control.Role`."""
+    ends: dict[tuple[str, str], LinkStatus] = field(default_factory=dict)
+    """Link and direction -> whom it is connected to."""
+    switched: bool = False
+    """It is written down that this is its operator's present pod, after a move."""
+    switch_error: str = ""
+    """Why that couldn't be written down."""
 
     @property
     def exited(self) -> bool:
@@ -244,6 +300,19 @@ class History:
 
 
 @dataclass(slots=True)
+class Tally:
+    """What is known of the cost of a move."""
+
+    counted: bool = False
+    """Both instances have been asked."""
+    measured: bool = False
+    """So has the last operator; there is nothing more to wait for."""
+    pause: float | None = None
+    lost: int | None = None
+    doubled: int | None = None
+
+
+@dataclass(slots=True)
 class Observed:
     """All that is seen."""
 
@@ -252,6 +321,14 @@ class Observed:
     """Present pods, and ended ones until the loop has noticed."""
     history: dict[str, History] = field(default_factory=dict)
     """By operator id."""
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    """By move, until it has ended."""
+    homeless: dict[str, str] = field(default_factory=dict)
+    """Operator id -> why there is no other node for it."""
+
+    def usable(self, node: str) -> bool:
+        """Whether pods can be started there."""
+        return node in self.nodes and self.nodes[node].ready
 
 
 def operator_id(pipeline: str, operator: str) -> str:

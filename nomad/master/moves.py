@@ -1,0 +1,233 @@
+"""Moves as users see them: orders are taken here, and what became of each is kept, in memory and in the store.
+
+`order` is the one way in, for users (REST) and for `replan` alike: it checks, stores, and leaves the rest to the loop,
+which carries out one order after the other (`reconcile`) and notes each state here. What is written is kept in order;
+the switch itself is written by the enactor, together with what it changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from nomad.clock import Clock
+from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
+from nomad.master.actions import Moving
+from nomad.master.state import ORDERS_KEPT, Desired, DesiredPipeline, MoveOrder, Observed, Requested, Tally
+from nomad.master.store import Store
+from nomad.master.views import MovePhase, MoveState, MoveView, PlacementView
+
+log = logging.getLogger(__name__)
+
+CAUSES = ("user", "drift", "settled", "node-lost")
+
+
+class MoveLog:
+    """The moves of all pipelines, bounded per pipeline."""
+
+    def __init__(self, store: Store, clock: Clock, keep: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._keep = keep
+        self._views: dict[str, dict[str, MoveView]] = {}
+        self.ended: Callable[[MoveView], None] = lambda view: None
+        """Called with each move that has come to its end."""
+
+    def restore(self, views: Iterable[MoveView]) -> None:
+        """What the store has."""
+        for view in views:
+            self._put(view)
+
+    def list(self, pipeline: str) -> list[MoveView]:
+        """Oldest first."""
+        return list(self._views.get(pipeline, {}).values())
+
+    def get(self, pipeline: str, move: str) -> MoveView:
+        """Raises `NotFoundError`."""
+        found = self._views.get(pipeline, {}).get(move)
+        if found is None:
+            raise NotFoundError(f"pipeline {pipeline!r} has no move {move!r}", status=404)
+        return found
+
+    def forget(self, pipeline: str) -> None:
+        """The pipeline was removed."""
+        self._views.pop(pipeline, None)
+
+    async def order(
+        self,
+        wanted: DesiredPipeline,
+        operator: str,
+        node: str,
+        *,
+        cause: str,
+        reason: str,
+        predicted: Mapping[str, float] | None = None,
+        placement: PlacementView | None = None,
+    ) -> MoveView:
+        """Have an operator moved once its turn comes; `check` comes first. Wake the loop afterwards.
+
+        Raises `StateError`, with nothing ordered.
+        """
+        predicted = dict(predicted or {})
+        now = self._clock.wall()
+        id = f"m{int(now * 1000):x}-{secrets.token_hex(3)}"
+        order = MoveOrder(id, operator, node, cause, reason, predicted, now, placement)
+        view = _planned(wanted.spec.id, order, wanted.node_of(operator))
+        # Before it is stored, so that no second one for the same operator gets past the check meanwhile.
+        wanted.orders.append(order)
+        self._put(view)
+        try:
+            await self._store.save_moves([view], self._keep)
+        except BaseException:
+            wanted.orders.remove(order)
+            del self._views[wanted.spec.id][id]
+            raise
+        return view
+
+    def note(self, action: Moving, tally: Tally | None) -> MoveView:
+        """A move has come to another state."""
+        views = self._views.setdefault(action.pipeline, {})
+        view = views.get(action.order.id) or _planned(action.pipeline, action.order, action.source)
+        phases = list(view.phases)
+        if action.left is not None:
+            phases.append(MovePhase(action.left, action.seconds))
+        now = self._clock.wall()
+        state = action.state
+        view = replace(
+            view,
+            state=state,
+            source=action.source,
+            phases=phases,
+            epoch=action.epoch,
+            error=action.error,
+            started=now if state is MoveState.STARTING else view.started,
+        )
+        if state.final:
+            view = replace(view, finished=now)
+            if tally is not None and state is MoveState.DONE:
+                view = replace(view, pause=tally.pause, lost=tally.lost, doubled=tally.doubled)
+        self._put(view)
+        if state.final:
+            self.ended(view)
+        return view
+
+    async def save(self, move: str) -> None:
+        """Write down how a move stands. Raises `StateError`."""
+        found = [view for views in self._views.values() if (view := views.get(move)) is not None]
+        if found:
+            await self._store.save_moves(found, self._keep)
+
+    def _put(self, view: MoveView) -> None:
+        views = self._views.setdefault(view.pipeline, {})
+        views[view.id] = view
+        while len(views) > self._keep:
+            del views[next(iter(views))]
+
+
+def check(
+    wanted: DesiredPipeline,
+    operator: str,
+    node: str,
+    desired: Desired,
+    requested: Requested,
+    observed: Observed,
+    used_memory_mb: Mapping[str, float],
+) -> None:
+    """Whether an operator can be moved there now. Raises `NotFoundError`, `InvalidRequestError`, `ConflictError`."""
+    id = wanted.spec.id
+    specs = {op.name: op for op in wanted.spec.operators}
+    if operator not in specs:
+        raise NotFoundError(f"pipeline {id!r} has no operator {operator!r}; it has {', '.join(specs)}", status=404)
+    if node not in observed.nodes:
+        raise InvalidRequestError(f"the node {node!r} is unknown; known nodes: {', '.join(observed.nodes)}", status=422)
+    if not observed.nodes[node].ready:
+        raise InvalidRequestError(f"the node {node!r} is lost", status=422)
+    if operator in wanted.bound:
+        own = wanted.bound[operator]
+        ends = {wanted.spec.operators[0].name: "start", wanted.spec.operators[-1].name: "end"}
+        why = f"it is the pipeline's {ends[operator]}" if operator in ends else "unpin it first"
+        raise InvalidRequestError(f"operator {operator!r} is pinned to {own}: {why}", status=422)
+    have = requested.pipelines.get(id)
+    if have is None or any(op.pod is None or not _is_ready(observed, op.pod) for op in have.operators.values()):
+        raise ConflictError(
+            f"pipeline {id!r} isn't running: its operators are moved while all of them work", status=409
+        )
+    if any(order.operator == operator for order in wanted.orders):
+        raise ConflictError(f"a move of operator {operator!r} is under way already: nomad moves {id}", status=409)
+    if len(wanted.orders) >= ORDERS_KEPT:
+        raise ConflictError(f"{ORDERS_KEPT} moves of pipeline {id!r} wait already", status=409)
+    if wanted.node_of(operator) == node:
+        raise InvalidRequestError(f"operator {operator!r} is on {node} already", status=422)
+    target, spec = observed.nodes[node], specs[operator]
+    if missing := sorted(spec.requires - target.labels):
+        raise InvalidRequestError(
+            f"operator {operator!r} requires {', '.join(missing)}, which {node} doesn't have", status=422
+        )
+    free = target.memory_mb - used_memory_mb.get(node, 0.0)
+    if spec.memory_mb > free:
+        raise InvalidRequestError(
+            f"operator {operator!r} needs {spec.memory_mb:g} MiB, and {node} has {max(0.0, free):g} MiB free",
+            status=422,
+        )
+
+
+def story(view: MoveView) -> str:
+    """How a move stands, in a sentence."""
+    way = f"{view.operator} moves from {view.source} to {view.target}"
+    match view.state:
+        case MoveState.DONE:
+            total = sum(phase.seconds for phase in view.phases)
+            pause = "unknown" if view.pause is None else f"{view.pause * 1e3:.1f} ms"
+            counts = [
+                f"{'?' if n is None else n} {what}" for n, what in ((view.lost, "lost"), (view.doubled, "doubled"))
+            ]
+            return (
+                f"{view.operator} has moved from {view.source} to {view.target} in {total:.1f} s "
+                f"(pause {pause}, {', '.join(counts)})"
+            )
+        case MoveState.ROLLED_BACK:
+            return f"{view.operator} stays on {view.source}: its move to {view.target} was rolled back, {view.error}"
+        case MoveState.FAILED:
+            return f"{view.operator} isn't moved to {view.target}: {view.error}"
+        case MoveState.STARTING:
+            return f"{way} ({view.reason}): a new instance is started there"
+        case _:
+            return f"{way}: {view.state.replace('_', ' ')}"
+
+
+def resumed(view: MoveView) -> MoveOrder:
+    """The order that a move was, for a master that finds it in the store."""
+    known = {
+        "latency_before": view.predicted_latency_before,
+        "latency_after": view.predicted_latency_after,
+        "gain": view.predicted_gain,
+    }
+    predicted = {name: value for name, value in known.items() if value is not None}
+    return MoveOrder(view.id, view.operator, view.target, view.cause, view.reason, predicted, view.asked)
+
+
+def _planned(pipeline: str, order: MoveOrder, source: str) -> MoveView:
+    before, after = order.predicted.get("latency_before"), order.predicted.get("latency_after")
+    gain = order.predicted.get("gain")
+    if gain is None and before is not None and after is not None:
+        gain = before - after
+    return MoveView(
+        id=order.id,
+        pipeline=pipeline,
+        operator=order.operator,
+        source=source,
+        target=order.node,
+        cause=order.cause,
+        reason=order.reason,
+        state=MoveState.PLANNED,
+        asked=order.asked_at,
+        predicted_latency_before=before,
+        predicted_latency_after=after,
+        predicted_gain=gain,
+    )
+
+
+def _is_ready(observed: Observed, pod: str) -> bool:
+    return pod in observed.pods and observed.pods[pod].ready_at is not None

@@ -1,0 +1,97 @@
+"""What each pod of a pipeline is to know of its neighbours and of itself: a pure function of what was asked for.
+
+Called by `reconcile` only, which tells pods what they don't know yet. During a move the operator that moves has two
+pods: the present one, and a second that is to take over or has been taken over from (`state.RequestedMove`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nomad.control import LinkPeer, Role
+from nomad.master.state import (
+    Desired,
+    DesiredPipeline,
+    Observed,
+    PodState,
+    RequestedMove,
+    RequestedOperator,
+    link_id,
+)
+from nomad.master.views import MoveState
+
+NOTHING = PodState()
+"""Of a pod that nothing has been seen of."""
+
+CONNECTED = (MoveState.CONNECTING, MoveState.HANDING_OVER, MoveState.SWITCHING)
+"""States in which neighbours know of two instances."""
+
+
+def state_of(observed: Observed, op: RequestedOperator) -> PodState:
+    """What is seen of the pod that was asked for."""
+    return observed.pods.get(op.pod or "", NOTHING)
+
+
+def role(name: str, move: RequestedMove | None, *, second: bool) -> Role:
+    """What a pod of the operator may do: the present one, or the `second` of a move."""
+    if move is None or move.order.operator != name:
+        return Role.ACTIVE
+    if second:
+        if move.switched:
+            return Role.RETIRED
+        return Role.ACTIVE if move.handed else Role.STANDBY
+    if move.switched:
+        return Role.ACTIVE
+    if move.holds:
+        return Role.RETIRED
+    # Rolled back: the old one takes up its work again when nobody else can be at it.
+    taken_over = move.second.pod is not None and move.second.told is not None and move.second.told.role == Role.ACTIVE
+    return Role.RETIRED if taken_over else Role.ACTIVE
+
+
+def links(
+    wanted: DesiredPipeline,
+    name: str,
+    node: str,
+    operators: Mapping[str, RequestedOperator],
+    move: RequestedMove | None,
+    desired: Desired,
+    observed: Observed,
+) -> tuple[tuple[LinkPeer, ...], set[str]]:
+    """The links of an operator's pod on `node` as it should know them, and those whose address can't be told yet.
+
+    The sender dials the receiver. A peer that an earlier master started and that hasn't reported yet most likely
+    works on: nothing is said of its address, so that its link isn't cut.
+    """
+    found: list[LinkPeer] = []
+    unknown: set[str] = set()
+    for source, target in wanted.spec.edges:
+        if name not in (source, target):
+            continue
+        out = name == source
+        peer = target if out else source
+        now, standby = operators[peer], None
+        if move is not None and move.order.operator == peer and move.state in CONNECTED:
+            if not move.switched:
+                standby = move.second
+            elif not out and move.second.pod is not None:
+                # Who hears the old instance goes on doing so until the first word of the new one.
+                now, standby = move.second, operators[peer]
+        state = state_of(observed, now)
+        link = link_id(wanted.spec.id, source, target)
+        if out and now.adopted and state.ready_at is None:
+            unknown.add(link)
+        entry = LinkPeer(
+            link=link,
+            direction="out" if out else "in",
+            peer_operator=peer,
+            address=state.address if out else None,
+            peer_epoch=now.epoch,
+            shape=desired.shape(node, now.node or wanted.node_of(peer)),
+        )
+        if standby is not None and standby.pod is not None:
+            entry.standby_address = state_of(observed, standby).address if out else None
+            entry.standby_epoch = standby.epoch
+            entry.standby_shape = desired.shape(node, standby.node)
+        found.append(entry)
+    return tuple(found), unknown
