@@ -41,8 +41,8 @@ from nomad.transport.base import Connection
 
 T = TypeVar("T")
 
-HEARTBEAT = 1.0
-"""Seconds between heart-beats."""
+HEARTBEAT = 0.5
+"""Seconds between heart-beats. Each is a round of measuring: a change shows in the second or third one after it."""
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
 """Seconds between attempts to reach the master."""

@@ -18,7 +18,7 @@ from nomad.control import Shape
 from nomad.measure.agent import Agent, Probe
 from nomad.measure.book import Book
 from nomad.measure.calibrate import calibrate
-from nomad.measure.estimate import smooth
+from nomad.measure.estimate import Estimate, smooth
 from nomad.runtime.base import NodeInfo
 
 REPORT_SECONDS = 2.0
@@ -66,6 +66,7 @@ class LocalAgents:
 
 async def report(
     book: Book,
+    machine: Estimate,
     nodes: Callable[[], Iterable[NodeInfo]],
     speed: Callable[[str], float],
     used: Callable[[], dict[str, tuple[float, float]]],
@@ -73,10 +74,9 @@ async def report(
 ) -> None:
     """Tell the book about the nodes until cancelled.
 
-    `speed`: how fast a node is emulated; above 1 it is as fast as the machine. `used`: of each node the cores and MiB
-    that its pods use.
+    `machine`: how fast a core is. `speed`: how fast a node is emulated; above 1 it is as fast as the machine. `used`:
+    of each node the cores and MiB that its pods use.
     """
-    machine = smooth(None, await calibrate(clock), clock.now())
     while True:
         taken = used()
         for node in nodes():

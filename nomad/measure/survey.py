@@ -47,6 +47,10 @@ MOST_AT_ONCE = 40
 TRANSFERS = 4
 """Attempts to tell the bandwidth of a link in the beginning, each larger than the one before."""
 
+SURE_SAMPLES = 8
+SURE_DEVIATION = 0.2
+"""A bandwidth is asked for again until it has so many samples, or a deviation of at most this share of it."""
+
 LEAST_SECONDS = 0.002
 """Transfers that are quicker tell nothing."""
 
@@ -149,8 +153,10 @@ class Survey:
 
     def _transfer_due(self, way: tuple[str, str], state: _Way, now: float, *, needed: bool) -> bool:
         known = self._book.link(*way).bandwidth
-        if known is None or known.samples < 2:
+        if known is None or not known.measured:
             return state.transfers < TRANSFERS or (needed and now - state.transfer_at >= 4 * REFRESH_BANDWIDTH)
+        if known.samples < SURE_SAMPLES and known.deviation > SURE_DEVIATION * known.value:
+            return True
         return needed and now - known.updated >= REFRESH_BANDWIDTH and now - state.transfer_at >= REFRESH_BANDWIDTH
 
     def _due_large(self, nodes: Sequence[str], now: float) -> list[tuple[str, str]]:
