@@ -184,7 +184,7 @@ async def assemble(
         if here:
             measuring = Tasks()
             stack.push_async_callback(measuring.close)
-            work = measure(desired, observed, loop, book, clock, links=settings.pods.shaped)
+            work = measure(desired, observed, loop, book, clock, pods=settings.pods)
             measuring.start(work, name="measure")
         text = f"a master started, with {len(desired.pipelines)} pipelines and {len(requested.pods)} pods"
         started = events.add("master.started", text)

@@ -1,4 +1,5 @@
-"""Measures the cluster beside the loop: on one machine, where all nodes are emulated, with agents in this process.
+"""Measures the cluster beside the loop: on one machine, where all nodes are emulated, with agents in this process, or,
+where nodes have network namespaces, with one in each of those.
 
 Started by `assembly`. What is configured of emulated links and nodes goes to the emulation only; the book, and who
 reads it, learns of it by measuring.
@@ -13,12 +14,14 @@ from nomad.measure.book import Book
 from nomad.measure.calibrate import calibrate
 from nomad.measure.estimate import smooth
 from nomad.measure.local import LocalAgents, report
+from nomad.measure.seated import SeatedAgents
 from nomad.measure.survey import Survey
+from nomad.settings import Pods
 from nomad.tasks import alongside
 
 
-async def measure(desired: Desired, observed: Observed, loop: Loop, book: Book, clock: Clock, *, links: bool) -> None:
-    """Keep nodes measured until cancelled; links as well, where this process is slowed down as the pods' are."""
+async def measure(desired: Desired, observed: Observed, loop: Loop, book: Book, clock: Clock, *, pods: Pods) -> None:
+    """Keep nodes and links measured until cancelled; nodes alone where neither `pods` are shaped nor all have seats."""
 
     def speed(node: str) -> float:
         return desired.speeds.get(node, observed.nodes[node].speed)
@@ -37,10 +40,11 @@ async def measure(desired: Desired, observed: Observed, loop: Loop, book: Book, 
     # First, and alone: it keeps the loop busy by the millisecond, which would add to the round trips.
     machine = smooth(None, await calibrate(clock), clock.now())
     nodes = report(book, machine, lambda: observed.nodes.values(), speed, used, clock)
-    if not links:
+    if not pods.shaped and not pods.seats.keys() >= observed.nodes.keys():
         await nodes
         return
-    async with LocalAgents(observed.nodes, desired.shape, clock) as agents:
+    there = LocalAgents(observed.nodes, desired.shape, clock) if pods.shaped else SeatedAgents(pods.seats, clock)
+    async with there as agents:
         survey = Survey(book, agents, lambda: list(observed.nodes), needed, clock)
         try:
             async with alongside(nodes):
