@@ -10,6 +10,7 @@ arrived, but for the way back; less the round trip it is when the link had taken
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class _Send:
     bytes_end: int
     """Cumulative bytes up to its end."""
     wait: float
-    """Seconds that it had to wait for what was before it, as far as the bandwidth is known."""
+    """Seconds that it had to wait for what was before it."""
 
 
 class LinkSamples:
@@ -81,6 +82,10 @@ class LinkSamples:
         """Sent on this connection."""
         self._arrived = 0
         """Of these, known to have arrived."""
+        self._large_end = 0
+        """`_bytes` at the end of the last batch that isn't small."""
+        self._raw: deque[float] = deque(maxlen=64)
+        """Round trips with all that they waited for."""
         self._arrived_at: float | None = None
         self._free = 0.0
         """When the link has taken all that was sent, as far as the bandwidth is known."""
@@ -110,13 +115,16 @@ class LinkSamples:
         """A PONG came."""
         if self._asked_at is None:
             return
-        self._timed(now - self._asked_at, self._asked_wait, now)
+        self.newest = max(0.0, now - self._asked_at)
+        self._timed(self.newest, self._asked_wait, now)
         self._asked_at = None
 
     def sent(self, end: int, nbytes: int, now: float) -> None:
         """A batch goes out whose last message has number `end - 1`."""
         wait = self._wait(now)
         self._bytes += nbytes
+        if nbytes > SMALL:
+            self._large_end = self._bytes
         if self._rates:
             self._free = now + wait + nbytes / statistics.median(self._rates)
         self._sends.append(_Send(end, now, nbytes, self._bytes, wait))
@@ -137,10 +145,10 @@ class LinkSamples:
         if self._rates:
             self._free = min(self._free, now + (self._bytes - self._arrived) / statistics.median(self._rates))
         transfer = last.nbytes / statistics.median(self._rates) if self._rates else 0.0
-        if last.nbytes <= SMALL or self._rates:
-            self._timed(arrived_at - last.at, last.wait + transfer, now)
-        else:
-            self.newest = max(0.0, arrived_at - last.at)
+        self.newest = max(0.0, arrived_at - last.at)
+        self._raw.append(self.newest)
+        if last.nbytes <= SMALL:
+            self._timed(self.newest, last.wait + transfer, now)
         self._filled(nbytes, first.at, last.at, before, arrived_at, now)
 
     # -- what it tells
@@ -161,15 +169,13 @@ class LinkSamples:
     # -- inside
 
     def _wait(self, now: float) -> float:
-        """Seconds until the link is done with what was sent, as far as its bandwidth is known."""
+        """Seconds until the link is done with what was sent; where that can't be known, for ever or not at all."""
         if not self._rates:
-            return 0.0
+            return math.inf if self._arrived < self._large_end else 0.0
         return max(0.0, min(self._free - now, (self._bytes - self._arrived) / statistics.median(self._rates)))
 
     def _timed(self, seconds: float, wait: float, now: float) -> None:
-        """Something small went there and back, and waited up to `wait` of these seconds."""
-        seconds = max(0.0, seconds)
-        self.newest = seconds
+        """Something small went there and back, and waited for `wait` of these seconds."""
         if wait > max(SLACK * seconds, LEAST_SECONDS / 4):
             return
         self._told_at = now
@@ -182,9 +188,11 @@ class LinkSamples:
         """`nbytes`, handed over from `first_at` to `last_at`, have arrived: did they fill the link meanwhile?"""
         while self._recent and self._recent[0][0] < now - RECENT_SECONDS:
             self._recent.popleft()
-        if nbytes < LARGE or not self._recent:
+        if nbytes < LARGE:
             return
-        known = [seconds for _, seconds in self._recent]
+        # On a link that is never idle no round trip is known but one with waiting in it: then only what is certain to
+        # have followed at once upon what was before it tells, whatever the round trip is.
+        known = [seconds for _, seconds in self._recent] or [min(self._raw)]
         round_trip = statistics.median(known)
         end = arrived_at - round_trip
         start = first_at if before is None else max(first_at, before - round_trip)

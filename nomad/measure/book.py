@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from nomad.control import PodStats
-from nomad.measure.estimate import Estimate, prior, smooth
+from nomad.measure.estimate import SETTLED_SAMPLES, Estimate, prior, smooth
 from nomad.measure.vivaldi import Coordinates
 
-RATE_MESSAGES = 8
+RATE_MESSAGES = 5
 RATE_SECONDS = 3.0
 """A rate is sampled once so many messages or seconds have gone by: counting two or three of them says little."""
 
@@ -29,6 +29,12 @@ FORGET_SECONDS = 10.0
 
 STALE_SECONDS = 60.0
 """A latency that was measured so long before the newest one is less sure than what coordinates predict."""
+
+SETTLED_RATES = 3
+"""Samples of a rate that can be relied on."""
+
+SLIGHT_WORK, SLIGHT_BYTES = 0.0005, 512.0
+"""Deviations that no placement depends on, however large a share of the value they are."""
 
 KEPT_SAMPLES = 4096
 """Raw samples that wait for readers."""
@@ -54,7 +60,9 @@ class OperatorEstimates:
     """Messages received and not yet worked off."""
     queue_bytes: Estimate | None = None
     busy: Estimate | None = None
-    """Share of the time that its function runs, 0 to 1."""
+    """Share of the time that its function runs, 0 to 1. As of work and selectivity, nothing is known of a generator
+    that is a source: it is pulled, not called.
+    """
 
     @property
     def settled(self) -> bool:
@@ -62,9 +70,12 @@ class OperatorEstimates:
 
         What an operator doesn't have (a sink's output, the work of a generator source) isn't waited for.
         """
-        needed = (self.work, self.output_bytes)
-        measured = [e for e in needed if e is not None]
-        return self.departure is not None and self.departure.settled and all(e.settled for e in measured)
+        return (
+            self.departure is not None
+            and self.departure.samples >= SETTLED_RATES
+            and (self.work is None or self.work.settled or _slight(self.work, SLIGHT_WORK))
+            and (self.output_bytes is None or self.output_bytes.settled or _slight(self.output_bytes, SLIGHT_BYTES))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,14 +337,15 @@ class Book:
             speed = self.node(node).speed
             if speed is not None:
                 yield "work", service * speed.value
-        if done > 0:
+        if done > 0 and stats.received:
             yield "selectivity", sent / done
         nbytes = stats.sent_bytes - before.sent_bytes
         if sent > 0 and nbytes > 0:
             yield "output_bytes", nbytes / sent
         yield "queue", float(stats.queue_messages)
         yield "queue_bytes", float(stats.queue_bytes)
-        yield "busy", min(1.0, max(0.0, running / seconds))
+        if stats.busy_seconds:
+            yield "busy", min(1.0, max(0.0, running / seconds))
 
     def _take(self, estimates: dict[str, Estimate], kind: str, key: tuple[str, ...], value: float, now: float) -> None:
         if _valid(value):
@@ -350,6 +362,10 @@ def _declare(estimates: dict[str, Estimate], now: float, **values: float | None)
         known = estimates.get(kind)
         if value is not None and (known is None or not known.measured):
             estimates[kind] = prior(value, now)
+
+
+def _slight(estimate: Estimate, deviation: float) -> bool:
+    return estimate.samples >= SETTLED_SAMPLES and estimate.deviation <= deviation
 
 
 def _pair(a: str, b: str) -> tuple[str, str]:

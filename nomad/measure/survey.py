@@ -214,8 +214,8 @@ class Survey:
     def _found(self, way: tuple[str, str], state: _Way, probe: Probe, nbytes: int) -> None:
         now = self._clock.now()
         state.probes += 1
-        self._book.link_sample(*way, now, round_trip=probe.round_trip)
         if probe.transfer is None:
+            self._book.link_sample(*way, now, round_trip=probe.round_trip)
             return
         state.transfers += 1
         state.transfer_at = now
