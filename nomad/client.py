@@ -23,7 +23,16 @@ from typing import Any, NamedTuple, Self
 from nomad import bundle, credentials, program
 from nomad.delivery.codec import Codec
 from nomad.errors import AuthenticationError, PayloadError, UsageError
-from nomad.master.views import EventView, LinkView, LogLine, NodeView, OperatorState, PipelineView
+from nomad.master.views import (
+    EventView,
+    LatencyView,
+    LinkView,
+    LogLine,
+    MoveView,
+    NodeView,
+    OperatorState,
+    PipelineView,
+)
 from nomad.pipeline import Pipeline, build, check_id
 from nomad.rest import Rest, view
 
@@ -170,6 +179,14 @@ class Cluster:
     async def set_node(self, node: str, *, speed: float) -> NodeView:
         """Change a node's emulated speed; 1.0 is a core of the reference machine."""
         return view(NodeView, await self._rest.request("PATCH", "nodes", node, json={"speed": speed}))
+
+    async def lose_node(self, node: str) -> NodeView:
+        """Let an emulated node fail: the processes on it are killed, and none is started there."""
+        return view(NodeView, await self._rest.request("POST", "nodes", node, "lose"))
+
+    async def restore_node(self, node: str) -> NodeView:
+        """Let an emulated node that was lost come back."""
+        return view(NodeView, await self._rest.request("POST", "nodes", node, "restore"))
 
     async def links(self) -> list[LinkView]:
         """The directed links between nodes."""
@@ -329,6 +346,38 @@ class PipelineHandle:
         body = {"moves": moves, "pins": None if pins is None else dict(pins)}
         self.last_status = view(PipelineView, await self._rest.request("PATCH", "pipelines", self.id, json=body))
         return self.last_status
+
+    async def move(self, operator: str, node: str) -> MoveView:
+        """Order a move of one operator to another node, while the pipeline runs; see `move_status`.
+
+        Raises `NotFoundError`, `InvalidRequestError` and `ConflictError` when it can't be moved there.
+        """
+        body = {"operator": operator, "node": node}
+        return view(MoveView, await self._rest.request("POST", "pipelines", self.id, "moves", json=body))
+
+    async def moves(self) -> list[MoveView]:
+        """The pipeline's moves, oldest first."""
+        return view(list[MoveView], await self._rest.request("GET", "pipelines", self.id, "moves"))
+
+    async def move_status(self, move: str) -> MoveView:
+        """Where a move stands, and what it cost once it is over."""
+        return view(MoveView, await self._rest.request("GET", "pipelines", self.id, "moves", move))
+
+    async def wait_for_move(self, move: str) -> MoveView:
+        """Wait until a move is done, rolled back or failed."""
+        async with self._rest.events("events", query={"pipeline": self.id}) as happened:
+            status = await self.move_status(move)
+            while not status.state.final:
+                await anext(happened)
+                status = await self.move_status(move)
+        return status
+
+    async def latencies(self, *, after: float = 0.0) -> list[LatencyView]:
+        """When messages were done at the last operator, later than `after` (seconds since the epoch), and how long
+        they took. The operator keeps the newest few thousand.
+        """
+        query = {"after": repr(float(after))}
+        return view(list[LatencyView], await self._rest.request("GET", "pipelines", self.id, "latencies", query=query))
 
     async def stop(self) -> PipelineView:
         """Ask the pipeline to stop: its source at once, the others when they have settled what is under way."""

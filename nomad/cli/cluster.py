@@ -1,4 +1,4 @@
-"""`nomad nodes`, `nomad links`, `nomad link set`, `nomad events`."""
+"""`nomad nodes`, `nomad node`, `nomad links`, `nomad link set`, `nomad events`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ async def nodes(cluster: Cluster, out: Out) -> None:
     out.document(found)
     if not out.json:
         out.table(
-            ("NODE", "SPEED", "CORES", "MEMORY", "LABELS", "OPERATORS"),
+            ("NODE", "STATE", "SPEED", "CORES", "MEMORY", "LABELS", "OPERATORS"),
             (
                 (
                     node.id,
+                    "ready" if node.ready else "lost",
                     f"{node.speed:g}",
                     f"{node.cores:g}",
                     f"{node.memory_used_mb:.0f} of {node.memory_mb:.0f} MiB",
@@ -47,6 +48,29 @@ async def nodes(cluster: Cluster, out: Out) -> None:
                 for node in found
             ),
         )
+
+
+@click.group()
+def node() -> None:
+    """Let emulated nodes fail and come back."""
+
+
+@node.command()
+@click.argument("node", metavar="NODE")
+@with_cluster
+async def lose(cluster: Cluster, out: Out, node: str) -> None:
+    """Let NODE fail: the processes on it are killed, and none is started there until it is restored."""
+    view = await cluster.lose_node(node)
+    out.document(view, text=f"Node {node} fails. Its operators are placed elsewhere, but those that are bound to it.")
+
+
+@node.command()
+@click.argument("node", metavar="NODE")
+@with_cluster
+async def restore(cluster: Cluster, out: Out, node: str) -> None:
+    """Let NODE come back."""
+    view = await cluster.restore_node(node)
+    out.document(view, text=f"Node {node} comes back.")
 
 
 @click.command(short_help="List the links between nodes.")
@@ -137,4 +161,4 @@ def _show_links(out: Out, found: list[LinkView]) -> None:
         )
 
 
-COMMANDS = (nodes, links, link, events)
+COMMANDS = (nodes, node, links, link, events)

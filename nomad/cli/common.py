@@ -29,6 +29,10 @@ class PipelineFailed(NomadError):
     """A pipeline that a command waited for has failed."""
 
 
+class MoveFailed(NomadError):
+    """A move that a command waited for was rolled back, or never begun."""
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 master_option = click.option("--master", metavar="URL", help="Address of the master.")
 

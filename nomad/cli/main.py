@@ -23,7 +23,7 @@ Exit codes:
   5  what was named isn't there
   6  it exists already, or is in a state that doesn't allow this
   7  refused: the pipeline, the bundle, the topology, the state folder or a value is not valid
-  8  the pipeline failed
+  8  the pipeline failed, or a move was rolled back
   130  interrupted by Ctrl-C
 """
 
@@ -33,6 +33,7 @@ _CODES: tuple[tuple[type[errors.NomadError], int], ...] = (
     (errors.NotFoundError, 5),
     (errors.ConflictError, 6),
     (common.PipelineFailed, 8),
+    (common.MoveFailed, 8),
 )
 
 

@@ -1,4 +1,4 @@
-"""`nomad ls`, `show`, `logs`, `tail`, `set-aside`, `stop`, `rm`: pipelines that were submitted."""
+"""`nomad ls`, `show`, `logs`, `tail`, `set-aside`, `move`, `moves`, `stop`, `rm`: pipelines that were submitted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nomad.cli.common import (
+    MoveFailed,
     Out,
     clock,
     duration,
@@ -20,7 +21,7 @@ from nomad.cli.common import (
 
 if TYPE_CHECKING:
     from nomad.client import Cluster
-    from nomad.master.views import LogLine, OperatorView, PipelineView
+    from nomad.master.views import LogLine, MoveView, OperatorView, PipelineView
 
 
 @click.command("ls")
@@ -95,6 +96,8 @@ async def show(cluster: Cluster, out: Out, pipeline: str) -> None:
     out.note("")
     for operator in view.operators:
         out.note(f"{operator.name} is on {operator.node}: {operator.placement.summary}")
+        if operator.moving_to:
+            out.note(f"  it is being moved to {operator.moving_to}")
         if operator.reason:
             out.note(f"  {operator.state}: {operator.reason}")
     for operator in view.operators:
@@ -221,4 +224,63 @@ async def remove(cluster: Cluster, out: Out, pipeline: str) -> None:
     out.document({"removed": pipeline}, text=f"Pipeline {pipeline} is removed.")
 
 
-COMMANDS = (list_pipelines, show, logs, tail, set_aside, stop, remove)
+@click.command(short_help="Move an operator to another node.")
+@pipeline_argument
+@operator_argument(required=True)
+@click.argument("node", metavar="NODE")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the move is over.")
+@with_cluster
+async def move(cluster: Cluster, out: Out, pipeline: str, operator: str, node: str, wait: bool) -> None:
+    """Move OPERATOR of PIPELINE to NODE, while the pipeline runs. Exit with 8 if it stays where it is."""
+    handle = await cluster.pipeline(pipeline)
+    view = await handle.move(operator, node)
+    if wait:
+        view = await handle.wait_for_move(view.id)
+    out.document(view, text=_moved(view))
+    if not wait:
+        out.note(f"See what becomes of it: `nomad moves {pipeline}`")
+    if view.state in ("rolled_back", "failed"):
+        raise MoveFailed(f"{operator} stays on {view.source}: {view.error}")
+
+
+@click.command(short_help="List the moves of a pipeline.")
+@pipeline_argument
+@with_cluster
+async def moves(cluster: Cluster, out: Out, pipeline: str) -> None:
+    """List the moves of PIPELINE: those under way, and what past ones cost."""
+    found = await (await cluster.pipeline(pipeline)).moves()
+    out.document(found)
+    if out.json:
+        return
+    out.table(
+        ("OPERATOR", "FROM", "TO", "STATE", "ORDERED", "TOOK", "PAUSE", "LOST", "DOUBLED", "CAUSE", "REASON"),
+        (
+            (
+                view.operator,
+                view.source,
+                view.target,
+                view.state,
+                clock(view.asked),
+                duration(sum(phase.seconds for phase in view.phases)) if view.state.final else None,
+                duration(view.pause),
+                view.lost,
+                view.doubled,
+                view.cause,
+                view.error or view.reason,
+            )
+            for view in found
+        ),
+    )
+
+
+def _moved(view: MoveView) -> str:
+    way = f"{view.operator}: {view.source} -> {view.target}, {view.state.replace('_', ' ')}"
+    if view.state != "done":
+        return way
+    counts = ", ".join(
+        f"{'?' if count is None else count} {what}" for count, what in ((view.lost, "lost"), (view.doubled, "doubled"))
+    )
+    return f"{way}; pause {duration(view.pause)}, {counts}"
+
+
+COMMANDS = (list_pipelines, show, logs, tail, set_aside, move, moves, stop, remove)

@@ -82,6 +82,14 @@ class PipelineChange(_Input):
     """Operator to the node that it is bound to, which must be the one that it is on; null unbinds it."""
 
 
+class MoveForm(_Input):
+    """Which operator is to move, and where to."""
+
+    operator: Annotated[str, Field(min_length=1)]
+    """Its name."""
+    node: Annotated[str, Field(min_length=1)]
+
+
 class ProfileEntry(_Input):
     """What is expected of one operator."""
 
@@ -206,6 +214,18 @@ async def change_node(master: Master, node: str, body: NodeChange) -> views.Node
     return await master.update_node(node, speed=body.speed)
 
 
+@api("POST", "/nodes/{node}/lose", tag="cluster", raises=(404, 409))
+async def lose_node(master: Master, node: str) -> views.NodeView:
+    """Let an emulated node fail: the processes on it are killed, and none is started there until it is restored."""
+    return await master.lose_node(node)
+
+
+@api("POST", "/nodes/{node}/restore", tag="cluster", raises=(404, 409))
+async def restore_node(master: Master, node: str) -> views.NodeView:
+    """Let an emulated node that was lost come back."""
+    return await master.restore_node(node)
+
+
 @api("GET", "/links", tag="cluster")
 def list_links(master: Master) -> list[views.LinkView]:
     """The directed links between nodes: what is declared, and what is measured."""
@@ -317,6 +337,45 @@ async def replace_profile(master: Master, pipeline: str, body: list[ProfileEntry
     """Say what is expected of each operator, in order."""
     await master.update_profile(pipeline, [entry.model_dump(exclude_none=True) for entry in body])
     return get_profile(master, pipeline)
+
+
+@api("GET", "/pipelines/{pipeline}/latencies", tag="pipelines", raises=(404, 409, 503))
+async def get_latencies(
+    master: Master, pipeline: str, after: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+) -> list[views.LatencyView]:
+    """When messages were done at the last operator, and how long they took; the newest ones, later than `after`."""
+    return await master.latencies(pipeline, after)
+
+
+# -- moves
+
+
+@api(
+    "POST",
+    "/pipelines/{pipeline}/moves",
+    tag="moves",
+    status=201,
+    raises=(404, 409),
+    location="/pipelines/{0.pipeline}/moves/{0.id}",
+)
+async def order_move(master: Master, pipeline: str, body: MoveForm) -> views.MoveView:
+    """Move one operator to another node while the pipeline runs.
+
+    The answer comes at once; the move is done, rolled back or failed once its `state` says so.
+    """
+    return await master.move(pipeline, body.operator, body.node)
+
+
+@api("GET", "/pipelines/{pipeline}/moves", tag="moves", raises=(404,))
+def list_moves(master: Master, pipeline: str) -> list[views.MoveView]:
+    """The moves of a pipeline, oldest first: those under way, and past ones."""
+    return master.moves(pipeline)
+
+
+@api("GET", "/pipelines/{pipeline}/moves/{move}", tag="moves", raises=(404,))
+def get_move(master: Master, pipeline: str, move: str) -> views.MoveView:
+    """One move: where it stands, and what it cost."""
+    return master.move_status(pipeline, move)
 
 
 # -- operators

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -24,24 +24,27 @@ from nomad import bundle, setaside
 from nomad.clock import Clock, SystemClock
 from nomad.control import Shape
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
-from nomad.master import show
+from nomad.master import moves, show
 from nomad.master.assembly import Parts, assemble, declare_profile, overrides
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
 from nomad.master.placing import check_pins, place
 from nomad.master.problem import Knowledge, Placed, build
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
+from nomad.master.tally import SAMPLES
 from nomad.master.views import (
     EventView,
+    LatencyView,
     LinkView,
     LogLine,
+    MoveView,
     NodeView,
     PipelineView,
     SetAsideView,
     TailItem,
 )
 from nomad.pipeline import PipelineSpec, check_profile
-from nomad.runtime.base import Runtime
+from nomad.runtime.base import Emulated, Runtime
 from nomad.settings import Settings
 from nomad.topology import Topology
 
@@ -155,6 +158,63 @@ class Master:
         await self._keep_overrides(lambda: _put_back(speeds, node, before))
         self._parts.events.add("node.changed", f"the speed of {node} is now {speed:g}", data={"node": node})
         return self.node(node)
+
+    async def lose_node(self, node: str) -> NodeView:
+        """Let an emulated node fail: its processes are killed, and none is started there until it is restored.
+
+        What follows is noticed and mended as on any cluster. Raises `NotFoundError`, `ConflictError`.
+        """
+        return self._emulate(node, "lose", "is made to fail", lambda runtime: runtime.lose_node(node))
+
+    async def restore_node(self, node: str) -> NodeView:
+        """Let an emulated node come back. Raises `NotFoundError`, `ConflictError`."""
+        return self._emulate(node, "restore", "is made to come back", lambda runtime: runtime.restore_node(node))
+
+    def _emulate(self, node: str, verb: str, text: str, act: Callable[[Emulated], None]) -> NodeView:
+        self._check_node(node)
+        runtime = self._parts.runtime
+        if not isinstance(runtime, Emulated):
+            raise ConflictError("the nodes of this cluster are real: they can't be made to fail", status=409)
+        act(runtime)
+        self._parts.events.add("node.changed", f"node {node} {text}", data={"node": node, "change": verb})
+        return self.node(node)
+
+    # moves
+
+    async def move(self, id: str, operator: str, node: str, *, reason: str = "a user asked for it") -> MoveView:
+        """Order a move of one operator, which is carried out while the pipeline runs.
+
+        Raises `NotFoundError`, `InvalidRequestError` and `ConflictError` when it can't be, `StateError`.
+        """
+        parts, wanted = self._parts, self._wanted(id)
+        used = show.memory_used(parts.desired, parts.loop.requested)
+        moves.check(wanted, operator, node, parts.loop.requested, parts.observed, used)
+        view = await parts.moves.order(wanted, operator, node, cause="user", reason=reason)
+        text = f"{operator} is to move from {view.source} to {node}: {reason}"
+        data = {"move": view.id, "source": view.source, "target": node, "cause": "user"}
+        event = parts.events.add("move.ordered", text, pipeline=id, operator=operator, data=data)
+        parts.loop.caused(id, event, operator)
+        parts.woken.set()
+        return view
+
+    def moves(self, id: str) -> list[MoveView]:
+        """The pipeline's moves, oldest first. Raises `NotFoundError`."""
+        self._wanted(id)
+        return self._parts.moves.list(id)
+
+    def move_status(self, id: str, move: str) -> MoveView:
+        """One move. Raises `NotFoundError`."""
+        self._wanted(id)
+        return self._parts.moves.get(id, move)
+
+    async def latencies(self, id: str, after: float = 0.0) -> list[LatencyView]:
+        """When messages were done at the last operator, later than `after`, and how long they took; the newest ones.
+
+        Raises `NotFoundError`, `ConflictError`, `RequestError`.
+        """
+        last = self._wanted(id).spec.operators[-1].name
+        samples = _understood(SAMPLES, await self._ask(id, last, "samples", after=after))
+        return [LatencyView(time, latency) for time, latency in samples]
 
     # pipelines
 

@@ -15,13 +15,11 @@ from dataclasses import replace
 from nomad.clock import Clock
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
 from nomad.master.actions import Moving
-from nomad.master.state import ORDERS_KEPT, Desired, DesiredPipeline, MoveOrder, Observed, Requested, Tally
+from nomad.master.state import ORDERS_KEPT, DesiredPipeline, MoveOrder, Observed, Requested, Tally
 from nomad.master.store import Store
 from nomad.master.views import MovePhase, MoveState, MoveView, PlacementView
 
 log = logging.getLogger(__name__)
-
-CAUSES = ("user", "drift", "settled", "node-lost")
 
 
 class MoveLog:
@@ -130,7 +128,6 @@ def check(
     wanted: DesiredPipeline,
     operator: str,
     node: str,
-    desired: Desired,
     requested: Requested,
     observed: Observed,
     used_memory_mb: Mapping[str, float],

@@ -54,12 +54,8 @@ class _Numbers:
 
 
 _NUMBERS = TypeAdapter(_Numbers)
-_SAMPLES = TypeAdapter(list[Sample])
-
-
-def read_samples(reply: object) -> list[Sample]:
-    """Times (seconds since the epoch) and latencies, as a pod gives them. Raises `ValueError`."""
-    return _SAMPLES.validate_python(reply)
+SAMPLES = TypeAdapter(list[Sample])
+"""Of the request `samples`: when something was done, in seconds since the epoch, and how long it took."""
 
 
 def pause(samples: Sequence[Sample], switched: float) -> float | None:
@@ -150,7 +146,8 @@ class Tallier:
 
     async def _samples(self, pod: str, after: float) -> list[Sample] | None:
         try:
-            return read_samples(await self._port.ask(pod, "samples", timeout=self._settings.count, after=after))
-        except (NomadError, ValueError) as exc:
+            reply = await self._port.ask(pod, "samples", timeout=self._settings.count, after=after)
+            return SAMPLES.validate_python(reply)
+        except (NomadError, ValidationError) as exc:
             log.debug("pod %s doesn't say when something arrived: %s", pod, exc)
             return None

@@ -320,6 +320,16 @@ class EventView:
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyView:
+    """What the last operator saw of one message."""
+
+    time: float
+    """When its function was done with it, in seconds since the epoch."""
+    latency: float
+    """Seconds since the source had emitted it."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """A line that a pod printed."""
 

@@ -12,7 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nomad.control import Shape
 
@@ -101,7 +101,9 @@ class Runtime(Protocol):
     """What the master needs of the world; as few members as do."""
 
     @property
-    def nodes(self) -> Sequence[NodeInfo]: ...
+    def nodes(self) -> Sequence[NodeInfo]:
+        """The nodes as they are now, those that are lost included; asked for again and again."""
+        ...
 
     async def start(self, spec: PodSpec) -> None:
         """Ask for a pod. Idempotent by `spec.id`. Raises `PodStartError` when it can't be started."""
@@ -141,4 +143,17 @@ class Runtime(Protocol):
 
     async def close(self) -> None:
         """Release what this object holds (watchers, tasks); pods go on."""
+        ...
+
+
+@runtime_checkable
+class Emulated(Protocol):
+    """What a runtime offers beside that when its nodes only pretend to be machines."""
+
+    def lose_node(self, node: str) -> None:
+        """As if its power failed: the processes of all its pods are killed, and none is started there."""
+        ...
+
+    def restore_node(self, node: str) -> None:
+        """Pods can be started there again."""
         ...

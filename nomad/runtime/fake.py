@@ -48,6 +48,7 @@ class FakeRuntime:
         clock: Clock | None = None,
     ) -> None:
         self._nodes = list(nodes)
+        self._lost: set[str] = set()
         self._host = host
         self._clock = clock or SystemClock()
         self._changes: Fanout[ObservedPod] = Fanout()
@@ -65,7 +66,17 @@ class FakeRuntime:
 
     @property
     def nodes(self) -> Sequence[NodeInfo]:
-        return list(self._nodes)
+        return [replace(node, ready=node.id not in self._lost) for node in self._nodes]
+
+    def lose_node(self, node: str) -> None:
+        """Its pods end at once, and none is started there."""
+        self._lost.add(node)
+        for pod in [pod for pod in self.pods.values() if pod.spec.node == node and not pod.over.is_set()]:
+            self.kill(pod.spec.id)
+
+    def restore_node(self, node: str) -> None:
+        """Pods can be started there again."""
+        self._lost.discard(node)
 
     async def start(self, spec: PodSpec) -> None:
         if spec.id in self.pods:
@@ -74,6 +85,8 @@ class FakeRuntime:
             raise PodStartError(self.fail_starts.pop(0))
         if spec.node not in {node.id for node in self._nodes}:
             raise PodStartError(f"pod {spec.id}: there is no node {spec.node!r}")
+        if spec.node in self._lost:
+            raise PodStartError(f"pod {spec.id}: the node {spec.node!r} is lost")
         pod = FakePod(spec, ObservedPod(spec.id, PodPhase.STARTING, spec.node, spec.epoch))
         self.pods[spec.id] = pod
         self.started.append(spec.id)

@@ -92,6 +92,7 @@ class LocalRuntime:
         self, nodes: Iterable[NodeInfo], state: Path, sockets: Path, settings: Pods, argv: Sequence[str]
     ) -> None:
         self._nodes = {node.id: node for node in nodes}
+        self._lost: set[str] = set()
         self._state = state
         self._sockets = sockets
         self._settings = settings
@@ -129,13 +130,26 @@ class LocalRuntime:
 
     @property
     def nodes(self) -> Sequence[NodeInfo]:
-        return list(self._nodes.values())
+        return [replace(node, ready=node.id not in self._lost) for node in self._nodes.values()]
+
+    def lose_node(self, node: str) -> None:
+        """As if its power failed."""
+        self._lost.add(node)
+        for pod in self._pods.values():
+            if pod.record.node == node:
+                self._signal(pod, signal.SIGKILL)
+
+    def restore_node(self, node: str) -> None:
+        """Pods can be started there again."""
+        self._lost.discard(node)
 
     async def start(self, spec: PodSpec) -> None:
         if spec.id in self._pods:
             return
         if spec.node not in self._nodes:
             raise PodStartError(f"pod {spec.id}: there is no node {spec.node!r}; there are {', '.join(self._nodes)}")
+        if spec.node in self._lost:
+            raise PodStartError(f"pod {spec.id}: the node {spec.node!r} is lost")
         self._prune(spec.pipeline, spec.operator)
         # No await from here on: a pod is started and known, or neither.
         logfile = self._log(spec.pipeline, spec.id)

@@ -24,8 +24,12 @@ from nomad.master import api
 from nomad.master.app import Master
 from nomad.master.views import (
     EventView,
+    LatencyView,
     LinkView,
     LogLine,
+    MovePhase,
+    MoveState,
+    MoveView,
     NodeView,
     OperatorState,
     OperatorView,
@@ -56,6 +60,7 @@ class FakeMaster(Master):
         self._follow: dict[str, Fanout[LogLine]] = {}
         self._printed: dict[str, list[LogLine]] = {}
         self._last: dict[tuple[str, str], bytes] = {}
+        self._moves: dict[str, dict[str, MoveView]] = {}
         self.aside: dict[tuple[str, str], list[SetAsideView]] = {}
         self.is_ready = True
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -148,6 +153,48 @@ class FakeMaster(Master):
     async def update_node(self, node: str, *, speed: float) -> NodeView:
         self._nodes[node] = replace(self.node(node), speed=speed)
         return self._nodes[node]
+
+    async def lose_node(self, node: str) -> NodeView:
+        self._nodes[node] = replace(self.node(node), ready=False)
+        return self._nodes[node]
+
+    async def restore_node(self, node: str) -> NodeView:
+        self._nodes[node] = replace(self.node(node), ready=True)
+        return self._nodes[node]
+
+    async def move(self, id: str, operator: str, node: str, *, reason: str = "a user asked for it") -> MoveView:
+        source = next((op.node for op in self.pipeline(id).operators if op.name == operator), None)
+        if source is None:
+            raise NotFoundError(f"pipeline {id!r} has no operator {operator!r}")
+        self.node(node)
+        move = f"m{next(self._numbers)}"
+        view = MoveView(move, id, operator, source, node, "user", reason, MoveState.PLANNED, time.time())
+        self._moves.setdefault(id, {})[move] = view
+        return view
+
+    def end_move(self, id: str, state: MoveState = MoveState.DONE, error: str = "") -> None:
+        """The pipeline's last move comes to its end."""
+        view = list(self._moves[id].values())[-1]
+        phases = [MovePhase("starting", 0.5), MovePhase("switching", 0.01)]
+        done = replace(view, state=state, error=error, finished=time.time(), phases=phases)
+        if state is MoveState.DONE:
+            done = replace(done, pause=0.012, lost=0, doubled=0)
+        self._moves[id][view.id] = done
+        self.happen(f"move.{state}", f"move {view.id} is {state}", id)
+
+    def moves(self, id: str) -> list[MoveView]:
+        self.pipeline(id)
+        return list(self._moves.get(id, {}).values())
+
+    def move_status(self, id: str, move: str) -> MoveView:
+        self.pipeline(id)
+        if move not in self._moves.get(id, {}):
+            raise NotFoundError(f"pipeline {id!r} has no move {move!r}")
+        return self._moves[id][move]
+
+    async def latencies(self, id: str, after: float = 0.0) -> list[LatencyView]:
+        self.pipeline(id)
+        return [sample for sample in (LatencyView(1.5, 0.25), LatencyView(2.5, 0.125)) if sample.time > after]
 
     async def submit(
         self,
