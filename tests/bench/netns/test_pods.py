@@ -80,6 +80,27 @@ async def test_pods_run_in_the_namespace_of_their_node(tmp_path: Path) -> None:
         assert synthetic.outcome(running.folder).lost == 0
 
 
+@pytest.mark.slow
+async def test_links_are_measured_by_what_their_packets_need(tmp_path: Path) -> None:
+    """The master isn't told of a change: the pipeline's own messages tell, and agents where there are none."""
+    declared = "links: [{from: edge, to: fog, latency: 10ms}, {from: edge, to: cloud, latency: 30ms}]"
+    async with world(tmp_path, "tun", declared) as running:
+        book = running.master._parts.book
+
+        def latency(source: str, target: str) -> float | None:
+            estimate = book.link(source, target).latency
+            return estimate.value if estimate is not None and estimate.measured else None
+
+        def about(source: str, target: str, seconds: float) -> bool:
+            found = latency(source, target)
+            return found is not None and seconds <= found < seconds + 0.003
+
+        await running.until(lambda: about("edge", "fog", 0.01) and about("edge", "cloud", 0.03))
+        await running.network.set_link("edge", "fog", Shape(latency=0.05))  # one direction: half of the round trip
+        await running.network.set_link("edge", "cloud", Shape(latency=0.1))
+        await running.until(lambda: about("edge", "fog", 0.03) and about("edge", "cloud", 0.065))
+
+
 async def test_a_lossy_link_loses_no_message(tmp_path: Path) -> None:
     declared = "links: [{from: edge, to: fog, latency: 2ms, loss: 0.05}, {from: fog, to: cloud, latency: 2ms}]"
     async with world(tmp_path, "tun", declared) as running:
