@@ -243,8 +243,9 @@ class _Playing:
         players = [
             asyncio.create_task(self._play_moves(), name="play moves"),
             asyncio.create_task(self._play_steps(), name="play the timeline"),
-            asyncio.create_task(asyncio.sleep(self._until(self.task.plan.duration)), name="the run's duration"),
         ]
+        if not scenario.form.ends_with_moves:
+            players.append(asyncio.create_task(self._sleep_until(self.task.plan.duration), name="the run's duration"))
         try:
             await _all(players, others)
         finally:
@@ -357,14 +358,14 @@ class _Playing:
 
     # What is done
 
-    def _until(self, at: float) -> float:
-        """Seconds from now to a time of the run."""
-        return max(0.0, self.began + at - time.time())
+    async def _sleep_until(self, at: float) -> None:
+        """Until a time of the run."""
+        await asyncio.sleep(max(0.0, self.began + at - time.time()))
 
     async def _play_steps(self) -> None:
         for step in self.task.steps:
             if not isinstance(step, MoveStep):
-                await asyncio.sleep(self._until(step.at))
+                await self._sleep_until(step.at)
                 await self._do(step)
 
     async def _do(self, step: Step) -> None:
@@ -389,10 +390,12 @@ class _Playing:
         """One after the other; the next begins when it is due and the one before is over."""
         for step in self.task.steps:
             if isinstance(step, MoveStep):
-                await asyncio.sleep(self._until(step.at))
+                await self._sleep_until(step.at)
                 if time.time() - self.began >= self.task.plan.duration:
                     return
                 await self._move(step)
+        if self.task.plan.scenario.form.ends_with_moves:
+            await asyncio.sleep(self.task.plan.scenario.form.settle)
 
     async def _move(self, step: MoveStep) -> None:
         nodes = self._placement(await self._status())

@@ -241,6 +241,8 @@ class ScenarioForm(_Form):
     topology: dict[str, Any] | str
     pipeline: PipelineForm
     duration: Duration
+    ends_with_moves: bool = False
+    """The run is over `settle` seconds after its last planned move, if that is sooner than `duration`."""
     settle: Seconds = 5.0
     """What is left out of the figures at the beginning and after each event."""
     policies: Annotated[tuple[Annotated[PolicyForm, BeforeValidator(_policy)], ...], Field(min_length=1)] = (
