@@ -60,7 +60,7 @@ def test_every_command_has_help_and_takes_json(name: str) -> None:
     assert result.exit_code == 0
     assert len(command.get_short_help_str(limit=60)) > 10
     assert not command.get_short_help_str(limit=60).endswith("...")
-    if name not in ("completion", "link"):
+    if name not in ("completion", "link", "node"):
         assert "--json" in result.stdout
 
 

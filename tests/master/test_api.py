@@ -86,7 +86,7 @@ def routes() -> list[tuple[str, str]]:
     for route in app.router.routes():
         assert route.resource is not None
         path = route.resource.canonical
-        for name in ("node", "source", "target", "pipeline", "operator"):
+        for name in ("node", "source", "target", "pipeline", "operator", "move"):
             path = path.replace(f"{{{name}}}", "x")
         assert "{" not in path
         found.append((route.method, path))

@@ -78,14 +78,18 @@ async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path) -> Non
         "path.source" = "{NODES[0]}"
         "path.target" = "{NODES[1]}"
         "path.operator" = "square"
+        "query.pin" = "square={NODES[1]}"
         # What no schema can say: a profile has one entry per operator, a link's jitter isn't above its latency,
-        # edges and links are between what there is.
+        # edges and links are between what there is, pins name operators, a pipeline's ends don't move, and a node
+        # may have been lost just before.
         [[operations]]
-        include-operation-id = ["replace_profile", "change_link", "make_plan"]
+        include-operation-id = [
+            "replace_profile", "change_link", "make_plan", "change_pipeline", "order_move", "submit_pipeline",
+        ]
         checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
         # The pods are made up, so that there is nobody to ask; that is what 503 is for.
         [[operations]]
-        include-path-regex = "/set-aside"
+        include-path-regex = "/set-aside|/latencies"
         checks.not_a_server_error.expected-statuses = ["2xx", "4xx", "503"]
         """
     )
