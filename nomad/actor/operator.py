@@ -35,6 +35,9 @@ INLINE_SPAN = 0.002
 THREAD_SPAN = 0.01
 """Seconds of calls that are handed to the thread at a time."""
 
+HOLD_MOST = 0.5
+"""Seconds that an instance which takes another's place may need to catch up before it is heard all the same."""
+
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0
 """Seconds between attempts under on_error="retry", doubled from the first to the most."""
 
@@ -82,7 +85,8 @@ class Operator:
         self._active = asyncio.Event()
         """Set while the messages set aside are this instance's."""
         self._successor = role is Role.STANDBY
-        """It was made to take another instance's place."""
+        """It takes another instance's place, and hasn't caught up with that one yet."""
+        self._hold: asyncio.TimerHandle | None = None
         self.set_aside = set_aside
         self.mode = Mode(allowed=spec.kind is Kind.FUNCTION)
         self._function = function
@@ -174,7 +178,13 @@ class Operator:
         except Exception as exc:  # noqa: BLE001 - whatever it is, `run` raises it
             self._broken = exc
         self._parked = True
-        if self._rest is not None or self._broken is not None or self._left is not None or self._in.receiver.inbox:
+        if (
+            self._rest is not None
+            or self._broken is not None
+            or self._left is not None
+            or self._in.receiver.inbox
+            or self._successor
+        ):
             self._go_on()
 
     def _go_on(self) -> None:
@@ -194,12 +204,17 @@ class Operator:
         except Exception:
             await self._active.wait()
             raise
+        finally:
+            if self._hold is not None:
+                self._hold.cancel()
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
             if self._broken is not None:
                 raise self._broken
+            if self._successor:
+                self._catch_up()
             if self._rerun_due:
                 await self.reruns.go_on()
             rest = self._rest
@@ -211,6 +226,8 @@ class Operator:
                 continue
             if self._rerun_due:
                 continue
+            if self._hold is not None and self._successor and (self._in.receiver.caught_up or not self._out.room):
+                self._be_heard()
             self._settle()
             self._parked = True
             await self._wake.wait()
@@ -230,6 +247,16 @@ class Operator:
         turn, which it knows by its own input.
         """
         return self.reruns.due and not (self._successor and self._in.receiver.first is None)
+
+    def _catch_up(self) -> None:
+        """It has its input now: give it some time to get as far as the instance before it."""
+        if self._hold is None and self._in.receiver.first is not None:
+            self._hold = asyncio.get_running_loop().call_later(HOLD_MOST, self._be_heard)
+
+    def _be_heard(self) -> None:
+        """The next operators are to hear this instance from now on."""
+        self._successor = False
+        self._out.release()
 
     @property
     def queued(self) -> tuple[int, int]:

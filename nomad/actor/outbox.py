@@ -82,6 +82,12 @@ class Outbox:
                 settled = link.sender.settled
         return settled
 
+    def release(self) -> None:
+        """The links may be taken over from an earlier instance."""
+        for link in self.links:
+            link.sender.release()
+            link.flush()
+
     @property
     def greeted(self) -> bool:
         """Whether every link's receiver has been heard once, so that it is known where to go on."""

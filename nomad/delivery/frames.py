@@ -38,7 +38,7 @@ _BODY_PART = 4
 
 _DATA_HEAD = struct.Struct("<BBHIQQQ")
 _ACK = struct.Struct("<BQQQQd")
-_RESUME = struct.Struct("<BQQ")
+_RESUME = struct.Struct("<BQQQ")
 
 INLINE_BODY = 16 * 1024
 """Bodies up to this size share the head's buffer."""
@@ -192,9 +192,11 @@ class Resume:
 
     seq: int
     nbytes: int
+    known: int
+    """Messages that the sender has numbered by now: the receiver has caught up when it has them."""
 
     def pack(self) -> Frame:
-        return (_RESUME.pack(RESUME, self.seq, self.nbytes),)
+        return (_RESUME.pack(RESUME, self.seq, self.nbytes, self.known),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +229,7 @@ def unpack(frame: Frame) -> AnyFrame:
             _, settled, messages, nbytes, echo, held = _ACK.unpack(head)
             return Ack(settled, messages, nbytes, echo, held)
         if kind == RESUME:
-            _, seq, nbytes = _RESUME.unpack(head)
-            return Resume(seq, nbytes)
+            return Resume(*_RESUME.unpack(head)[1:])
     except struct.error as exc:
         raise ProtocolError(f"a frame of kind {kind} has {len(head)} bytes") from exc
     if kind == PING:

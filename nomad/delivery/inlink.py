@@ -118,12 +118,14 @@ class InLink:
             self.met()
             raw.notify(lambda: self._heard(line))
             self._heard(line, first)
+            self._invite()
             raise await line.end
         finally:
             line.conn.abort()
             if self._line is line:
                 self._lost()
                 self.reconnects += 1
+                self._invite()
             elif line in self._waiting:
                 self._waiting.remove(line)
             self.met()
@@ -192,6 +194,15 @@ class InLink:
         self._line, self._raw, self._conn, self._end = line, line.raw, line.conn, line.end
         line.raw.notify(self._arrived)
         self.met()
+
+    def _invite(self) -> None:
+        """If nobody is heard, tell the newest that waits: it needn't spare anybody."""
+        if self._line is None and self._waiting:
+            newest = max(reversed(self._waiting), key=lambda line: line.epoch)
+            try:
+                newest.conn.write([frames.Ping().pack()])
+            except TransportError:
+                return  # the reader of this connection sees the same and acts on it
 
     def _admit(self, epoch: int) -> None:
         try:

@@ -18,7 +18,7 @@ from nomad.clock import Clock
 from nomad.control import Shape
 from nomad.delivery import frames
 from nomad.delivery.driver import first_of, nothing, shake_dialer, shaped
-from nomad.delivery.sender import GIVE_UP, SILENCE, Sender, read_welcome
+from nomad.delivery.sender import GIVE_UP, SILENCE, Sender, Tail, read_welcome
 from nomad.errors import ConnectionBroken, DeliveryError, Fenced, ProtocolError, TransportError
 from nomad.tasks import Tasks
 from nomad.transport import registry
@@ -26,6 +26,12 @@ from nomad.transport.base import Connection
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.02, 2.0
 """Seconds between attempts to dial: doubled from the first to the most, with jitter."""
+
+TAIL_SECONDS = 2.0
+"""For so long a receiver that was left for its next instance goes on getting what is new, if it isn't ended before.
+
+The next one needs less to catch up, or the move takes a pause.
+"""
 
 FLUSH_BYTES = 256 * 1024
 """Bytes handed to a connection in one write: enough to share a system call, little enough to stay fair."""
@@ -90,6 +96,8 @@ class OutLink:
         self._standby_moved = asyncio.Event()
         self._greetings = 0
         """How often hands were shaken with a next instance."""
+        self._tail: tuple[Tail, _Line] | None = None
+        """The receiver that was left last, while it still gets what is new."""
         self._partings = Tasks()
 
     def set_peer(self, address: str | None, epoch: int, shape: Shape) -> None:
@@ -110,10 +118,11 @@ class OutLink:
         if new is None or new.address != address or new.epoch < self.sender.peer_epoch or new.end.done():
             self.cut()
             return
-        self._leave()
         if old is not None:
             old.parting = True
-            self._partings.start(_part(old), name=f"link {self.sender.link}, the connection before")
+            self._tail = self.sender.tail(), old
+            self._partings.start(self._part(*self._tail), name=f"link {self.sender.link}, the connection before")
+        self._leave()
         self.set_standby(None, 0, shape)
         new.conn = shaped(new.conn, shape, self._clock)
         self.sender.connected()
@@ -164,6 +173,8 @@ class OutLink:
                 conn.write(frames)
             except TransportError:
                 return  # the reader of this connection sees the same and acts on it
+            if self._tail is not None:
+                self._send_tail(*self._tail)
         self._clogged.set()
 
     def cut(self) -> None:
@@ -344,6 +355,26 @@ class OutLink:
             await self._clock.sleep(SILENCE)
         raise ConnectionBroken(f"link {self.sender.link}: the peer's next instance has been silent for too long")
 
+    # -- the connection before
+
+    def _send_tail(self, tail: Tail, line: _Line) -> None:
+        try:
+            if line.conn.writable:
+                line.conn.write(tail.take())
+        except TransportError:
+            self._tail = None
+
+    async def _part(self, tail: Tail, line: _Line) -> None:
+        """Leave a connection: not heard any more, and closed when the time is up and all has arrived."""
+        line.raw.notify(lambda: _ignore(line))
+        try:
+            await first_of(asyncio.wait([line.end]), self._clock.sleep(TAIL_SECONDS))
+            if self._tail == (tail, line):
+                self._tail = None
+            await line.conn.close()
+        finally:
+            line.conn.abort()
+
     # -- both
 
     def _failed(self, exc: Exception) -> None:
@@ -354,13 +385,15 @@ class OutLink:
         await self._clock.sleep(seconds * random.uniform(0.5, 1.0))
 
 
-async def _part(line: _Line) -> None:
-    """Let arrive what was written to a connection, and close it."""
+def _ignore(line: _Line) -> None:
+    """Take what arrives, and look whether the connection has ended."""
     try:
-        await line.conn.close()
-    finally:
-        line.conn.abort()
+        line.raw.poll()
+    except TransportError as exc:
+        if not line.end.done():
+            line.end.set_result(exc)
 
 
 async def _ended(line: _Line) -> None:
-    raise await line.end
+    await asyncio.wait([line.end])  # other than awaiting the future itself, this may be cancelled without ending it
+    raise line.end.result()

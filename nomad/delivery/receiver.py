@@ -99,6 +99,8 @@ class Receiver:
         """Received and not settled, in order; those in the inbox are its tail."""
         self._held_messages = 0
         self._held_bytes = 0
+        self._known = 0
+        """Messages that the present sender had numbered when it went on."""
         self.first: int | None = None
         """The number with which the present sender, or the last one, went on; None before the first."""
         self._seq = 0
@@ -170,7 +172,7 @@ class Receiver:
             self._seq, self._bytes, self._resumed = word.seq, word.nbytes, True
             self._granted_messages = word.seq + self._grant_messages
             self._granted_bytes = word.nbytes + self._grant_bytes
-            self.first = word.seq
+            self.first, self._known = word.seq, word.known
             self._count_settled()
             self._acknowledge_by(now)
         elif isinstance(word, frames.Ping):
@@ -217,6 +219,11 @@ class Receiver:
         """Messages and bytes in the inbox; may be asked from another thread."""
         waiting = tuple(self.inbox)
         return sum(b.messages - b.skip for b in waiting), sum(b.nbytes for b in waiting)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all has been received that the present sender had when it went on."""
+        return self.first is not None and self._seq >= self._known
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -44,6 +44,36 @@ class _Entry:
     last: Position
 
 
+class Tail:
+    """What a receiver is still sent after its next instance was preferred: all that is new, while its credit lasts.
+
+    It is heard by those behind it until the next instance has caught up; its acknowledgements aren't.
+    """
+
+    def __init__(self, entries: deque[_Entry], sent: int, credit_messages: int, credit_bytes: int):
+        self._entries = entries
+        self._sent = sent
+        self._credit_messages = credit_messages
+        self._credit_bytes = credit_bytes
+
+    def take(self) -> list[Frame]:
+        """The next frames to send."""
+        new: list[_Entry] = []
+        for entry in reversed(self._entries):
+            if entry.start < self._sent:
+                break
+            new.append(entry)
+        taken: list[Frame] = []
+        if not new or new[-1].start > self._sent:  # what it should get next is settled already
+            return taken
+        for entry in reversed(new):
+            if entry.end > self._credit_messages or entry.bytes_end > self._credit_bytes:
+                break
+            taken.append(entry.frame)
+            self._sent = entry.end
+        return taken
+
+
 @dataclass(frozen=True, slots=True)
 class Welcome:
     """What a receiver answers to a hello."""
@@ -74,8 +104,10 @@ class Sender:
     def __init__(self, link: str, epoch: int, *, quiet: bool = False):
         self.link = link
         self.epoch = epoch
-        self.quiet = quiet
-        """Leave the link to an earlier instance until there is something to send."""
+        self._quiet = quiet
+        """Another instance may still be heard: leave the link to that one until there is something to send, ..."""
+        self._held = quiet
+        """... and even then until `release`."""
         self.peer_epoch = 0
         """The newest epoch of the receiver that was heard or announced; older ones are fenced."""
         self.machine = Machine(link)
@@ -99,8 +131,10 @@ class Sender:
         self._heard_at = 0.0
         self._pinged = False
         self._control: deque[Frame] = deque()
-        self._resume: Frame | None = None
-        """The first frame of the present connection, while it is held back."""
+        self._resume: tuple[int, int] | None = None
+        """Where the present connection goes on, in messages and bytes, until its first frame may go."""
+        self._grant = 0, 0
+        """What may be sent with it."""
 
     # -- what happens
 
@@ -136,14 +170,13 @@ class Sender:
         base = self._entries[self._cursor] if self._cursor < len(self._entries) else None
         seq = base.start if base else self.numbered
         nbytes = base.bytes_end - base.nbytes if base else self._bytes
-        self._credit_messages, self._credit_bytes = seq + welcome.grant_messages, nbytes + welcome.grant_bytes
+        self._credit_messages, self._credit_bytes = seq, nbytes
         self._heard_at, self._pinged = now, False
         self.samples.opened()
         self._control.clear()
         self._sent = seq
-        self._resume = frames.Resume(seq, nbytes).pack()
-        if base is not None or not self.quiet:
-            self._take_over()
+        self._resume, self._grant = (seq, nbytes), (welcome.grant_messages, welcome.grant_bytes)
+        self._take_over()
 
     def receive(self, frame: Frame, now: float) -> bool:
         """Take a frame from the receiver; True when it freed room. Raises `ProtocolError`."""
@@ -153,6 +186,7 @@ class Sender:
             return self._acknowledged(word, now)
         if isinstance(word, frames.Ping):
             self._control.append(frames.Pong().pack())
+            self.release()  # it hears nobody
         elif isinstance(word, frames.Pong):
             self.samples.answered(now)
         else:
@@ -171,6 +205,17 @@ class Sender:
         """The end of the link; what is unsettled is given up."""
         self.machine.fire(Event.CLOSE)
         self._entries.clear()
+
+    # -- taking another instance's place
+
+    def release(self) -> None:
+        """The link may be taken over, if there is something to send, or as soon as there is."""
+        self._held = False
+        self._take_over()
+
+    def tail(self) -> Tail:
+        """For the receiver of the present connection, which is about to be left for its next instance."""
+        return Tail(self._entries, self._sent, self._credit_messages, self._credit_bytes)
 
     # -- producing
 
@@ -268,10 +313,13 @@ class Sender:
     # -- inside
 
     def _take_over(self) -> None:
-        """The first frame may go: from its arrival on this connection is the link's."""
-        assert self._resume is not None
-        self._control.append(self._resume)
-        self._resume, self.quiet = None, False
+        """Send the first frame if it may go. From its arrival on this connection is the link's."""
+        if self._resume is None or self._held or (self._quiet and self._cursor == len(self._entries)):
+            return
+        seq, nbytes = self._resume
+        self._resume, self._quiet = None, False
+        self._control.append(frames.Resume(seq, nbytes, self.numbered).pack())
+        self._credit_messages, self._credit_bytes = seq + self._grant[0], nbytes + self._grant[1]
 
     def _alone(self, entry: _Entry) -> bool:
         """Whether the receiver holds nothing: a batch larger than its whole window travels alone, rather than never."""

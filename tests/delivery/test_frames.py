@@ -74,7 +74,9 @@ def test_data_comes_back(word: Data) -> None:
 
 
 @given(
-    st.builds(Ack, U64, U64, U64, U64, st.floats()) | st.builds(Resume, U64, U64) | st.sampled_from([Ping(), Pong()])
+    st.builds(Ack, U64, U64, U64, U64, st.floats())
+    | st.builds(Resume, U64, U64, U64)
+    | st.sampled_from([Ping(), Pong()])
 )
 def test_control_comes_back(word: Ack | Resume | Ping | Pong) -> None:
     got = unpack(flat(word.pack()))
@@ -116,7 +118,7 @@ def test_the_wire_format_byte_by_byte() -> None:
     )  # fmt: skip
     assert Ping().pack() == (b"\x03",)
     assert Pong().pack() == (b"\x04",)
-    assert Resume(1, 2).pack() == (b"\x05\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",)
+    assert Resume(1, 2, 3).pack() == (b"\x05" + b"".join(n.to_bytes(8, "little") for n in (1, 2, 3)),)
 
 
 # Frames that are none
@@ -155,7 +157,7 @@ def test_a_truncated_or_damaged_head_is_a_protocol_error_or_data(word: Data, cho
         (b"\x06",),
         (b"\x01",),
         (b"\x02" + bytes(39),),
-        (b"\x05" + bytes(17),),
+        (b"\x05" + bytes(25),),
         (Data(0, Places(0, range(1, 2)), 0, b"", []).pack()),
         (Data(0, Places(0, range(1, 1 << 30)), 0, b"x", []).pack()),
         (Data(0, Places(0, [2**64 - 1, 2**64]), 0, b"xy", []).pack()),

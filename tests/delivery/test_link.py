@@ -8,7 +8,7 @@ from nomad.delivery import frames
 from nomad.delivery.codec import Codec
 from nomad.delivery.frames import Ack, Data, Places, Position, step, unpack
 from nomad.delivery.receiver import ACK_DELAY, Receiver
-from nomad.delivery.sender import GIVE_UP, SILENCE, Sender
+from nomad.delivery.sender import GIVE_UP, SILENCE, Sender, Tail
 from nomad.delivery.states import State
 from nomad.errors import Fenced, ProtocolError
 from tests.delivery.wire import LINK, Wire, kinds, messages, pair, submit, values, work
@@ -501,10 +501,12 @@ def test_a_quiet_sender_greets_with_the_first_thing_it_has_to_send() -> None:
     wire.sender = Sender(LINK, 1, quiet=True)
     wire.connect()
     assert wire.sender.greeted
+    wire.sender.release()
     assert wire.sender.take(0.0, 1000) == []
     wire.cut()
     wire.connect()
     submit(wire.sender, [1])
+    wire.sender.release()
     wire.collect(now=0.0)
     assert kinds(wire.to_receiver) == ["resume", "data"]
     wire.run()
@@ -515,21 +517,112 @@ def test_a_quiet_sender_greets_with_the_first_thing_it_has_to_send() -> None:
     assert kinds(wire.to_receiver) == ["resume"], "from then on the link is its"
 
 
-def test_a_quiet_sender_greets_at_once_with_what_it_has_already() -> None:
+@pytest.mark.parametrize("how", ["release", "ping"])
+def test_a_quiet_sender_sends_nothing_until_it_is_released(how: str) -> None:
+    """Or until the receiver, which hears nobody, asks."""
     wire = pair(connect=False)
     wire.sender = Sender(LINK, 1, quiet=True)
     wire.connect()
-    wire.cut()
     submit(wire.sender, [1])
+    submit(wire.sender, [2])
+    assert wire.sender.take(0.0, 1000) == []
+    wire.cut()
     wire.connect()
+    assert wire.sender.take(0.0, 1000) == []
+    if how == "release":
+        wire.sender.release()
+    else:
+        wire.sender.receive(frames.Ping().pack(), now=0.0)
     wire.run()
-    assert work(wire.receiver) == [1]
+    assert work(wire.receiver) == [1, 2]
+
+
+def test_a_receiver_knows_when_it_has_caught_up() -> None:
+    """With what its sender had when it greeted."""
+    wire = pair(window_messages=16)
+    for n in range(6):
+        submit(wire.sender, [n])
+    wire.run()
+    wire.cut()
+    wire.receiver = Receiver(LINK, 2, window_messages=16, window_bytes=1000)
+    assert not wire.receiver.caught_up
+    wire.connect()
+    assert not wire.receiver.caught_up
+    wire.collect(now=0.0)
+    submit(wire.sender, [6])
+    for _ in range(2):
+        wire.deliver_data(now=0.0)
+        assert not wire.receiver.caught_up
+    wire.run()
+    assert wire.receiver.caught_up
+
+
+# A receiver that is left for its next instance
+
+
+def moved(wire: Wire) -> Tail:
+    """The sender prefers another receiver."""
+    tail = wire.sender.tail()
+    wire.cut_sender()
+    wire.receiver = Receiver(LINK, 2, window_messages=8, window_bytes=1000)
+    wire.connect()
+    return tail
+
+
+def test_it_goes_on_getting_what_is_new() -> None:
+    wire = pair()
+    old = wire.receiver
+    submit(wire.sender, [1])
+    submit(wire.sender, [2])
+    wire.run()
+    work(old)
+    tail = moved(wire)
+    assert tail.take() == []
+    submit(wire.sender, [3])
+    submit(wire.sender, [4])
+    wire.run()
+    for frame in tail.take():
+        old.receive(frame, 0.0)
+    assert tail.take() == []
+    submit(wire.sender, [5])
+    for frame in tail.take():
+        old.receive(frame, 0.0)
+    wire.run()
+    assert work(old) == [3, 4, 5]
+    assert work(wire.receiver) == [1, 2, 3, 4, 5]
+
+
+def test_it_gets_no_more_than_it_has_given_credit_for() -> None:
+    wire = pair(window_messages=4)
+    submit(wire.sender, [1])
+    wire.run()
+    old, tail = wire.receiver, moved(wire)
+    for n in range(2, 7):
+        submit(wire.sender, [n])
+    for frame in tail.take():
+        old.receive(frame, 0.0)
+    assert work(old) == [1, 2, 3, 4]
+
+
+def test_it_gets_nothing_after_a_gap() -> None:
+    """Its successor has settled what it should get next."""
+    wire = pair()
+    wire.run()
+    tail = moved(wire)
+    submit(wire.sender, [1])
+    wire.run()
+    work(wire.receiver)
+    wire.receiver.settle(0, now=1.0)
+    wire.run(now=2.0)
+    submit(wire.sender, [2])
+    assert wire.sender.unsettled[0] == 1
+    assert tail.take() == []
 
 
 def test_a_sender_greets_once() -> None:
     wire = pair()
     with pytest.raises(ProtocolError, match="resumed twice"):
-        receive(wire.receiver, frames.Resume(0, 0))
+        receive(wire.receiver, frames.Resume(0, 0, 0))
 
 
 def test_data_must_follow_the_greeting_in_order() -> None:
@@ -549,7 +642,7 @@ def test_each_side_refuses_the_words_of_its_own() -> None:
     wire.run()
     with pytest.raises(ProtocolError, match="a sender sent Ack"):
         receive(wire.receiver, Ack(0, 0, 0, 0, 0.0))
-    for word in (data(0, [1]), frames.Resume(0, 0)):
+    for word in (data(0, [1]), frames.Resume(0, 0, 0)):
         with pytest.raises(ProtocolError, match="a receiver sent"):
             wire.sender.receive(word.pack(), 0.0)
 
