@@ -86,7 +86,7 @@ async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path) -> Non
         include-operation-id = [
             "replace_profile", "change_link", "make_plan", "change_pipeline", "order_move", "submit_pipeline",
         ]
-        checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
+        checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "422"]
         # The pods are made up, so that there is nobody to ask; that is what 503 is for.
         [[operations]]
         include-path-regex = "/set-aside|/latencies"
