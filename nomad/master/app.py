@@ -69,6 +69,7 @@ class Master:
     async def __aenter__(self) -> Self:
         """Raises `StateError` (folder in use, not writable, newer version) and `TransportError`."""
         self._opened = await self._assembly.__aenter__()
+        self._opened.moves.ended = self._metrics.moved
         return self
 
     async def __aexit__(
@@ -189,13 +190,7 @@ class Master:
         parts, wanted = self._parts, self._wanted(id)
         used = show.memory_used(parts.desired, parts.loop.requested)
         moves.check(wanted, operator, node, parts.loop.requested, parts.observed, used)
-        view = await parts.moves.order(wanted, operator, node, cause="user", reason=reason)
-        text = f"{operator} is to move from {view.source} to {node}: {reason}"
-        data = {"move": view.id, "source": view.source, "target": node, "cause": "user"}
-        event = parts.events.add("move.ordered", text, pipeline=id, operator=operator, data=data)
-        parts.loop.caused(id, event, operator)
-        parts.woken.set()
-        return view
+        return await parts.moves.order(wanted, operator, node, cause="user", reason=reason)
 
     def moves(self, id: str) -> list[MoveView]:
         """The pipeline's moves, oldest first. Raises `NotFoundError`."""

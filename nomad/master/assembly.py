@@ -42,7 +42,7 @@ from nomad.master.state import (
 )
 from nomad.master.store import Store, StoredPipeline
 from nomad.master.tally import Tallier
-from nomad.master.views import MoveState
+from nomad.master.views import MoveState, MoveView
 from nomad.measure.book import Book
 from nomad.pipeline import PipelineSpec
 from nomad.runtime import sockets
@@ -108,7 +108,7 @@ async def assemble(
         book = Book()
         declare_cluster(book, topology, runtime.nodes, clock.now())
         observer = Observer(observed, book, clock, woken.set, settings.heartbeats.overdue)
-        moves = MoveLog(store, clock, settings.reconcile.moving.kept)
+        moves = MoveLog(store, events, clock, settings.reconcile.moving.kept)
         requested = _restore(desired, observer, moves, await store.pipelines(), clock)
         for wanted in desired.pipelines.values():
             declare_profile(book, wanted.spec, clock.now())
@@ -137,6 +137,12 @@ async def assemble(
             clock=clock,
             over=over,
         )
+
+        def ordered(move: MoveView, event: int) -> None:
+            loop.caused(move.pipeline, event, move.operator)
+            woken.set()
+
+        moves.ordered = ordered
         # Pods are seen before the loop looks for the first time: none is taken for missing.
         changes = runtime.watch()
         for pod in await runtime.list():

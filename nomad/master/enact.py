@@ -223,6 +223,7 @@ class Enactor:
                 await self._clock.sleep(self._settings.reconcile.retry)
         for name in have.operators:
             self._observer.forget(operator_id(pipeline, name))
+        self._moves.forget(pipeline)
         del self._desired.pipelines[pipeline]
 
     async def _save(self, pipeline: str, operator: str) -> None:

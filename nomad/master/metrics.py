@@ -1,20 +1,21 @@
-"""Metrics for Prometheus, made from the views at the moment of the scrape: nothing is counted twice.
+"""Metrics for Prometheus, made from the views at the moment of the scrape: nothing is counted twice. Moves alone are
+added up as they end.
 
 Each master has a registry of its own, so that several can live in one process.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import collections
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from nomad.master.views import LinkView, NodeView, OperatorState, Phase, PipelineView, StatsView
+from nomad.master.views import LinkView, MoveView, NodeView, OperatorState, Phase, PipelineView, StatsView
 
 _COUNTERS = {
     "received": "Messages taken in.",
@@ -40,6 +41,10 @@ _GAUGES = {
 }
 
 
+PAUSES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+PHASES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
 class Views(Protocol):
     """What a scrape reads: the master's facade."""
 
@@ -58,6 +63,11 @@ class Metrics(Collector):
         # Not registered by the constructor's own scrape: there is nothing to show before the master runs.
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
+        self._moves = Moves(self._registry)
+
+    def moved(self, move: MoveView) -> None:
+        """A move has come to its end."""
+        self._moves.add(move)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -74,8 +84,43 @@ class Metrics(Collector):
         yield from _links(self._views.links())
 
 
+class Moves:
+    """What moves took and cost since the master started: added up, as the list of past moves is bounded."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._ended = Counter("nomad_moves", "Moves that ended.", ["cause", "outcome"], registry=registry)
+        self._lost = Counter("nomad_move_lost_messages", "Messages that moves lost.", registry=registry)
+        self._doubled = Counter("nomad_move_doubled_messages", "Messages that moves doubled.", registry=registry)
+        self._pause = Histogram(
+            "nomad_move_pause_seconds",
+            "Longest gap between arrivals at the last operator around the switch, beyond the usual one.",
+            buckets=PAUSES,
+            registry=registry,
+        )
+        self._phase = Histogram(
+            "nomad_move_phase_seconds", "Time in each state of a move.", ["phase"], buckets=PHASES, registry=registry
+        )
+        self._gain = Histogram(
+            "nomad_move_predicted_gain_seconds",
+            "Latency per message that a move was to save.",
+            buckets=PAUSES,
+            registry=registry,
+        )
+
+    def add(self, move: MoveView) -> None:
+        self._ended.labels(move.cause, move.state).inc()
+        for phase in move.phases:
+            self._phase.labels(phase.name).observe(phase.seconds)
+        for counter, count in ((self._lost, move.lost), (self._doubled, move.doubled)):
+            if count is not None:
+                counter.inc(count)
+        for histogram, seconds in ((self._pause, move.pause), (self._gain, move.predicted_gain)):
+            if seconds is not None:
+                histogram.observe(seconds)
+
+
 def _pipelines(pipelines: list[PipelineView]) -> Iterator[Metric]:
-    phases = Counter(pipeline.phase for pipeline in pipelines)
+    phases = collections.Counter(pipeline.phase for pipeline in pipelines)
     family = GaugeMetricFamily("nomad_pipelines", "Pipelines by phase.", labels=["phase"])
     for phase in Phase:
         family.add_metric([phase], phases[phase])

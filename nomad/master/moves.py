@@ -15,6 +15,7 @@ from dataclasses import replace
 from nomad.clock import Clock
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
 from nomad.master.actions import Moving
+from nomad.master.events import EventLog
 from nomad.master.state import ORDERS_KEPT, DesiredPipeline, MoveOrder, Observed, Requested, Tally
 from nomad.master.store import Store
 from nomad.master.views import MovePhase, MoveState, MoveView, PlacementView
@@ -25,11 +26,14 @@ log = logging.getLogger(__name__)
 class MoveLog:
     """The moves of all pipelines, bounded per pipeline."""
 
-    def __init__(self, store: Store, clock: Clock, keep: int) -> None:
+    def __init__(self, store: Store, events: EventLog, clock: Clock, keep: int) -> None:
         self._store = store
+        self._events = events
         self._clock = clock
         self._keep = keep
         self._views: dict[str, dict[str, MoveView]] = {}
+        self.ordered: Callable[[MoveView, int], None] = lambda view, event: None
+        """Called with each new move, and the event that it was noted as."""
         self.ended: Callable[[MoveView], None] = lambda view: None
         """Called with each move that has come to its end."""
 
@@ -63,10 +67,12 @@ class MoveLog:
         reason: str,
         predicted: Mapping[str, float] | None = None,
         placement: PlacementView | None = None,
+        follows: int | None = None,
     ) -> MoveView:
-        """Have an operator moved once its turn comes; `check` comes first. Wake the loop afterwards.
+        """Have an operator moved once its turn comes; `check` comes first.
 
-        Raises `StateError`, with nothing ordered.
+        `cause` is "user", "drift", "settled" or "node-lost", `reason` a sentence; `predicted` and `placement` are
+        `MoveOrder`'s. `follows`: the event that led to this one. Raises `StateError`, with nothing ordered.
         """
         predicted = dict(predicted or {})
         now = self._clock.wall()
@@ -82,6 +88,12 @@ class MoveLog:
             wanted.orders.remove(order)
             del self._views[wanted.spec.id][id]
             raise
+        data = {"move": id, "source": view.source, "target": node, "cause": cause, **predicted}
+        text = f"{operator} is to move from {view.source} to {node}: {reason}"
+        event = self._events.add(
+            "move.ordered", text, pipeline=view.pipeline, operator=operator, cause=follows, data=data
+        )
+        self.ordered(view, event)
         return view
 
     def note(self, action: Moving, tally: Tally | None) -> MoveView:
@@ -90,7 +102,7 @@ class MoveLog:
         view = views.get(action.order.id) or _planned(action.pipeline, action.order, action.source)
         phases = list(view.phases)
         if action.left is not None:
-            phases.append(MovePhase(action.left, action.seconds))
+            phases.append(MovePhase(str(action.left), action.seconds))
         now = self._clock.wall()
         state = action.state
         view = replace(
