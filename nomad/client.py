@@ -25,6 +25,7 @@ from nomad.delivery.codec import Codec
 from nomad.errors import AuthenticationError, PayloadError, UsageError
 from nomad.master.views import (
     EventView,
+    ExplainView,
     LatencyView,
     LinkView,
     LogLine,
@@ -346,6 +347,14 @@ class PipelineHandle:
         body = {"moves": moves, "pins": None if pins is None else dict(pins)}
         self.last_status = view(PipelineView, await self._rest.request("PATCH", "pipelines", self.id, json=body))
         return self.last_status
+
+    async def explain(self) -> ExplainView:
+        """Why its operators are where they are, by what is known now."""
+        return view(ExplainView, await self._rest.request("GET", "pipelines", self.id, "explain"))
+
+    async def problem(self) -> dict[str, Any]:
+        """Its placement problem as it is now, in the form that `nomad.scheduler.plan` takes."""
+        return view(dict[str, Any], await self._rest.request("GET", "pipelines", self.id, "problem"))
 
     async def move(self, operator: str, node: str) -> MoveView:
         """Order a move of one operator to another node, while the pipeline runs; see `move_status`.

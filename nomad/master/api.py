@@ -326,6 +326,18 @@ async def stop_pipeline(master: Master, pipeline: str) -> views.PipelineView:
     return await master.stop(pipeline)
 
 
+@api("GET", "/pipelines/{pipeline}/explain", tag="pipelines", raises=(404,))
+async def explain_pipeline(master: Master, pipeline: str) -> views.ExplainView:
+    """Why each operator is where it is, what is predicted and measured, and what the last look at it decided."""
+    return await master.explain(pipeline)
+
+
+@api("GET", "/pipelines/{pipeline}/problem", tag="pipelines", raises=(404,))
+def get_problem(master: Master, pipeline: str) -> ProblemForm:
+    """Its placement problem as it is now, to be kept, changed and asked again: POST /plans, `nomad plan`."""
+    return ProblemForm.model_validate(master.problem(pipeline))
+
+
 @api("GET", "/pipelines/{pipeline}/profile", tag="pipelines", raises=(404,))
 def get_profile(master: Master, pipeline: str) -> list[ProfileEntry]:
     """What is expected of each operator, in order; empty where nothing is."""

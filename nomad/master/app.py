@@ -29,11 +29,11 @@ from nomad.master.assembly import Parts, assemble, declare_profile, overrides
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
 from nomad.master.placing import check_pins, place
-from nomad.master.problem import Knowledge, Placed, build
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
 from nomad.master.tally import SAMPLES
 from nomad.master.views import (
     EventView,
+    ExplainView,
     LatencyView,
     LinkView,
     LogLine,
@@ -259,7 +259,7 @@ class Master:
                 pins=self._checked_pins(spec, {op.name: op.pin for op in spec.operators if op.pin} | dict(pins or {})),
             )
             check_pins(spec, list(parts.observed.nodes.values()), wanted.bound)
-            placed = await asyncio.to_thread(place, self._problem(wanted))
+            placed = await asyncio.to_thread(place, parts.replanner.problem(wanted))
             wanted.placement = placed.views
             if placed.warning:
                 warnings.append(placed.warning)
@@ -336,6 +336,16 @@ class Master:
         wanted.spec = spec
         declare_profile(self._parts.book, spec, self._parts.clock.now())
         return self.pipeline(id)
+
+    async def explain(self, id: str) -> ExplainView:
+        """Why its operators are where they are, by what is known now. Raises `NotFoundError`."""
+        wanted = self._wanted(id)
+        measured = {op.name: op.stats.latency_p50 for op in self.pipeline(id).operators}
+        return await self._parts.replanner.explain(wanted, measured)
+
+    def problem(self, id: str) -> dict[str, Any]:
+        """Its placement problem as it is now, in the form that plans are asked for in. Raises `NotFoundError`."""
+        return dict(self._parts.replanner.problem(self._wanted(id)))
 
     # what happened
 
@@ -482,17 +492,6 @@ class Master:
                 raise ConflictError(f"pipeline {id!r} has ended: submit it again to run anything", status=409)
             raise ConflictError(f"operator {name!r} of {id!r} doesn't run now", status=409)
         return await self._parts.port.ask(pod, method, **args)
-
-    def _problem(self, wanted: DesiredPipeline) -> dict[str, Any]:
-        """Where the pipeline's operators may go, beside the pipelines that run."""
-        parts = self._parts
-        others = [
-            Placed(other.spec, {op.name: other.node_of(op.name) for op in other.spec.operators})
-            for id, other in parts.desired.pipelines.items()
-            if id != wanted.spec.id and not parts.loop.is_over(id)
-        ]
-        nodes = [node for node in parts.observed.nodes.values() if node.ready]
-        return build(wanted.spec, Knowledge(parts.book), nodes, pins=wanted.bound, others=others)
 
     def _caused(self, id: str, kind: str, message: str, **data: Any) -> None:
         """Note what a user asked for: what follows follows from it."""

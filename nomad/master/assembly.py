@@ -24,12 +24,14 @@ from nomad.errors import RequestError, StateError
 from nomad.master import secret
 from nomad.master.enact import Enactor, Keys
 from nomad.master.events import EventLog
+from nomad.master.judge import Judge
 from nomad.master.loop import Loop
 from nomad.master.measuring import measure
 from nomad.master.moves import MoveLog, resumed, story
 from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
 from nomad.master.rehome import Homes
+from nomad.master.replan import Replanner
 from nomad.master.state import (
     Desired,
     History,
@@ -70,6 +72,7 @@ class Parts:
     loop: Loop
     events: EventLog
     moves: MoveLog
+    replanner: Replanner
     port: PodPort
     woken: asyncio.Event
     token: str
@@ -169,6 +172,17 @@ async def assemble(
             settings=settings,
             clock=clock,
         )
+        replanner = Replanner(
+            Judge(book, settings.windows),
+            desired=desired,
+            observed=observed,
+            loop=loop,
+            moves=moves,
+            events=events,
+            heard=observer.heard,
+            woken=woken,
+            clock=clock,
+        )
         parts = Parts(
             settings=settings,
             clock=clock,
@@ -182,6 +196,7 @@ async def assemble(
             loop=loop,
             events=events,
             moves=moves,
+            replanner=replanner,
             port=port,
             woken=woken,
             token=token,
@@ -196,7 +211,7 @@ async def assemble(
         started = events.add("master.started", text)
         await _give_up_moves(desired, moves, events, started, clock)
         watches = _watch(changes, observer, port, clock), _watch_nodes(parts)
-        async with alongside(loop.run(enactor), *watches, events.run()):
+        async with alongside(loop.run(enactor), *watches, replanner.run(), events.run()):
             try:
                 yield parts
             finally:

@@ -6,6 +6,7 @@ the loop wakes it; heart-beats of healthy pods don't, and what they measure goes
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
@@ -55,6 +56,8 @@ class Observer:
         self._clock = clock
         self._wake = wake
         self._overdue = overdue
+        self.heard = asyncio.Event()
+        """Set with each heart-beat, for who looks at what was measured."""
 
     # What the runtime sees
 
@@ -197,6 +200,7 @@ class Observer:
         state.stats, state.links, state.heartbeat_at = stats, links, now
         if state.runtime is not None:
             self._measured(pod, operator, state.runtime.node, state, now)
+        self.heard.set()
         if message.get("error") is not None:
             self._failed(operator, _error(message["error"]))
         if now >= max(last or 0.0, state.ready_at or 0.0) + self._overdue:

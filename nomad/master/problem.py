@@ -85,20 +85,6 @@ class Knowledge:
         bandwidth = self._of("bandwidth", (source, target), known.bandwidth, 0.0)
         return latency, max(bandwidth, 1.0) if bandwidth else None
 
-    def error(self, kind: str, key: tuple[str, ...]) -> float:
-        """The deviation of an estimate that was measured; else 0, as nothing is known of the error."""
-        estimate = self._estimate(kind, key)
-        return estimate.deviation if estimate is not None and estimate.measured else 0.0
-
-    def _estimate(self, kind: str, key: tuple[str, ...]) -> Estimate | None:
-        if kind in ("latency", "bandwidth"):
-            found = getattr(self.book.link(*key), kind)
-        elif kind == "speed":
-            found = self.book.node(*key).speed
-        else:
-            found = getattr(self.book.operator(*key), kind)
-        return found if isinstance(found, Estimate) else None
-
     def _of(self, kind: str, key: tuple[str, ...], estimate: Estimate | None, otherwise: float) -> float:
         level = self.levels.get((kind, key))
         if level is not None:

@@ -320,6 +320,71 @@ class EventView:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplainedOperatorView:
+    """Why an operator is where it is, by what is known now. Predictions are of the model in docs/placement.md."""
+
+    name: str
+    node: str
+    pinned: bool
+    terms: dict[str, float]
+    """Seconds: input, transfer, processing and queueing, which add up to `finish`; empty where the placement isn't
+    possible as it is."""
+    waits_for: str | None
+    """The operator whose output comes last."""
+    finish: float | None
+    """Predicted seconds from the source to its end."""
+    measured: float | None
+    """The same as measured: the median of recent messages."""
+    runner_up: str | None
+    """The best node that it could be moved to alone."""
+    runner_up_latency: float | None
+    """Predicted latency of the pipeline with it there."""
+    why_not: str
+    """Why the runner-up lost."""
+    decided: str
+    """Why it was placed there, as it was seen then."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsideredView:
+    """What came of the last look at a pipeline's placement."""
+
+    time: float
+    cause: str
+    """Why it was looked at: "settled", "change", "overload", "node-new" or "interval"."""
+    text: str
+    """What was decided, and why; or why nothing is moved."""
+    latency: float | None
+    """Predicted then, in seconds."""
+    queueing: float
+    """Seconds that a message waited in queues that grow, as predicted then."""
+    move: str | None
+    """Which operator was to go where; None: nothing was moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainView:
+    """Why a pipeline is placed as it is, by what is known now."""
+
+    pipeline: str
+    rate: float
+    """Messages per second of its source that are counted on."""
+    sustained: float
+    """Share of that rate that the placement keeps up with, by the model; 1 is all of it."""
+    predicted: float | None
+    """Latency in seconds; None: not possible as it is."""
+    measured: float | None
+    """The median at the last operator."""
+    operators: list[ExplainedOperatorView]
+    considered: ConsideredView | None
+    """None before the first look."""
+    moves: bool
+    """Whether Nomad moves its operators by itself."""
+    moves_left: int
+    """Moves that it may still make within the hour."""
+
+
+@dataclass(frozen=True, slots=True)
 class LatencyView:
     """What the last operator saw of one message."""
 

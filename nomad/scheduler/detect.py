@@ -4,8 +4,10 @@
 level depends on what the quantity does:
 
     calm       the mean since its last change, over at most `WINDOW` samples; its error shrinks with their number
-    moving     within `MOVING` seconds of a change: the newest estimate of `nomad.measure`, which follows steps at once
-    restless   it changed up and down within `RESTLESS` seconds: the mean over that time, and its spread as the error
+    moving     within `MOVING` seconds of a change: the mean of the last `RECENT` samples, all of them after the change
+    restless   it changed up and down within `RESTLESS` seconds: the mean over about that time, with its spread as error
+
+What is moving, and isn't further from that long mean than `NEWS` times its spread, counts as if restless.
 
 A change is found by CUSUM, both ways: how far samples are from the level, in deviations and less `ALLOWANCE`, is added
 up, never below 0; above `THRESHOLD` it is a change.
@@ -14,7 +16,9 @@ up, never below 0; above `THRESHOLD` it is a change.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 WINDOW = 60
@@ -23,14 +27,20 @@ ALLOWANCE = 1.0
 """Deviations. Changes of less than one aren't looked for; at 1, noise adds up to the threshold once in years."""
 THRESHOLD = 7.5
 """Deviations: two samples beyond `CLIP` in a row reach it, one alone doesn't, however far it is off."""
+RECENT = 3
+"""Samples: on a ramp the mean of so many is one sample behind, and has little more than half the noise of one."""
 CLIP = 5.0
 """Deviations that one sample counts at most."""
-LEARNING = 5
-"""Samples before changes are looked for: of fewer the deviation isn't known."""
+LEARNING = 4
+"""Differences of samples before changes are looked for: of fewer the deviation isn't known."""
+SMOOTHED = 30
+"""Differences that the deviation is the mean of, about."""
 MOVING = 10.0
 """Seconds. A ramp brings the next change within that time, and a step has settled."""
 RESTLESS = 60.0
 """Seconds: what goes up and comes down within a minute isn't worth following, since a move pays over minutes."""
+NEWS = 3.0
+"""Spreads, mean absolute deviations: a wave, of whatever form, stays within 2 of them."""
 RELATIVE_FLOOR = 0.1
 """Least deviation, of the level: smaller changes would move nothing, as a move must gain more than they can."""
 
@@ -51,10 +61,9 @@ FLOORS = {
 class Level:
     """What to count on."""
 
-    value: float | None
-    """None: the estimate as it is."""
+    value: float
     error: float
-    """By how much the value may be off; 0 where it is None, and the estimate's own deviation says so."""
+    """By how much it may be off: a standard deviation."""
     state: str
     """"calm", "moving" or "restless"."""
 
@@ -62,78 +71,89 @@ class Level:
 class Track:
     """One quantity."""
 
-    __slots__ = ("_down", "_floor", "_seen", "_slow", "_slow_at", "_spread", "_up", "changed_at", "deviation")
-    __slots__ += ("direction", "mean", "restless_until", "samples", "value")
-
     def __init__(self, floor: float) -> None:
         """`floor`: the least deviation, in the quantity's unit."""
         self._floor = floor
-        self.samples = 0
-        """Since the last change, at most `WINDOW`."""
-        self.value = 0.0
-        """The newest sample."""
         self.mean = 0.0
+        """Since the last change."""
+        self.was = 0.0
+        """The mean before the last change."""
         self.deviation = 0.0
+        """Of the noise: what neighbouring samples differ by, also on a ramp."""
         self.changed_at = -math.inf
+        """When the last change was found that wasn't restlessness."""
         self.direction = 0
         """Of the last change: 1 up, -1 down, 0 there was none."""
-        self.restless_until = -math.inf
+        self._found_at = self._restless_until = -math.inf
         self._up = self._down = 0.0
-        self._slow = self._spread = 0.0
-        self._slow_at: float | None = None
+        self._samples = 0  # since the last change, at most WINDOW
+        self._differences = 0  # at most SMOOTHED
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._long = self._spread = 0.0  # mean and mean absolute deviation over about RESTLESS seconds, come what may
+        self._long_at: float | None = None
         self._seen = 0
 
-    def feed(self, value: float, now: float) -> bool:
-        """Take in a sample; whether it shows a change."""
-        before, self.value = self.value, value
-        self._feed_slow(value, now)
-        self.samples = min(self.samples + 1, WINDOW)
-        restless = now < self.restless_until
-        scale = max(self.deviation, self._floor, RELATIVE_FLOOR * abs(self.mean), self._spread if restless else 0.0)
-        off = value - (self._slow if restless else self.mean)
-        if self.samples == 1:
-            self.mean = value
-        else:
-            weight = max(1 / WINDOW, 1 / self.samples)
-            self.mean += weight * (value - self.mean)
-            # 1.25 mean absolute deviations are one standard deviation, more or less
-            self.deviation += max(1 / 16, 1 / self.samples) * (1.25 * min(abs(off), CLIP * scale) - self.deviation)
-        if self.samples < LEARNING and self.direction == 0:
-            return False
+    @property
+    def value(self) -> float:
+        """The newest sample."""
+        return self._recent[-1]
+
+    def feed(self, value: float, now: float) -> None:
+        """Take in a sample."""
+        scale = max(self.deviation, self._floor, RELATIVE_FLOOR * abs(self.mean))
+        off = value - self.mean if self._samples else 0.0
+        self._samples = min(self._samples + 1, WINDOW)
+        self.mean += (value - self.mean) / self._samples
+        if self._recent:
+            # 0.886 of their mean difference is one standard deviation
+            differs = min(0.886 * abs(value - self.value), CLIP * scale)
+            self._differences = min(self._differences + 1, SMOOTHED)
+            self.deviation += (differs - self.deviation) / self._differences
+        self._recent.append(value)
+        self._feed_long(value, now)
+        if self._differences < LEARNING:
+            return
         off = min(CLIP, max(-CLIP, off / scale))
         self._up = max(0.0, self._up + off - ALLOWANCE)
         self._down = max(0.0, self._down - off - ALLOWANCE)
-        if max(self._up, self._down) < THRESHOLD:
-            return False
-        self._change(1 if self._up > self._down else -1, before, now)
-        return True
+        if max(self._up, self._down) >= THRESHOLD:
+            self._change(1 if self._up > self._down else -1, now)
 
     def level(self, now: float) -> Level:
         """What to count on now."""
-        if now < self.restless_until:
-            return Level(self._slow, self._spread, "restless")
-        if now < self.changed_at + MOVING or self.samples < LEARNING:
-            return Level(None, 0.0, "moving")
-        return Level(self.mean, self.deviation / math.sqrt(self.samples), "calm")
+        restless = now < self._restless_until
+        if not restless and now >= self._found_at + MOVING:
+            return Level(self.mean, self.deviation / math.sqrt(self._samples), "calm")
+        if self._is_news:
+            return Level(statistics.fmean(self._recent), self.deviation / math.sqrt(len(self._recent)), "moving")
+        return Level(self._long, self._spread, "restless" if restless else "moving")
 
-    def _change(self, direction: int, before: float, now: float) -> None:
-        if self.direction == -direction and now < self.changed_at + RESTLESS:
-            self.restless_until = now + RESTLESS
+    @property
+    def _is_news(self) -> bool:
+        """Whether it is where it hasn't been for the last minute, coming and going."""
+        return abs(statistics.fmean(self._recent) - self._long) > NEWS * self._spread
+
+    def _change(self, direction: int, now: float) -> None:
+        if self.direction == -direction and now < self._found_at + RESTLESS:
+            self._restless_until = now + RESTLESS
             self._spread = max(self._spread, abs(self.value - self.mean) / 2)
-        self.direction, self.changed_at = direction, now
+        self.direction, self._found_at, self.was = direction, now, self.mean
         self._up = self._down = 0.0
-        self.mean, self.samples = (before + self.value) / 2, 2
+        while len(self._recent) > 2:  # two are enough for a change, so the last two are after it
+            self._recent.popleft()
+        self.mean, self._samples = statistics.fmean(self._recent), len(self._recent)
+        if now >= self._restless_until or self._is_news:
+            self.changed_at = now
 
-    def _feed_slow(self, value: float, now: float) -> None:
-        """The mean and the mean absolute deviation over about `RESTLESS` seconds, whatever changes there were."""
+    def _feed_long(self, value: float, now: float) -> None:
         self._seen += 1
-        if self._slow_at is None:
-            self._slow = value
+        if self._long_at is None:
+            self._long = value
         else:
-            weight = max(1 / self._seen, 1 - math.exp(-max(0.0, now - self._slow_at) / RESTLESS))
-            self._spread += weight * (abs(value - self._slow) - self._spread)
-            self._slow += weight * (value - self._slow)
-        self._slow_at = now
+            weight = max(1 / self._seen, 1 - math.exp(-max(0.0, now - self._long_at) / RESTLESS))
+            self._spread += weight * (abs(value - self._long) - self._spread)
+            self._long += weight * (value - self._long)
+        self._long_at = now
 
 
 class Tracks:
@@ -142,9 +162,8 @@ class Tracks:
     def __init__(self) -> None:
         self._tracks: dict[tuple[str, tuple[str, ...]], Track] = {}
 
-    def feed(self, samples: Iterable[tuple[str, tuple[str, ...], float, float]]) -> list[tuple[str, tuple[str, ...]]]:
-        """Take in (kind, key, value, time); what changed."""
-        changed = []
+    def feed(self, samples: Iterable[tuple[str, tuple[str, ...], float, float]]) -> None:
+        """Take in (kind, key, value, time)."""
         for kind, key, value, time in samples:
             floor = FLOORS.get(kind)
             if floor is None:
@@ -152,18 +171,16 @@ class Tracks:
             track = self._tracks.get((kind, key))
             if track is None:
                 track = self._tracks[kind, key] = Track(floor)
-            if track.feed(value, time):
-                changed.append((kind, key))
-        return changed
+            track.feed(value, time)
 
-    def level(self, kind: str, key: tuple[str, ...], now: float) -> Level | None:
-        """What to count on; None where nothing was measured."""
-        track = self._tracks.get((kind, key))
-        return track.level(now) if track is not None else None
+    def levels(self, now: float) -> Iterator[tuple[tuple[str, tuple[str, ...]], Level]]:
+        """Of all."""
+        for name, track in self._tracks.items():
+            yield name, track.level(now)
 
-    def changed(self, since: float) -> list[tuple[str, tuple[str, ...]]]:
+    def changed(self, since: float) -> list[tuple[str, tuple[str, ...], Track]]:
         """What changed after this time."""
-        return [name for name, track in self._tracks.items() if track.changed_at > since]
+        return [(*name, track) for name, track in self._tracks.items() if track.changed_at > since]
 
     def forget(self, key_of: str) -> None:
         """A pipeline was removed, or a node has left."""

@@ -17,7 +17,7 @@ A move is decided when all of this holds:
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -264,26 +264,24 @@ def _error(situation: Situation, target: Mapping[str, str]) -> float:
     speeds = {node["id"]: float(node.get("speed", 1.0)) for node in problem["nodes"]}
     operators = {operator["id"]: operator for operator in problem["pipeline"]["operators"]}
     id = problem["pipeline"].get("id", "pipeline")
-    square = 0.0
+    share: dict[Signal, float] = defaultdict(float)
+    """How much the gain changes with each quantity."""
     for source, after in problem["pipeline"]["edges"]:
-        ways = {(now[source], now[after]), (target[source], target[after])}
-        for a, b in ways if len(ways) > 1 else ():
-            if a == b:
-                continue
-            square += errors.get(("latency", (min(a, b), max(a, b))), 0.0) ** 2
-            bandwidth = links.get((a, b), {}).get("bandwidth")
-            if bandwidth:
-                size = float(operators[source].get("output_bytes", 0.0))
-                square += (errors.get(("bandwidth", (a, b)), 0.0) * size / bandwidth**2) ** 2
+        size = float(operators[source].get("output_bytes", 0.0))
+        for place, sign in ((now, 1.0), (target, -1.0)):
+            a, b = place[source], place[after]
+            if a != b:
+                share["latency", (min(a, b), max(a, b))] += sign
+                if bandwidth := links.get((a, b), {}).get("bandwidth"):
+                    share["bandwidth", (a, b)] -= sign * size / bandwidth**2
     for name, operator in operators.items():
-        if now[name] == target[name] or now[name] not in speeds:
-            continue
-        here, there = speeds[now[name]], speeds[target[name]]
-        square += (errors.get(("work", (id, name)), 0.0) * (1 / here - 1 / there)) ** 2
         work = float(operator.get("work", 0.0))
-        square += (errors.get(("speed", (now[name],)), 0.0) * work / here**2) ** 2
-        square += (errors.get(("speed", (target[name],)), 0.0) * work / there**2) ** 2
-    return math.sqrt(square)
+        for place, sign in ((now, 1.0), (target, -1.0)):
+            node = place[name]
+            if node in speeds:
+                share["work", (id, name)] += sign / speeds[node]
+                share["speed", (node,)] -= sign * work / speeds[node] ** 2
+    return math.sqrt(sum((errors.get(signal, 0.0) * part) ** 2 for signal, part in share.items()))
 
 
 def _wait(situation: Situation, history: History, now: float, settings: Settings, way: _Way) -> float:

@@ -122,12 +122,12 @@ class Outlook:
     def _operators_above(self, rows: Ints) -> Floats:
         """A core that takes 1 + x seconds for what comes in a second lets each next message wait x longer."""
         use = self._instance.work.needs[1] / self._instance.seats.speed[rows]
-        return _above(np.where(self._serial, use, 0.0)).sum(axis=1)
+        return np.asarray(_above(np.where(self._serial, use, 0.0)).sum(axis=1))
 
     def _nodes_above(self, rows: Ints) -> Floats:
         used = self._sums(rows, self._instance.work.needs[1])
         use = np.where(used > 0, used / np.maximum(self._cpu_room, 1e-12), 0.0)
-        return _above(use).sum(axis=1)
+        return np.asarray(_above(use).sum(axis=1))
 
     def _links_above(self, rows: Ints) -> Floats:
         work, ways = self._instance.work, self._instance.seats.routes.paths
@@ -138,7 +138,7 @@ class Outlook:
             for hop in range(ways.shape[2]):
                 np.add.at(flows, (every, ways[rows[:, source], rows[:, target], hop]), work.flow[source])
         use = np.where(flows > 0, flows / np.maximum(self._link_room, 1e-12), 0.0)
-        return _above(use[:, :-1]).sum(axis=1)
+        return np.asarray(_above(use[:, :-1]).sum(axis=1))
 
     def _memory(self, rows: Ints) -> Floats:
         return self._sums(rows, self._instance.work.needs[0])
@@ -148,7 +148,8 @@ class Outlook:
         places = self._instance.places
         cell = (np.arange(len(rows))[:, None] * places + rows).ravel()
         weights = np.broadcast_to(each, rows.shape).ravel()
-        return np.bincount(cell, weights, minlength=len(rows) * places).reshape(len(rows), places)
+        sums = np.bincount(cell, weights, minlength=len(rows) * places).reshape(len(rows), places)
+        return np.asarray(sums, dtype=np.float64)
 
     def _room_for(self, rows: Ints) -> np.ndarray:
         """Which placements break no limit of memory that isn't broken now."""

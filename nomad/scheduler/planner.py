@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from nomad.errors import PlacementError
-from nomad.scheduler import build, candidates, reasons, verdict
+from nomad.scheduler import build, candidates, reasons, refine, verdict
 from nomad.scheduler.arrays import Ints
-from nomad.scheduler.instance import Seats
+from nomad.scheduler.instance import Instance, Seats
 from nomad.scheduler.problem import LinkForm, NodeForm, checked, read
 from nomad.scheduler.routes import Routes
 from nomad.scheduler.search import Answer, Effort
@@ -119,6 +120,24 @@ class Planner:
             operator: case.seats.ids[node]
             for (_, operator), node in zip(case.works[0].ids, answer.best.chosen.tolist(), strict=True)
         }
+
+    def describe(self, placement: Mapping[str, str]) -> dict[str, Any] | None:
+        """What `plan` would say of a given placement of one pipeline; None if it breaks a limit, or isn't possible."""
+        position = {id: number for number, id in enumerate(self._case().seats.ids)}
+        if not all(node in position for node in placement.values()):
+            nodes = [self._cluster.position[node] for node in placement.values() if node in self._cluster.position]
+            self._consider(np.union1d(self._among, np.array(nodes, dtype=np.int64)))
+            position = {id: number for number, id in enumerate(self._case().seats.ids)}
+        case = self._case()
+        names = [operator for _, operator in case.works[0].ids]
+        if not all(placement[name] in position for name in names):
+            return None
+        chosen = np.array([position[placement[name]] for name in names], dtype=np.int64)
+        instance = Instance(case.seats, case.works[0], contended=self._contended, link_room=case.link_room)
+        rated = refine.rate(instance, chosen)
+        if rated.excess or not np.isfinite(rated.latency):
+            return None
+        return reasons.describe(case, Answer(rated, False), joint_form=False)
 
     def _place(self) -> tuple[verdict.Case, Answer]:
         case = self._case()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nomad.scheduler import plan
+from nomad.scheduler import needs_libraries, plan
 
 HALVINGS = 12
 """Below a four-thousandth of the rate, limits of the rate are left out."""
@@ -31,6 +31,20 @@ def plan_at_most(problem: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
         if answer["feasible"]:
             return answer, 0.5**halving
     return idle, 0.0
+
+
+def describe_at_most(problem: Mapping[str, Any], placement: Mapping[str, str]) -> tuple[dict[str, Any] | None, float]:
+    """What there is to say of a placement, in the form of a plan's answer, and the share of the rate that it can
+    sustain. None if it isn't possible at any rate. Raises `PlacementError`.
+    """
+    with needs_libraries():
+        from nomad.scheduler.planner import Planner
+
+        for share in (*(0.5**halving for halving in range(HALVINGS + 1)), 0.0):
+            found = Planner(_at(problem, share)).describe(placement)
+            if found is not None:
+                return found, share
+    return None, 0.0
 
 
 def _at(problem: Mapping[str, Any], share: float) -> dict[str, Any]:

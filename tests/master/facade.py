@@ -23,7 +23,10 @@ from nomad.fanout import Fanout
 from nomad.master import api
 from nomad.master.app import Master
 from nomad.master.views import (
+    ConsideredView,
     EventView,
+    ExplainedOperatorView,
+    ExplainView,
     LatencyView,
     LinkView,
     LogLine,
@@ -191,6 +194,30 @@ class FakeMaster(Master):
         if move not in self._moves.get(id, {}):
             raise NotFoundError(f"pipeline {id!r} has no move {move!r}")
         return self._moves[id][move]
+
+    async def explain(self, id: str) -> ExplainView:
+        operators = [
+            ExplainedOperatorView(
+                name=op.name,
+                node=op.node,
+                pinned=False,
+                terms={"input": 0.0, "transfer": 0.005, "processing": 0.01, "queueing": 0.0},
+                waits_for=None,
+                finish=0.015,
+                measured=0.02,
+                runner_up="cloud",
+                runner_up_latency=0.03,
+                why_not="on cloud the latency would be 30 ms, 15 ms more",
+                decided="it was asked for",
+            )
+            for op in self.pipeline(id).operators
+        ]
+        looked = ConsideredView(1.5, "interval", "no move makes 15 ms less", 0.015, 0.0, None)
+        return ExplainView(id, 10.0, 0.5, 0.015, 0.02, operators, looked, True, 12)
+
+    def problem(self, id: str) -> dict[str, Any]:
+        operators = [{"id": op.name, "pin": op.node} for op in self.pipeline(id).operators]
+        return {"nodes": [{"id": node} for node in self._nodes], "pipeline": {"id": id, "operators": operators}}
 
     async def latencies(self, id: str, after: float = 0.0) -> list[LatencyView]:
         self.pipeline(id)

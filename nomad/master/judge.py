@@ -1,0 +1,190 @@
+"""What the master counts on, and what follows for a pipeline: measurements in, decisions of `scheduler.drift` out.
+
+Pure: time is passed in, nothing is awaited. `replan` drives it in the master, simulations on virtual time. It
+joins the book, the detectors of change and the problem; the rules are `drift`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nomad.master.problem import Knowledge, Placed, build, rates
+from nomad.measure.book import Book
+from nomad.pipeline import PipelineSpec
+from nomad.runtime.base import NodeInfo
+from nomad.scheduler import detect, drift
+from nomad.scheduler.drift import Decision, Situation
+from nomad.settings import Windows
+
+MANY_SAMPLES = 20
+"""Estimates that vary much never settle; after so many samples they are as good as they get."""
+
+
+@dataclass(slots=True)
+class Case:
+    """What is remembered of one pipeline."""
+
+    watch: drift.Watch = field(default_factory=drift.Watch)
+    history: drift.History = field(default_factory=drift.History)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One pipeline as it runs now, and what is beside it."""
+
+    spec: PipelineSpec
+    placement: Mapping[str, str]
+    """Operator -> node."""
+    pins: Mapping[str, str]
+    """Operators that can't move -> node."""
+    nodes: tuple[NodeInfo, ...]
+    """Those that are there."""
+    others: tuple[Placed, ...] = ()
+
+
+class Judge:
+    """One per master."""
+
+    def __init__(self, book: Book, windows: Windows, settings: drift.Settings = drift.DEFAULT) -> None:
+        self.settings = settings
+        self._book = book
+        self._windows = windows
+        self._heard = 0
+        self._tracks = detect.Tracks()
+        self._cases: dict[str, Case] = {}
+
+    def case(self, pipeline: str) -> Case:
+        """What is remembered of a pipeline."""
+        return self._cases.setdefault(pipeline, Case())
+
+    def listen(self) -> None:
+        """Take in what was measured since the last time."""
+        samples = self._book.since(self._heard)
+        self._heard = self._book.newest
+        self._tracks.feed((sample.kind, sample.key, sample.value, sample.time) for sample in samples)
+
+    def forget(self, pipeline: str) -> None:
+        """It is over."""
+        if self._cases.pop(pipeline, None) is not None:
+            self._tracks.forget(pipeline)
+
+    def cause(self, scene: Scene, now: float) -> str | None:
+        """Why to look at a pipeline now; None: there is no need."""
+        return self.case(scene.spec.id).watch.cause(
+            now,
+            self.settings,
+            changed=bool(self._changes(scene, now)),
+            overloaded=bool(self.overloaded(scene.spec)),
+            settled=self._settled(scene.spec),
+            nodes=frozenset(node.id for node in scene.nodes),
+        )
+
+    def looked(self, scene: Scene, now: float) -> None:
+        """A look was taken."""
+        nodes = frozenset(node.id for node in scene.nodes)
+        self.case(scene.spec.id).watch.looked(now, settled=self._settled(scene.spec), nodes=nodes)
+
+    def decide(self, scene: Scene, situation: Situation, now: float) -> Decision:
+        """The next move, or none. May take a second on large clusters. Raises `PlacementError`."""
+        return drift.decide(situation, self.case(scene.spec.id).history, now, self.settings)
+
+    def situation(self, scene: Scene, now: float) -> Situation:
+        """What there is to decide about."""
+        spec = scene.spec
+        levels: dict[drift.Signal, float] = {}
+        errors: dict[drift.Signal, float] = {}
+        knowledge = Knowledge(self._book, levels)
+        for signal, level in self._tracks.levels(now):
+            levels[signal], errors[signal] = level.value, level.error
+        overloaded = self.overloaded(spec)
+        return Situation(
+            problem=build(
+                spec,
+                knowledge,
+                scene.nodes,
+                pins=scene.pins,
+                others=scene.others,
+                demand=self._demand(scene, knowledge, overloaded),
+            ),
+            placement=scene.placement,
+            errors=errors,
+            overloaded=overloaded,
+            queued={op.name: self._queue(spec.id, op.name) for op in spec.operators},
+            changes=self._changes(scene, now),
+        )
+
+    def overloaded(self, spec: PipelineSpec) -> dict[str, float]:
+        """Operators that fall behind -> seconds until the credits of their queues run out."""
+        found = {}
+        for op in spec.operators:
+            known = self._book.operator(spec.id, op.name)
+            if known.busy is None or known.arrival is None or known.departure is None or known.queue is None:
+                continue
+            arrival, departure, queue = known.arrival.value, known.departure.value, known.queue.value
+            if drift.falls_behind(known.busy.value, arrival, departure, queue, self.settings):
+                nbytes = known.queue_bytes.value if known.queue_bytes is not None else 0.0
+                growth = arrival - departure
+                full = drift.time_to_full(queue, growth, self._windows.messages)
+                if queue > 0:
+                    full = min(full, drift.time_to_full(nbytes, growth * nbytes / queue, self._windows.bytes))
+                found[op.name] = full
+        return found
+
+    # -- inside
+
+    def _queue(self, pipeline: str, operator: str) -> float:
+        queue = self._book.operator(pipeline, operator).queue
+        return queue.value if queue is not None else 0.0
+
+    def _settled(self, spec: PipelineSpec) -> bool:
+        for op in spec.operators:
+            known = self._book.operator(spec.id, op.name)
+            if known.departure is None or not (known.settled or known.departure.samples >= MANY_SAMPLES):
+                return False
+        return True
+
+    def _demand(self, scene: Scene, knowledge: Knowledge, overloaded: Mapping[str, float]) -> float:
+        """What is overloaded holds its source back: more is wanted than is seen."""
+        if not overloaded:
+            return 1.0
+        nodes = {node.id: node for node in scene.nodes}
+        arriving = rates(scene.spec, knowledge)
+        most = 1.0
+        for number, op in enumerate(scene.spec.operators):
+            node = nodes.get(scene.placement[op.name])
+            load = knowledge.operator(scene.spec, number).work * arriving[op.name]
+            if op.name in overloaded and node is not None and load > 0:
+                most = max(most, self.settings.headroom * knowledge.speed(node) / load)
+        return most
+
+    def _changes(self, scene: Scene, now: float) -> list[str]:
+        """What changed lately and concerns the pipeline, in words."""
+        nodes = {node.id for node in scene.nodes}
+        names = {op.name for op in scene.spec.operators}
+        found = []
+        for kind, key, track in self._tracks.changed(now - self.settings.watch):
+            if kind in ("latency", "bandwidth", "speed"):
+                mine = nodes.issuperset(key)
+            else:
+                mine = key[0] == scene.spec.id and key[1] in names
+            if mine and kind in _WORDS and (kind != "queue" or track.direction > 0):
+                what, unit, scale = _WORDS[kind]
+                of = " and ".join(key) if kind == "latency" else key[-1] if len(key) < 2 or kind != "bandwidth" else (
+                    f"{key[0]} to {key[1]}"
+                )  # fmt: skip
+                was, value = track.was * scale, track.value * scale
+                found.append(f"{what.format(of)} went from {was:.3g} to {value:.3g} {unit}".rstrip())
+        return sorted(found)
+
+
+_WORDS = {
+    "latency": ("the latency between {}", "ms", 1e3),
+    "bandwidth": ("the bandwidth from {}", "MB/s", 1e-6),
+    "speed": ("the speed of {}", "", 1.0),
+    "work": ("the work of {}", "ms", 1e3),
+    "departure": ("the rate of {}", "messages per second", 1.0),
+    "queue": ("the queue of {}", "messages", 1.0),
+    "output_bytes": ("the output of {}", "KB per message", 1e-3),
+}
+"""Kinds whose changes concern a placement, how they are called, their unit and its factor."""

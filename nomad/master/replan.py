@@ -1,0 +1,233 @@
+"""Looks whether running pipelines are placed well, orders a move where one pays, and keeps what it found for `explain`.
+
+One task of the master. It wakes with heart-beats, at most every `ROUND` seconds, takes in what they measured, and asks
+`judge` about the pipelines that run and may be moved; nothing is done while nothing is heard. Placements are worked
+out in a thread. It carries nothing out: orders go to `moves`, and the loop does the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nomad.clock import Clock
+from nomad.errors import NomadError
+from nomad.master import moves as orders
+from nomad.master import show
+from nomad.master.events import EventLog
+from nomad.master.judge import Judge, Scene
+from nomad.master.loop import Loop
+from nomad.master.moves import MoveLog
+from nomad.master.placing import view
+from nomad.master.problem import Placed
+from nomad.master.state import Desired, DesiredPipeline, Goal, Observed
+from nomad.master.views import ConsideredView, ExplainedOperatorView, ExplainView
+from nomad.scheduler.drift import Decision, Order, Situation
+from nomad.scheduler.sustain import describe_at_most
+
+log = logging.getLogger(__name__)
+
+ROUND = 0.5
+"""Seconds between two looks at the least: heart-beats come twice a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The last time that a pipeline was looked at."""
+
+    time: float
+    """Seconds since the epoch."""
+    cause: str
+    decision: Decision
+
+
+class Replanner:
+    """`run` until cancelled."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        *,
+        desired: Desired,
+        observed: Observed,
+        loop: Loop,
+        moves: MoveLog,
+        events: EventLog,
+        heard: asyncio.Event,
+        woken: asyncio.Event,
+        clock: Clock,
+    ) -> None:
+        """`heard`: set with each heart-beat; `woken`: to be set when the loop has something to do."""
+        self._judge = judge
+        self._desired = desired
+        self._observed = observed
+        self._loop = loop
+        self._moves = moves
+        self._events = events
+        self._heard = heard
+        self._woken = woken
+        self._clock = clock
+        self._looks: dict[str, Look] = {}
+        self._moving: set[str] = set()
+
+    async def run(self) -> None:
+        """Look after each round of heart-beats."""
+        while True:
+            await self._heard.wait()
+            self._heard.clear()
+            self._judge.listen()
+            for gone in [id for id in self._looks if id not in self._desired.pipelines]:
+                del self._looks[gone]
+                self._judge.forget(gone)
+            for id, wanted in list(self._desired.pipelines.items()):
+                try:
+                    await self._look(id, wanted)
+                except NomadError as exc:
+                    log.warning("%s isn't replanned: %s", id, exc)
+            await self._clock.sleep(ROUND)
+
+    def problem(self, wanted: DesiredPipeline) -> Mapping[str, Any]:
+        """A pipeline's placement problem as it is now, placed or not: what is counted on, and what the others take."""
+        return self._situation(wanted).problem
+
+    async def explain(self, wanted: DesiredPipeline, measured: Mapping[str, float | None]) -> ExplainView:
+        """Why each operator is where it is, by what is known now. `measured`: operator -> seconds from the source to
+        its end."""
+        spec = wanted.spec
+        situation = self._situation(wanted)
+        found, share = await asyncio.to_thread(describe_at_most, situation.problem, situation.placement)
+        operators = []
+        for op in spec.operators:
+            reason = found["reasons"][op.name] if found is not None else None
+            second = reason["runner_up"] if reason else None
+            placed = wanted.placement[op.name]
+            operators.append(
+                ExplainedOperatorView(
+                    name=op.name,
+                    node=placed.node,
+                    pinned=op.name in wanted.bound,
+                    terms=dict(reason["terms"]) if reason else {},
+                    waits_for=reason["waits_for"] if reason else None,
+                    finish=reason["finish"] if reason else None,
+                    measured=measured.get(op.name),
+                    runner_up=second["node"] if second else None,
+                    runner_up_latency=second["latency"] if second else None,
+                    why_not=second["why"] if second else "",
+                    decided=placed.summary,
+                )
+            )
+        look = self._looks.get(spec.id)
+        now = self._clock.now()
+        history = self._judge.case(spec.id).history
+        return ExplainView(
+            pipeline=spec.id,
+            rate=situation.problem["pipeline"]["rate"],
+            sustained=share,
+            predicted=found["latency"] if found is not None else None,
+            measured=measured.get(spec.operators[-1].name),
+            operators=operators,
+            considered=_considered(look) if look is not None else None,
+            moves=wanted.moves,
+            moves_left=history.left(now, self._judge.settings),
+        )
+
+    # -- inside
+
+    async def _look(self, id: str, wanted: DesiredPipeline) -> None:
+        now = self._clock.now()
+        if wanted.orders:
+            self._moving.add(id)
+            return
+        if id in self._moving:
+            self._moving.discard(id)
+            self._judge.case(id).history.finished(now)
+        if not wanted.moves or not self._runs(id, wanted):
+            return
+        scene = self._scene(wanted)
+        cause = self._judge.cause(scene, now)
+        if cause is None:
+            return
+        situation = self._judge.situation(scene, now)
+        decision = await asyncio.to_thread(self._judge.decide, scene, situation, now)
+        self._judge.looked(scene, now)
+        self._looks[id] = Look(self._clock.wall(), cause, decision)
+        if decision.order is None:
+            log.debug("%s stays as it is (%s): %s", id, cause, decision.text)
+            return
+        changed = wanted.orders or not wanted.moves or self._desired.pipelines.get(id) is not wanted
+        if not changed and self._scene(wanted).placement == scene.placement:
+            await self._order(wanted, decision.order, situation, cause)
+
+    async def _order(self, wanted: DesiredPipeline, order: Order, situation: Situation, cause: str) -> None:
+        id = wanted.spec.id
+        used = show.memory_used(self._desired, self._loop.requested)
+        orders.check(wanted, order.operator, order.node, self._loop.requested, self._observed, used)
+        history = self._judge.case(id).history
+        why = "settled" if cause == "settled" and not history.moved_at else "drift"
+        after = {**situation.placement, order.operator: order.node}
+        found, _ = await asyncio.to_thread(describe_at_most, situation.problem, after)
+        placement = view(found["reasons"][order.operator], pinned=False) if found is not None else None
+        predicted = {"latency_after": order.after}
+        if order.before is not None and math.isfinite(order.before):
+            predicted |= {"latency_before": order.before, "gain": order.before - order.after}
+        data: dict[str, Any] = {"source": situation.placement[order.operator], "target": order.node, **predicted}
+        data |= {"because": cause, "changes": list(situation.changes)}
+        if placement is not None:
+            data |= {"terms": placement.cost, "runner_up": placement.runner_up, "why_not": placement.why_not}
+        event = self._events.add("move.decided", order.reason, pipeline=id, operator=order.operator, data=data)
+        self._loop.caused(id, event, order.operator)
+        await self._moves.order(
+            wanted,
+            order.operator,
+            order.node,
+            cause=why,
+            reason=order.reason,
+            predicted=predicted,
+            placement=placement,
+        )
+        history.ordered(order, self._clock.now())
+        self._moving.add(id)
+        self._woken.set()
+
+    def _runs(self, id: str, wanted: DesiredPipeline) -> bool:
+        """Whether all of its operators are at work, on nodes that are there."""
+        have = self._loop.requested.pipelines.get(id)
+        if have is None or have.outcome is not None or wanted.goal is not Goal.RUN or self._desired.closing:
+            return False
+        states = [self._observed.pods.get(op.pod or "") for op in have.operators.values()]
+        there = {node.id for node in self._observed.nodes.values() if node.ready}
+        at_work = all(state is not None and state.ready_at is not None for state in states)
+        return at_work and there.issuperset(self._placement(wanted).values())
+
+    def _placement(self, wanted: DesiredPipeline) -> dict[str, str]:
+        return {name: placed.node for name, placed in wanted.placement.items()}
+
+    def _scene(self, wanted: DesiredPipeline) -> Scene:
+        others = [
+            Placed(other.spec, self._placement(other))
+            for id, other in self._desired.pipelines.items()
+            if other is not wanted and not self._loop.is_over(id)
+        ]
+        nodes = tuple(node for node in self._observed.nodes.values() if node.ready)
+        there = {node.id for node in nodes}
+        pins = {name: node for name, node in wanted.bound.items() if node in there}
+        return Scene(wanted.spec, self._placement(wanted), pins, nodes, tuple(others))
+
+    def _situation(self, wanted: DesiredPipeline) -> Situation:
+        return self._judge.situation(self._scene(wanted), self._clock.now())
+
+
+def _considered(look: Look) -> ConsideredView:
+    order = look.decision.order
+    return ConsideredView(
+        time=look.time,
+        cause=look.cause,
+        text=look.decision.text,
+        latency=look.decision.latency,
+        queueing=look.decision.queueing,
+        move=f"{order.operator} to {order.node}" if order is not None else None,
+    )
