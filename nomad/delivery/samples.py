@@ -29,7 +29,7 @@ SLACK = 0.1
 which its last batch may not have been handed over yet."""
 
 ASK_SECONDS = 0.25
-"""When the acknowledgements have told no round trip for so long, a PING goes ahead of the next batch."""
+"""When nothing that told a round trip went out for so long, a PING goes ahead of the next batch."""
 
 RECENT_SECONDS = 2.0
 """Round trips of so long ago still count for telling apart the length of a transfer and the way."""
@@ -84,8 +84,8 @@ class LinkSamples:
         """Of these, known to have arrived."""
         self._large_end = 0
         """`_bytes` at the end of the last batch that isn't small."""
-        self._raw: deque[float] = deque(maxlen=64)
-        """Round trips with all that they waited for."""
+        self._raw: deque[tuple[float, float]] = deque(maxlen=64)
+        """Time and seconds of round trips with all that they waited for."""
         self._arrived_at: float | None = None
         self._free = 0.0
         """When the link has taken all that was sent, as far as the bandwidth is known."""
@@ -93,6 +93,7 @@ class LinkSamples:
         self._recent: deque[tuple[float, float]] = deque(maxlen=64)
         """Time and seconds of round trips that waited for nothing."""
         self._told_at = 0.0
+        """When what told the last round trip went out."""
         self._asked_at: float | None = None
         self._asked_wait = 0.0
         self._round_trips, self._bandwidths = [], []
@@ -116,6 +117,7 @@ class LinkSamples:
         if self._asked_at is None:
             return
         self.newest = max(0.0, now - self._asked_at)
+        self._raw.append((now, self.newest))
         self._timed(self.newest, self._asked_wait, now)
         self._asked_at = None
 
@@ -146,7 +148,7 @@ class LinkSamples:
             self._free = min(self._free, now + (self._bytes - self._arrived) / statistics.median(self._rates))
         transfer = last.nbytes / statistics.median(self._rates) if self._rates else 0.0
         self.newest = max(0.0, arrived_at - last.at)
-        self._raw.append(self.newest)
+        self._raw.append((now, self.newest))
         if last.nbytes <= SMALL:
             self._timed(self.newest, last.wait + transfer, now)
         self._filled(nbytes, first.at, last.at, before, arrived_at, now)
@@ -178,7 +180,7 @@ class LinkSamples:
         """Something small went there and back, and waited for `wait` of these seconds."""
         if wait > max(SLACK * seconds, LEAST_SECONDS / 4):
             return
-        self._told_at = now
+        self._told_at = now - seconds
         self._recent.append((now, seconds))
         self._round_trips.append(seconds)
 
@@ -186,13 +188,14 @@ class LinkSamples:
         self, nbytes: int, first_at: float, last_at: float, before: float | None, arrived_at: float, now: float
     ) -> None:
         """`nbytes`, handed over from `first_at` to `last_at`, have arrived: did they fill the link meanwhile?"""
-        while self._recent and self._recent[0][0] < now - RECENT_SECONDS:
-            self._recent.popleft()
+        for kept in (self._recent, self._raw):
+            while kept and kept[0][0] < now - RECENT_SECONDS:
+                kept.popleft()
         if nbytes < LARGE:
             return
-        # On a link that is never idle no round trip is known but one with waiting in it: then only what is certain to
-        # have followed at once upon what was before it tells, whatever the round trip is.
-        known = [seconds for _, seconds in self._recent] or [min(self._raw)]
+        # On a link that is never idle each round trip has waiting in it. The least one does all the same: a PING waits
+        # as long as the batch behind it, and of what follows at once upon something only differences count.
+        known = [seconds for _, seconds in self._recent] or [min(seconds for _, seconds in self._raw)]
         round_trip = statistics.median(known)
         end = arrived_at - round_trip
         start = first_at if before is None else max(first_at, before - round_trip)

@@ -105,11 +105,11 @@ class Agent:
 
     async def _connect(self, node: str, address: str) -> _Peer:
         raw = await registry.connect(address)
+        conn = shaped(raw, self._shape(node), self._clock)
         try:
-            conn = shaped(raw, self._shape(node), self._clock)
             await shake_dialer(conn, self._key, self.node, {})
         except BaseException:
-            raw.abort()
+            conn.abort()
             raise
         self._drop(node)
         self._peers[node] = peer = _Peer(raw, conn, self._clock.now())

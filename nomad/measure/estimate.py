@@ -9,8 +9,8 @@ The rules, in full:
 - A later one moves the value by a share of its error: 1/2, 1/3, then always `GAIN`; and the deviation, the
   smoothed absolute error, by `GAIN` of what it differs.
 - A sample that is off by more than `SURPRISE` deviations counts as if it were off by just that: one outlier does no
-  harm. If the next one is off as far to the same side, it was no outlier but a step: the value becomes the
-  mean of these two. So a step is followed with its second sample, whatever its size.
+  harm. If the next one is off to the same side, by half as much at the least, it was no outlier but a step: the value
+  becomes the mean of these two. So a step is followed with its second sample, whatever its size.
 - A prior (what somebody declared or profiled) has no samples, and counts as one when the first comes.
 """
 
@@ -70,13 +70,12 @@ def smooth(known: Estimate | None, sample: float, now: float) -> Estimate:
     error = sample - known.value
     samples = known.samples + 1
     bound = SURPRISE * known.deviation
-    if known.measured and abs(error) > bound:
-        if known.surprise and (error > 0) == (known.surprise > 0):
-            before = known.value + known.surprise
-            return Estimate((before + sample) / 2, abs(sample - before) / 2, now, samples)
-        outlier, error = True, bound if error > 0 else -bound
-    else:
-        outlier = False
+    if known.surprise and (error > 0) == (known.surprise > 0) and abs(error) >= bound / 2:
+        before = known.value + known.surprise
+        return Estimate((before + sample) / 2, abs(sample - before) / 2, now, samples)
+    outlier = known.measured and abs(error) > bound
+    if outlier:
+        error = bound if error > 0 else -bound
     weight = max(GAIN, 1 / (known.samples + 1)) if known.measured else 0.5
     value = known.value + weight * error
     deviation = known.deviation + GAIN * (abs(error) - known.deviation)

@@ -1,0 +1,138 @@
+"""Who is probed when, on virtual time and with a network that answers from a table."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+import pytest
+
+from nomad.errors import ConnectionBroken
+from nomad.measure.agent import Probe
+from nomad.measure.book import Book
+from nomad.measure.probes import PROBES_PER_SECOND
+from nomad.measure.survey import REFRESH, Survey
+from tests.clock import VirtualClock
+
+
+class Network:
+    """Answers probes at once; notes them."""
+
+    def __init__(self, clock: VirtualClock, *, bandwidth: float | None = 1e6) -> None:
+        self.clock = clock
+        self.bandwidth = bandwidth
+        self.latency = 0.01
+        self.probes: list[tuple[float, str, str, int]] = []
+        self.broken: set[str] = set()
+
+    def connected(self, source: str, target: str) -> bool:
+        return False
+
+    async def probe(self, source: str, target: str, nbytes: int) -> Probe:
+        self.probes.append((self.clock.now(), source, target, nbytes))
+        if {source, target} & self.broken:
+            raise ConnectionBroken("it is down")
+        return Probe(2 * self.latency, (nbytes / self.bandwidth if self.bandwidth else 1e-5) if nbytes else None)
+
+
+class World:
+    def __init__(self, count: int, *, bandwidth: float | None = 1e6) -> None:
+        self.clock = VirtualClock()
+        self.nodes = [f"n{k}" for k in range(count)]
+        self.network = Network(self.clock, bandwidth=bandwidth)
+        self.book = Book()
+        self.needed = False
+        self.survey = Survey(self.book, self.network, lambda: self.nodes, lambda: self.needed, self.clock, Random(1))
+
+    async def run(self, seconds: float) -> list[tuple[float, str, str, int]]:
+        """The probes of the next seconds."""
+        before = len(self.network.probes)
+        running = asyncio.create_task(self.survey.run())
+        await self.clock.advance(seconds)
+        running.cancel()
+        await asyncio.wait([running])
+        await self.survey.close()
+        return self.network.probes[before:]
+
+
+async def test_in_the_beginning_all_pairs_are_probed_and_then_none() -> None:
+    world = World(4)
+    probes = await world.run(60)
+    assert {(a, b) for _, a, b, _ in probes} == {(a, b) for a in world.nodes for b in world.nodes if a != b}
+    for a in world.nodes:
+        for b in world.nodes:
+            if a != b:
+                link = world.book.link(a, b)
+                assert link.latency is not None
+                assert link.latency.value == pytest.approx(0.01)
+                assert link.bandwidth is not None
+                assert link.bandwidth.value == pytest.approx(1e6)
+    assert await world.run(120) == [], "nobody needs to know"
+
+
+async def test_what_a_decision_needs_is_kept_fresh_unless_messages_measure_it() -> None:
+    world = World(3)
+    await world.run(60)
+    world.needed = True
+    world.network.latency = 0.08
+    flowing = asyncio.create_task(flow(world))
+    probes = await world.run(10)
+    flowing.cancel()
+    small = [(a, b) for _, a, b, nbytes in probes if not nbytes]
+    assert 3 <= small.count(("n0", "n1")) <= 10 / REFRESH + 1
+    assert ("n1", "n2") not in small, "messages flow there"
+    link = world.book.link("n0", "n1").latency
+    assert link is not None
+    assert link.value == pytest.approx(0.08, rel=0.01)
+
+
+async def flow(world: World) -> None:
+    while True:
+        world.book.link_sample("n1", "n2", world.clock.now(), round_trip=0.02)
+        await world.clock.sleep(0.5)
+
+
+async def test_the_budget_holds_on_a_cluster_of_many_nodes() -> None:
+    world = World(64)
+    world.needed = True
+    probes = await world.run(60)
+    for node in world.nodes:
+        times = [at for at, *ends, _ in probes if node in ends]
+        assert all(last - first >= 1 for first, last in zip(times, times[PROBES_PER_SECOND:], strict=False))
+    assert len({tuple(sorted((a, b))) for _, a, b, _ in probes}) > 1000
+
+
+async def test_a_large_cluster_needs_few_probes_and_knows_all_pairs() -> None:
+    world = World(100)
+    world.needed = True
+    probes = await world.run(90)
+    assert all(nbytes == 0 for *_, nbytes in probes)
+    assert len(probes) < 90 * len(world.nodes) * 2
+    for a in world.nodes:
+        for b in world.nodes[:10]:
+            if a != b:
+                latency = world.book.link(a, b).latency
+                assert latency is not None
+                assert latency.value == pytest.approx(0.01, rel=0.6)
+
+
+async def test_a_link_that_is_too_wide_to_measure_is_left_alone_after_a_while() -> None:
+    world = World(2, bandwidth=None)
+    probes = await world.run(300)
+    assert 4 <= sum(nbytes > 0 for *_, nbytes in probes) <= 8
+    link = world.book.link("n0", "n1")
+    assert link.bandwidth is None
+    assert link.reached is not None
+
+
+async def test_a_node_that_does_not_answer_holds_up_nobody() -> None:
+    world = World(3)
+    world.needed = True
+    world.network.broken = {"n2"}
+    probes = await world.run(30)
+    assert world.book.link("n0", "n1").latency is not None
+    assert world.book.link("n0", "n2").latency is None
+    assert sum("n2" in (a, b) for _, a, b, _ in probes) < 20
+    world.network.broken = set()
+    await world.run(30)
+    assert world.book.link("n0", "n2").latency is not None
