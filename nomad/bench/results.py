@@ -186,9 +186,6 @@ def write(results: Results, path: Path) -> None:
     beside.replace(path)
 
 
-HEADERS = ("PHASE", "POLICY", "MESSAGES", "MEDIAN", "90 %", "99 %", "MOVES", "LOST", "DOUBLED", "DISORDER", "")
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """A policy in a phase: medians over its runs, and counts added up."""
@@ -204,17 +201,17 @@ class Row:
     lost: int | None = None
     doubled: int | None = None
     disorder: int | None = None
-    note: str = ""
 
 
 def rows(results: Results) -> Iterable[Row]:
-    """The table: each phase's policies side by side. What is counted over whole runs stands with the last phase."""
+    """The table: each phase's policies side by side, but those that gave nothing.
+
+    What is counted over whole runs stands with the last phase.
+    """
     for number, phase in enumerate(results.phases):
         for policy in results.policies:
             runs = results.of(policy)
             if not runs:
-                error = next(run.error for run in results.runs if run.policy == policy)
-                yield Row(phase.name, policy, 0, note=error.splitlines()[0] if number == 0 else "")
                 continue
             taken = [figures(run, phase) for run in runs]
             row = Row(

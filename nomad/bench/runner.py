@@ -66,7 +66,7 @@ async def run_all(plan: Plan, progress: Progress = lambda text: None) -> Results
     """
     scenario = plan.scenario
     steps = timeline.steps(scenario, plan.duration)
-    subject = _Subject.of(scenario)
+    subject = Subject.of(scenario)
     backend = links.backend(plan.links)
     runs = []
     todo = [(repeat, seed, policy) for repeat in range(plan.repeats) for seed in plan.seeds for policy in plan.policies]
@@ -86,7 +86,7 @@ async def run_all(plan: Plan, progress: Progress = lambda text: None) -> Results
 
 
 @dataclass(frozen=True, slots=True)
-class _Subject:
+class Subject:
     """The pipeline, whatever it comes from."""
 
     shaped: Shaped
@@ -95,12 +95,12 @@ class _Subject:
     """The operators, for one run with this folder."""
 
     @classmethod
-    def of(cls, scenario: Scenario) -> _Subject:
+    def of(cls, scenario: Scenario) -> Subject:
         form = scenario.form.pipeline
         return cls._synthetic(scenario) if form.program is None else cls._program(scenario)
 
     @classmethod
-    def _synthetic(cls, scenario: Scenario) -> _Subject:
+    def _synthetic(cls, scenario: Scenario) -> Subject:
         form = scenario.form.pipeline
         made = [synthetic.Made(op.name, op.output_bytes, op.memory) for op in form.operators]
         built = build(synthetic.functions(Path(), made, form.message_bytes))
@@ -121,7 +121,7 @@ class _Subject:
         )
 
     @classmethod
-    def _program(cls, scenario: Scenario) -> _Subject:
+    def _program(cls, scenario: Scenario) -> Subject:
         form = scenario.form.pipeline
         found = program.load(scenario.program)
         start, end = form.start or found.start, form.end or found.end
@@ -150,7 +150,7 @@ class _Task:
     """One run."""
 
     plan: Plan
-    subject: _Subject
+    subject: Subject
     backend: links.Backend
     steps: Sequence[Step]
     policy: PolicyForm
@@ -168,7 +168,7 @@ async def _one(task: _Task, progress: Progress) -> Run:
             folder = Path(name)
             async with _world(task, folder) as (cluster, network):
                 pipeline = await _submit(task, cluster, chosen, folder)
-                playing = _Playing(task, folder, cluster, network, pipeline)
+                playing = _Playing(task, chosen, folder, cluster, network, pipeline)
                 return await playing.play(run)
     except NomadError as exc:
         progress(f"{task.policy.name}: {exc}")
@@ -221,6 +221,7 @@ class _Playing:
     """A run while its pipeline is there."""
 
     task: _Task
+    chosen: Chosen
     folder: Path
     cluster: Cluster
     network: links.Network
@@ -387,9 +388,12 @@ class _Playing:
         self.happened.append(Happened(at, "step", timeline.describe(event), data={"event": step.event}))
 
     async def _play_moves(self) -> None:
-        """One after the other; the next begins when it is due and the one before is over."""
+        """One after the other; the next begins when it is due and the one before is over.
+
+        What the policy has bound to a node stays there.
+        """
         for step in self.task.steps:
-            if isinstance(step, MoveStep):
+            if isinstance(step, MoveStep) and step.operator not in self.chosen.pins:
                 await self._sleep_until(step.at)
                 if time.time() - self.began >= self.task.plan.duration:
                     return

@@ -5,6 +5,7 @@ Times are seconds since the run's beginning, which is when the first message has
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -166,7 +167,7 @@ def phases(scenario: Scenario, duration: float | None = None) -> list[Phase]:
     end = form.duration if duration is None else duration
     moments = sorted({event.at for event in form.events if event.at < end})
     found = [Phase("before" if moments else "all", form.settle, moments[0] if moments else end)]
-    for moment, following in zip(moments, [*moments[1:], end], strict=True):
+    for moment, following in itertools.pairwise([*moments, end]):
         events = [event for event in form.events if event.at == moment]
         label = ", ".join(describe(event) for event in events)
         over = min(following, max(_end(event, end) for event in events))

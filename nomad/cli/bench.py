@@ -74,7 +74,7 @@ def bench(
         out.note(f"\nwritten: {', '.join(map(str, written))}")
         if not plots.available():
             out.note('No plots without matplotlib: pip install "nomad[bench]"')
-    if all(run.error for run in found.runs):
+    if any(run.error for run in found.runs):
         raise click.exceptions.Exit(8)
 
 
@@ -124,7 +124,7 @@ def _show(out: Out, found: Results) -> None:
     from nomad.bench import results
 
     out.table(
-        results.HEADERS,
+        ("PHASE", "POLICY", "MESSAGES", "MEDIAN", "90 %", "99 %", "MOVES", "LOST", "DOUBLED", "DISORDER"),
         (
             (
                 row.phase,
@@ -135,11 +135,13 @@ def _show(out: Out, found: Results) -> None:
                 row.lost,
                 row.doubled,
                 row.disorder,
-                row.note,
             )
             for row in results.rows(found)
         ),
     )
+    for run in found.runs:
+        if run.error:
+            out.note(f"\n{run.policy} was not run to its end: {run.error}")
 
 
 COMMANDS = (bench,)
