@@ -103,7 +103,7 @@ class Master:
     def nodes(self) -> list[NodeView]:
         """All nodes."""
         parts = self._parts
-        return show.nodes(parts.desired, parts.loop.requested, parts.observed)
+        return show.nodes(parts.desired, parts.loop.requested, parts.observed, parts.book, parts.clock.now())
 
     def node(self, node: str) -> NodeView:
         """One node. Raises `NotFoundError`."""
@@ -112,7 +112,8 @@ class Master:
 
     def links(self) -> list[LinkView]:
         """Every ordered pair of nodes."""
-        return show.links(self._parts.desired, self._parts.observed)
+        parts = self._parts
+        return show.links(parts.desired, parts.observed, parts.book, parts.clock.now())
 
     async def set_link(
         self,
@@ -283,7 +284,7 @@ class Master:
         """One pipeline. Raises `NotFoundError`."""
         self._wanted(id)
         parts = self._parts
-        return show.pipeline(id, parts.desired, parts.loop.requested, parts.observed, parts.clock.now())
+        return show.pipeline(id, parts.desired, parts.loop.requested, parts.observed, parts.book, parts.clock.now())
 
     async def stop(self, id: str) -> PipelineView:
         """Stop a pipeline; one that is over stays as it is. Raises `NotFoundError`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
+from nomad.master import estimates
 from nomad.master.observe import added
 from nomad.master.state import (
     Desired,
@@ -29,17 +30,22 @@ from nomad.master.views import (
     PipelineView,
     StatsView,
 )
+from nomad.measure.book import Book
 
 _GAUGES = {f.name for f in fields(StatsView)} - {"links", "rate"}
 
 
-def pipeline(id: str, desired: Desired, requested: Requested, observed: Observed, now: float) -> PipelineView:
+def pipeline(
+    id: str, desired: Desired, requested: Requested, observed: Observed, book: Book, now: float
+) -> PipelineView:
     """A pipeline and its operators."""
     wanted = desired.pipelines[id]
     have = requested.pipelines.get(id) or RequestedPipeline({})
     phase = _phase(desired, wanted, have, observed)
     operators = [
-        _operator(wanted, op.name, have.operators.get(op.name, RequestedOperator()), have.move, observed, phase, now)
+        _operator(
+            wanted, op.name, have.operators.get(op.name, RequestedOperator()), have.move, observed, book, phase, now
+        )
         for op in wanted.spec.operators
     ]
     return PipelineView(
@@ -58,7 +64,7 @@ def pipeline(id: str, desired: Desired, requested: Requested, observed: Observed
     )
 
 
-def nodes(desired: Desired, requested: Requested, observed: Observed) -> list[NodeView]:
+def nodes(desired: Desired, requested: Requested, observed: Observed, book: Book, now: float) -> list[NodeView]:
     """All nodes, in the runtime's order."""
     placed: dict[str, list[str]] = {}
     for node, operator, _ in _claims(desired, requested):
@@ -76,6 +82,7 @@ def nodes(desired: Desired, requested: Requested, observed: Observed) -> list[No
             python=node.python,
             operators=placed.get(node.id, []),
             ready=node.ready,
+            estimates=estimates.node(book, node.id, now),
         )
         for node in observed.nodes.values()
     ]
@@ -89,8 +96,8 @@ def memory_used(desired: Desired, requested: Requested) -> dict[str, float]:
     return used
 
 
-def links(desired: Desired, observed: Observed) -> list[LinkView]:
-    """Every ordered pair of nodes: what is declared, and the least round trip that data links measure."""
+def links(desired: Desired, observed: Observed, book: Book, now: float) -> list[LinkView]:
+    """Every ordered pair of nodes: how it is emulated, and what is measured."""
     measured = _round_trips(desired, observed)
     names = list(observed.nodes)
     found = []
@@ -105,6 +112,7 @@ def links(desired: Desired, observed: Observed) -> list[LinkView]:
                 bandwidth=shape.bandwidth,
                 loss=shape.loss,
                 rtt=measured.get((source, target)),
+                estimates=estimates.link(book, source, target, now),
             )
         )
     return found
@@ -142,6 +150,7 @@ def _operator(
     op: RequestedOperator,
     move: RequestedMove | None,
     observed: Observed,
+    book: Book,
     phase: Phase,
     now: float,
 ) -> OperatorView:
@@ -170,6 +179,7 @@ def _operator(
         reason=reason,
         moving_to=mine.order.node if mine is not None and not mine.switched and not mine.state.final else None,
         pin=wanted.bound.get(name),
+        estimates=estimates.operator(book, wanted.spec.id, name, now),
     )
 
 

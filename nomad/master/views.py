@@ -128,6 +128,70 @@ class MoveView:
 
 
 @dataclass(frozen=True, slots=True)
+class EstimateView:
+    """What is believed of a quantity, in its own unit."""
+
+    value: float
+    deviation: float
+    """Smoothed absolute difference between the samples and the value."""
+    age: float
+    """Seconds since the last sample."""
+    samples: int
+    """Measured; 0: only declared, or profiled."""
+    settled: bool
+    """Enough samples, and close together."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEstimatesView:
+    """What is measured of a node; docs/measure.md says how."""
+
+    speed: EstimateView | None = None
+    """Reference-seconds of work per second and core."""
+    cores_free: EstimateView | None = None
+    memory_free_mb: EstimateView | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEstimatesView:
+    """What is measured of the way from one node to another."""
+
+    latency: EstimateView | None = None
+    """Seconds one way: half of the round trip."""
+    bandwidth: EstimateView | None = None
+    """Bytes per second, from transfers that filled the link."""
+    reached: float | None = None
+    """Bytes per second that it carried lately without being filled: a lower bound."""
+    derived: bool = False
+    """The latency is predicted from other links by network coordinates."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorEstimatesView:
+    """What is measured of an operator, wherever it runs."""
+
+    work: EstimateView | None = None
+    """Reference-seconds per message: seconds on the node where it runs, times the node's measured speed."""
+    service: EstimateView | None = None
+    """Seconds per message on the node where it runs."""
+    output_bytes: EstimateView | None = None
+    """Encoded bytes per message sent on."""
+    selectivity: EstimateView | None = None
+    """Messages sent on per message worked off."""
+    arrival: EstimateView | None = None
+    """Messages received per second."""
+    departure: EstimateView | None = None
+    """Messages worked off per second; of a source, made."""
+    queue: EstimateView | None = None
+    """Messages received and not yet worked off."""
+    queue_bytes: EstimateView | None = None
+    busy: EstimateView | None = None
+    """Share of the time that its function runs."""
+    settled: bool = False
+    """What a placement depends on is measured and steady."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """A node and what is placed on it."""
 
@@ -145,6 +209,7 @@ class NodeView:
     """Operator ids, `pipeline.name`."""
     ready: bool = True
     """Pods can be started there; False while the node is lost."""
+    estimates: NodeEstimatesView = field(default_factory=NodeEstimatesView)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +226,7 @@ class LinkView:
     loss: float
     rtt: float | None = None
     """Least of the round trips that data links over it measure now."""
+    estimates: LinkEstimatesView = field(default_factory=LinkEstimatesView)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +347,7 @@ class OperatorView:
     """The node that it is being moved to now."""
     pin: str | None = None
     """The node that it is bound to."""
+    estimates: OperatorEstimatesView = field(default_factory=OperatorEstimatesView)
 
 
 @dataclass(frozen=True, slots=True)
