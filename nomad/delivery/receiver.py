@@ -222,8 +222,11 @@ class Receiver:
 
     @property
     def caught_up(self) -> bool:
-        """Whether all has been received that the present sender had when it went on."""
-        return self.first is not None and self._seq >= self._known
+        """Whether all has been received that the present sender had when it went on, or as much as is held at once."""
+        if self.first is None:
+            return False
+        full = self._held_messages * 2 > self._window_messages or self._held_bytes * 2 > self._window_bytes
+        return full or self._seq >= self._known
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -105,7 +105,7 @@ class Sender:
         self.link = link
         self.epoch = epoch
         self._quiet = quiet
-        """Another instance may still be heard: leave the link to that one until there is something to send, ..."""
+        """Another instance may still be heard: leave the link to that one while there is nothing to be settled, ..."""
         self._held = quiet
         """... and even then until `release`."""
         self.peer_epoch = 0
@@ -215,7 +215,8 @@ class Sender:
 
     def tail(self) -> Tail:
         """For the receiver of the present connection, which is about to be left for its next instance."""
-        return Tail(self._entries, self._sent, self._credit_messages, self._credit_bytes)
+        greeted = not self._control  # what waits there may be the first frame
+        return Tail(self._entries, self._sent, *((self._credit_messages, self._credit_bytes) if greeted else (0, 0)))
 
     # -- producing
 
@@ -314,7 +315,7 @@ class Sender:
 
     def _take_over(self) -> None:
         """Send the first frame if it may go. From its arrival on this connection is the link's."""
-        if self._resume is None or self._held or (self._quiet and self._cursor == len(self._entries)):
+        if self._resume is None or self._held or (self._quiet and not self._entries):
             return
         seq, nbytes = self._resume
         self._resume, self._quiet = None, False

@@ -537,6 +537,22 @@ def test_a_quiet_sender_sends_nothing_until_it_is_released(how: str) -> None:
     assert work(wire.receiver) == [1, 2]
 
 
+def test_a_quiet_sender_has_what_was_received_from_another_one_settled() -> None:
+    """There is nothing left to send, but all that came of its input is to be acknowledged."""
+    wire = pair()
+    submit(wire.sender, [1])
+    wire.run()
+    work(wire.receiver)
+    wire.receiver.settle(0, now=0.0)
+    wire.cut()
+    wire.sender = Sender(LINK, 2, quiet=True)
+    submit(wire.sender, [1])
+    wire.sender.release()
+    wire.connect()
+    wire.run(now=1.0)
+    assert wire.sender.unsettled == (0, 0)
+
+
 def test_a_receiver_knows_when_it_has_caught_up() -> None:
     """With what its sender had when it greeted."""
     wire = pair(window_messages=16)
