@@ -178,9 +178,7 @@ async def assemble(
             observed=observed,
             loop=loop,
             moves=moves,
-            events=events,
             heard=observer.heard,
-            woken=woken,
             clock=clock,
         )
         parts = Parts(

@@ -6,7 +6,7 @@ joins the book, the detectors of change and the problem; the rules are `drift`'s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nomad.master.problem import Knowledge, Placed, build, rates
@@ -19,6 +19,10 @@ from nomad.settings import Windows
 
 MANY_SAMPLES = 20
 """Estimates that vary much never settle; after so many samples they are as good as they get."""
+
+
+WORTH_SAYING = 0.25
+"""Share by which a quantity must have changed to be given as a reason."""
 
 
 @dataclass(slots=True)
@@ -74,7 +78,7 @@ class Judge:
         return self.case(scene.spec.id).watch.cause(
             now,
             self.settings,
-            changed=bool(self._changes(scene, now)),
+            changed=any(True for _ in self._changed(scene, now)),
             overloaded=bool(self.overloaded(scene.spec)),
             settled=self._settled(scene.spec),
             nodes=frozenset(node.id for node in scene.nodes),
@@ -111,7 +115,7 @@ class Judge:
             errors=errors,
             overloaded=overloaded,
             queued={op.name: self._queue(spec.id, op.name) for op in spec.operators},
-            changes=self._changes(scene, now),
+            changes=self._told(scene, now),
         )
 
     def overloaded(self, spec: PipelineSpec) -> dict[str, float]:
@@ -158,33 +162,36 @@ class Judge:
                 most = max(most, self.settings.headroom * knowledge.speed(node) / load)
         return most
 
-    def _changes(self, scene: Scene, now: float) -> list[str]:
-        """What changed lately and concerns the pipeline, in words."""
+    def _changed(self, scene: Scene, now: float) -> Iterator[tuple[str, tuple[str, ...], detect.Track]]:
+        """What changed lately and concerns the pipeline."""
         nodes = {node.id for node in scene.nodes}
         names = {op.name for op in scene.spec.operators}
-        found = []
         for kind, key, track in self._tracks.changed(now - self.settings.watch):
             if kind in ("latency", "bandwidth", "speed"):
                 mine = nodes.issuperset(key)
             else:
-                mine = key[0] == scene.spec.id and key[1] in names
-            if mine and kind in _WORDS and (kind != "queue" or track.direction > 0):
+                mine = key[0] == scene.spec.id and key[1] in names and (kind != "queue" or track.direction > 0)
+            if mine:
+                yield kind, key, track
+
+    def _told(self, scene: Scene, now: float) -> list[str]:
+        """The same in words, of what changed much."""
+        found = []
+        for kind, key, track in self._changed(scene, now):
+            if kind in _WORDS and abs(track.value - track.was) >= WORTH_SAYING * track.was:
                 what, unit, scale = _WORDS[kind]
-                of = " and ".join(key) if kind == "latency" else key[-1] if len(key) < 2 or kind != "bandwidth" else (
-                    f"{key[0]} to {key[1]}"
-                )  # fmt: skip
                 was, value = track.was * scale, track.value * scale
-                found.append(f"{what.format(of)} went from {was:.3g} to {value:.3g} {unit}".rstrip())
+                found.append(f"{what.format(*reversed(key))} went from {was:.3g} to {value:.3g} {unit}".rstrip())
         return sorted(found)
 
 
 _WORDS = {
-    "latency": ("the latency between {}", "ms", 1e3),
-    "bandwidth": ("the bandwidth from {}", "MB/s", 1e-6),
-    "speed": ("the speed of {}", "", 1.0),
-    "work": ("the work of {}", "ms", 1e3),
-    "departure": ("the rate of {}", "messages per second", 1.0),
-    "queue": ("the queue of {}", "messages", 1.0),
-    "output_bytes": ("the output of {}", "KB per message", 1e-3),
+    "latency": ("the latency between {1} and {0}", "ms", 1e3),
+    "bandwidth": ("the bandwidth from {1} to {0}", "MB/s", 1e-6),
+    "speed": ("the speed of {0}", "", 1.0),
+    "work": ("the work of {0}", "ms", 1e3),
+    "departure": ("the rate of {0}", "messages per second", 1.0),
+    "queue": ("the queue of {0}", "messages", 1.0),
+    "output_bytes": ("the output of {0}", "KB per message", 1e-3),
 }
-"""Kinds whose changes concern a placement, how they are called, their unit and its factor."""
+"""Kinds whose changes are told, how they are called, their unit and its factor."""

@@ -7,10 +7,12 @@ the switch itself is written by the enactor, together with what it changes.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from nomad.clock import Clock
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -31,6 +33,7 @@ class MoveLog:
         self._events = events
         self._clock = clock
         self._keep = keep
+        self._ordering = asyncio.Lock()
         self._views: dict[str, dict[str, MoveView]] = {}
         self.ordered: Callable[[MoveView, int], None] = lambda view, event: None
         """Called with each new move, and the event that it was noted as."""
@@ -72,23 +75,23 @@ class MoveLog:
         """Have an operator moved once its turn comes; `check` comes first.
 
         `cause` is "user", "drift", "settled" or "node-lost", `reason` a sentence; `predicted` and `placement` are
-        `MoveOrder`'s. `follows`: the event that led to this one. Raises `StateError`, with nothing ordered.
+        `MoveOrder`'s. `follows`: the event that led to this one. Raises `StateError` and `ConflictError`, with nothing
+        ordered.
         """
         predicted = dict(predicted or {})
         now = self._clock.wall()
         id = f"m{int(now * 1000):x}-{secrets.token_hex(3)}"
         order = MoveOrder(id, operator, node, cause, reason, predicted, now, placement)
         view = _planned(wanted.spec.id, order, wanted.node_of(operator))
-        # Before it is stored, so that no second one for the same operator gets past the check meanwhile.
-        wanted.orders.append(order)
-        self._put(view)
-        try:
+        async with self._ordering:
+            if any(other.operator == operator for other in wanted.orders):
+                raise _under_way(operator, wanted.spec.id)
             await self._store.save_moves([view], self._keep)
-        except BaseException:
-            wanted.orders.remove(order)
-            del self._views[wanted.spec.id][id]
-            raise
-        data = {"move": id, "source": view.source, "target": node, "cause": cause, **predicted}
+            self._put(view)
+            wanted.orders.append(order)
+        data: dict[str, Any] = {"move": id, "source": view.source, "target": node, "cause": cause, **predicted}
+        if placement is not None:
+            data |= {"terms": placement.cost, "runner_up": placement.runner_up, "why_not": placement.why_not}
         text = f"{operator} is to move from {view.source} to {node}: {reason}"
         event = self._events.add(
             "move.ordered", text, pipeline=view.pipeline, operator=operator, cause=follows, data=data
@@ -164,7 +167,7 @@ def check(
             f"pipeline {id!r} isn't running: its operators are moved while all of them work", status=409
         )
     if any(order.operator == operator for order in wanted.orders):
-        raise ConflictError(f"a move of operator {operator!r} is under way already: nomad moves {id}", status=409)
+        raise _under_way(operator, id)
     if len(wanted.orders) >= ORDERS_KEPT:
         raise ConflictError(f"{ORDERS_KEPT} moves of pipeline {id!r} wait already", status=409)
     if wanted.node_of(operator) == node:
@@ -236,6 +239,10 @@ def _planned(pipeline: str, order: MoveOrder, source: str) -> MoveView:
         predicted_latency_after=after,
         predicted_gain=gain,
     )
+
+
+def _under_way(operator: str, pipeline: str) -> ConflictError:
+    return ConflictError(f"a move of operator {operator!r} is under way already: nomad moves {pipeline}", status=409)
 
 
 def _is_ready(observed: Observed, pod: str) -> bool:

@@ -18,7 +18,6 @@ from nomad.clock import Clock
 from nomad.errors import NomadError
 from nomad.master import moves as orders
 from nomad.master import show
-from nomad.master.events import EventLog
 from nomad.master.judge import Judge, Scene
 from nomad.master.loop import Loop
 from nomad.master.moves import MoveLog
@@ -56,20 +55,16 @@ class Replanner:
         observed: Observed,
         loop: Loop,
         moves: MoveLog,
-        events: EventLog,
         heard: asyncio.Event,
-        woken: asyncio.Event,
         clock: Clock,
     ) -> None:
-        """`heard`: set with each heart-beat; `woken`: to be set when the loop has something to do."""
+        """`heard`: set with each heart-beat."""
         self._judge = judge
         self._desired = desired
         self._observed = observed
         self._loop = loop
         self._moves = moves
-        self._events = events
         self._heard = heard
-        self._woken = woken
         self._clock = clock
         self._looks: dict[str, Look] = {}
         self._moving: set[str] = set()
@@ -174,12 +169,6 @@ class Replanner:
         predicted = {"latency_after": order.after}
         if order.before is not None and math.isfinite(order.before):
             predicted |= {"latency_before": order.before, "gain": order.before - order.after}
-        data: dict[str, Any] = {"source": situation.placement[order.operator], "target": order.node, **predicted}
-        data |= {"because": cause, "changes": list(situation.changes)}
-        if placement is not None:
-            data |= {"terms": placement.cost, "runner_up": placement.runner_up, "why_not": placement.why_not}
-        event = self._events.add("move.decided", order.reason, pipeline=id, operator=order.operator, data=data)
-        self._loop.caused(id, event, order.operator)
         await self._moves.order(
             wanted,
             order.operator,
@@ -191,7 +180,6 @@ class Replanner:
         )
         history.ordered(order, self._clock.now())
         self._moving.add(id)
-        self._woken.set()
 
     def _runs(self, id: str, wanted: DesiredPipeline) -> bool:
         """Whether all of its operators are at work, on nodes that are there."""

@@ -204,7 +204,7 @@ def decide(situation: Situation, history: History, now: float, settings: Setting
     if chosen is None:
         return stay("there is no other node for any operator")
     if not chosen.gain > 0:
-        return stay(f"no move makes {_ms(present.total)} less")
+        return stay(f"no move leads to less than the {_ms(present.total)} of now")
     offer = chosen.words
     if not math.isinf(present.total):
         least = max(settings.absolute, settings.relative * present.total)
@@ -220,7 +220,7 @@ def decide(situation: Situation, history: History, now: float, settings: Setting
     before = None if math.isinf(present.total) else present.total
     order = Order(chosen.first.operator, chosen.first.node, _reason(situation, present, chosen), before, chosen.after,
                   chosen.target)  # fmt: skip
-    return Decision(order, order.reason, latency, present.queueing)
+    return Decision(order, f"{offer}: {order.reason}", latency, present.queueing)
 
 
 class _Way:
@@ -297,12 +297,10 @@ def _wait(situation: Situation, history: History, now: float, settings: Settings
 
 
 def _reason(situation: Situation, present: Worth, way: _Way) -> str:
-    first = way.first
-    text = f"{first.operator} goes from {situation.placement[first.operator]} to {first.node}"
     if math.isinf(present.total):
-        text += f": as it is there is no way; then {_ms(way.after)}"
+        text = f"as it is there is no way, then it takes {_ms(way.after)}"
     else:
-        text += f": {_ms(present.total)} per message become {_ms(way.after)}"
+        text = f"{_ms(present.total)} per message become {_ms(way.after)}"
     if len(way.steps) > 1:
         text += " once " + ", ".join(f"{step.operator} is on {step.node}" for step in way.steps[1:])
     behind = [f"{name} can't keep up" + _credits(full) for name, full in sorted(situation.overloaded.items())]
