@@ -126,15 +126,16 @@ class Survey:
             self._large = True
             self._book.use_coordinates(Coordinates(self._random))
         begun = 0
-        for source, target in self._due_large(nodes, now) if self._large else self._due(nodes, now):
+        due = [(way, False) for way in self._due_large(nodes, now)] if self._large else self._due(nodes, now)
+        for way, transfer in due:
             if begun >= MOST_PER_ROUND or self._under_way >= MOST_AT_ONCE:
                 return
-            begun += self._begin(source, target, now)
+            begun += self._begin(*way, now, transfer=transfer)
 
     # -- what is due
 
-    def _due(self, nodes: Sequence[str], now: float) -> list[tuple[str, str]]:
-        """Ordered pairs, the least known first."""
+    def _due(self, nodes: Sequence[str], now: float) -> list[tuple[tuple[str, str], bool]]:
+        """Ordered pairs, the least known first, and of each whether it is the bandwidth that is to be measured."""
         needed = self._needed()
         due: list[tuple[int, float, tuple[str, str]]] = []
         for a, b in itertools.combinations(nodes, 2):
@@ -149,7 +150,7 @@ class Survey:
                     due.append((1, 0.0 if latency is None else latency.updated, way))
                 elif self._transfer_due(way, state, now, needed=needed):
                     due.append((2, state.transfer_at, way))
-        return [way for *_, way in sorted(due)]
+        return [(way, kind == 2) for kind, _, way in sorted(due)]
 
     def _transfer_due(self, way: tuple[str, str], state: _Way, now: float, *, needed: bool) -> bool:
         known = self._book.link(*way).bandwidth
@@ -178,11 +179,11 @@ class Survey:
 
     # -- one probe
 
-    def _begin(self, source: str, target: str, now: float) -> bool:
+    def _begin(self, source: str, target: str, now: float, *, transfer: bool) -> bool:
         way = (source, target)
         state = self._ways.setdefault(way, _Way())
         nbytes = 0
-        if state.probes and not self._large and self._transfer_due(way, state, now, needed=self._needed()):
+        if transfer:
             known = self._book.link(source, target).bandwidth
             nbytes = self._budget.transfer_bytes(source, target, known.value if known is not None else None)
         cost = PROBE_BYTES + nbytes + (0 if self._prober.connected(source, target) else HANDSHAKE_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from random import Random
 
 import pytest
@@ -84,6 +85,23 @@ async def test_what_a_decision_needs_is_kept_fresh_unless_messages_measure_it() 
     link = world.book.link("n0", "n1").latency
     assert link is not None
     assert link.value == pytest.approx(0.08, rel=0.01)
+
+
+async def test_a_bandwidth_that_never_settles_keeps_no_latency_from_being_fresh() -> None:
+    world = World(2)
+    world.needed = True
+
+    async def vary() -> None:
+        while True:
+            world.network.bandwidth = 1e6 if world.network.bandwidth == 1e5 else 1e5
+            await world.clock.sleep(0.1)
+
+    varying = asyncio.create_task(vary())
+    began = world.clock.now()
+    probes = await world.run(60)
+    varying.cancel()
+    small = [began, *(at for at, a, b, nbytes in probes if (a, b) == ("n0", "n1") and not nbytes), began + 60]
+    assert max(after - before for before, after in itertools.pairwise(small)) <= 4 * REFRESH
 
 
 async def flow(world: World) -> None:
