@@ -240,15 +240,16 @@ class _Pipeline:
         if self.now < op.retry_at and not elsewhere:
             self.wake(op.retry_at)
             return op
-        return self._ask_for(name, op, node, again=bool(op.last_pod), failures=0 if elsewhere else op.start_failures)
+        op = self._next(name, op, node, again=bool(op.last_pod), failures=0 if elsewhere else op.start_failures)
+        self.act(Start(self.id, name, op.last_pod, op.epoch, node))
+        return op
 
-    def _ask_for(
+    def _next(
         self, name: str, op: RequestedOperator, node: str, *, again: bool, failures: int = 0
     ) -> RequestedOperator:
-        """Ask for the operator's next pod."""
+        """The operator's next pod, to be asked for."""
         epoch = max(op.epoch, op.highest) + 1
         pod = pod_id(self.id, name, epoch)
-        self.act(Start(self.id, name, pod, epoch, node))
         return RequestedOperator(
             epoch=epoch,
             highest=epoch,
@@ -404,11 +405,13 @@ class _Pipeline:
         move = replace(move, state=state, since=self.now)
         present = self.operators[name]
         if state is MoveState.STARTING:
-            second = self._ask_for(name, present, move.order.node, again=False)
+            second = self._next(name, present, move.order.node, again=False)
             move = replace(move, source=present.node, second=second)
             self.operators[name] = replace(present, highest=second.epoch)
         self._note_move(move, before.state, self.now - before.since, error)
-        if state is MoveState.HANDING_OVER:
+        if state is MoveState.STARTING:
+            self.act(Start(self.id, name, move.second.last_pod, move.second.epoch, move.order.node))
+        elif state is MoveState.HANDING_OVER:
             move = replace(move, switch_at=self.now)
             self._measure(move, present, move.second, switching=True)
         elif state is MoveState.SWITCHING:
