@@ -13,13 +13,14 @@ from nomad.cli.common import (
     clock,
     complete_pipelines,
     duration,
+    estimate,
     rate,
     with_cluster,
 )
 
 if TYPE_CHECKING:
     from nomad.client import Cluster
-    from nomad.master.views import EventView, LinkView
+    from nomad.master.views import EventView, LinkEstimatesView, LinkView
 
 SECONDS = Quantity("DURATION", units.seconds)
 BANDWIDTH = Quantity("BANDWIDTH", units.bytes_per_second)
@@ -34,13 +35,15 @@ async def nodes(cluster: Cluster, out: Out) -> None:
     out.document(found)
     if not out.json:
         out.table(
-            ("NODE", "STATE", "SPEED", "CORES", "MEMORY", "LABELS", "OPERATORS"),
+            ("NODE", "STATE", "SPEED", "MEASURED", "CORES", "FREE", "MEMORY", "LABELS", "OPERATORS"),
             (
                 (
                     node.id,
                     "ready" if node.ready else "lost",
                     f"{node.speed:g}",
+                    estimate(node.estimates.speed, "{:.3g}".format),
                     f"{node.cores:g}",
+                    estimate(node.estimates.cores_free, "{:.2g}".format),
                     f"{node.memory_used_mb:.0f} of {node.memory_mb:.0f} MiB",
                     ", ".join(node.labels) or None,
                     ", ".join(node.operators) or None,
@@ -76,7 +79,10 @@ async def restore(cluster: Cluster, out: Out, node: str) -> None:
 @click.command(short_help="List the links between nodes.")
 @with_cluster
 async def links(cluster: Cluster, out: Out) -> None:
-    """List the links between nodes: how they are emulated, and the round trip that is measured."""
+    """List the links between nodes: how they are emulated, and what is measured of them.
+
+    What is only declared and hasn't been measured has a question mark.
+    """
     _show_links(out, await cluster.links())
 
 
@@ -145,7 +151,7 @@ def _show_links(out: Out, found: list[LinkView]) -> None:
     out.document(found)
     if not out.json:
         out.table(
-            ("FROM", "TO", "LATENCY", "JITTER", "BANDWIDTH", "LOSS", "ROUND TRIP"),
+            ("FROM", "TO", "LATENCY", "JITTER", "BANDWIDTH", "LOSS", "MEASURED LATENCY", "MEASURED BANDWIDTH"),
             (
                 (
                     link.source,
@@ -154,11 +160,23 @@ def _show_links(out: Out, found: list[LinkView]) -> None:
                     duration(link.jitter),
                     rate(link.bandwidth),
                     f"{link.loss:g}",
-                    duration(link.rtt),
+                    _latency(link.estimates),
+                    _bandwidth(link.estimates),
                 )
                 for link in found
             ),
         )
+
+
+def _latency(known: LinkEstimatesView) -> str | None:
+    shown = estimate(known.latency, duration)
+    return f"{shown} (predicted)" if shown is not None and known.derived else shown
+
+
+def _bandwidth(known: LinkEstimatesView) -> str | None:
+    if known.bandwidth is None and known.reached is not None:
+        return f"at least {rate(known.reached)}"
+    return estimate(known.bandwidth, rate)
 
 
 COMMANDS = (nodes, node, links, link, events)

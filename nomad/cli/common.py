@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from nomad.client import Cluster
+    from nomad.master.views import EstimateView
 
 P = ParamSpec("P")
 Command = Callable[..., Any]
@@ -182,6 +183,13 @@ def rate(bytes_per_second: float | None) -> str:
             return f"{bits:.3g} {unit}"
         bits /= 1000
     return f"{bits:.3g} Gbit/s"
+
+
+def estimate(view: EstimateView | None, show: Callable[[float], str]) -> str | None:
+    """What is measured, with its deviation; what is only declared or profiled has a question mark."""
+    if view is None:
+        return None
+    return f"{show(view.value)} ± {show(view.deviation)}" if view.samples else f"{show(view.value)}?"
 
 
 def clock(time: float) -> str:

@@ -13,6 +13,7 @@ from nomad.cli.common import (
     Out,
     clock,
     duration,
+    estimate,
     operator_argument,
     pipeline_argument,
     size,
@@ -94,6 +95,8 @@ async def show(cluster: Cluster, out: Out, pipeline: str) -> None:
         ),
     )
     out.note("")
+    _show_estimates(out, view)
+    out.note("")
     for operator in view.operators:
         out.note(f"{operator.name} is on {operator.node}: {operator.placement.summary}")
         if operator.moving_to:
@@ -102,6 +105,28 @@ async def show(cluster: Cluster, out: Out, pipeline: str) -> None:
             out.note(f"  {operator.state}: {operator.reason}")
     for operator in view.operators:
         _show_failure(out, view, operator)
+
+
+def _show_estimates(out: Out, view: PipelineView) -> None:
+    """What is measured of the operators, in reference-seconds and per message."""
+    out.table(
+        ("OPERATOR", "WORK", "OUTPUT", "OUT PER IN", "ARRIVING", "DEPARTING", "QUEUE", "BUSY", "SETTLED"),
+        (
+            (
+                operator.name,
+                estimate(known.work, duration),
+                estimate(known.output_bytes, size),
+                estimate(known.selectivity, "{:.3g}".format),
+                estimate(known.arrival, "{:.3g}/s".format),
+                estimate(known.departure, "{:.3g}/s".format),
+                estimate(known.queue, "{:.3g}".format),
+                estimate(known.busy, "{:.0%}".format),
+                "yes" if known.settled else "no",
+            )
+            for operator in view.operators
+            for known in (operator.estimates,)
+        ),
+    )
 
 
 def _show_failure(out: Out, view: PipelineView, operator: OperatorView) -> None:

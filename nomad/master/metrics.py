@@ -45,6 +45,14 @@ PAUSES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 PHASES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
+_ESTIMATES = {
+    "work": ("work_reference_seconds", "Measured: reference-seconds per message."),
+    "selectivity": ("selectivity_ratio", "Measured: messages sent on per message worked off."),
+    "arrival": ("arrival_rate", "Measured: messages received per second."),
+    "departure": ("departure_rate", "Measured: messages worked off per second."),
+}
+
+
 class Views(Protocol):
     """What a scrape reads: the master's facade."""
 
@@ -152,6 +160,7 @@ def _operators(pipelines: list[PipelineView]) -> Iterator[Metric]:
                 if value is not None:
                     latency.add_metric([*labels, quantile], value)
     yield from (up, restarts, age, cpu, latency)
+    yield from _measured(pipelines, names)
     for name, text in _COUNTERS.items():
         counter = CounterMetricFamily(f"nomad_operator_{name}", text, labels=names)
         for labels, stats in rows:
@@ -165,6 +174,18 @@ def _operators(pipelines: list[PipelineView]) -> Iterator[Metric]:
         yield gauge
 
 
+def _measured(pipelines: list[PipelineView], names: list[str]) -> Iterator[Metric]:
+    """The estimates that placement uses."""
+    for name, (shown, text) in _ESTIMATES.items():
+        gauge = GaugeMetricFamily(f"nomad_operator_{shown}", text, labels=names)
+        for pipeline in pipelines:
+            for op in pipeline.operators:
+                known = getattr(op.estimates, name)
+                if known is not None and known.samples:
+                    gauge.add_metric([pipeline.id, op.name, op.node], known.value)
+        yield gauge
+
+
 def _nodes(nodes: list[NodeView]) -> Iterator[Metric]:
     yield GaugeMetricFamily("nomad_nodes", "Nodes of the cluster.", value=len(nodes))
     placed = GaugeMetricFamily("nomad_node_operators", "Operators placed on the node.", labels=["node"])
@@ -174,7 +195,13 @@ def _nodes(nodes: list[NodeView]) -> Iterator[Metric]:
         placed.add_metric([node.id], len(node.operators))
         used.add_metric([node.id], node.memory_used_mb * 2**20)
         memory.add_metric([node.id], node.memory_mb * 2**20)
-    yield from (placed, used, memory)
+    speed = GaugeMetricFamily(
+        "nomad_node_speed", "Measured: reference-seconds of work per second and core.", labels=["node"]
+    )
+    for node in nodes:
+        if (known := node.estimates.speed) is not None and known.samples:
+            speed.add_metric([node.id], known.value)
+    yield from (placed, used, memory, speed)
 
 
 def _links(links: list[LinkView]) -> Iterator[Metric]:
@@ -184,4 +211,11 @@ def _links(links: list[LinkView]) -> Iterator[Metric]:
     for link in links:
         if link.rtt is not None:
             rtt.add_metric([link.source, link.target], link.rtt)
-    yield rtt
+    ends = ["source", "target"]
+    latency = GaugeMetricFamily("nomad_link_latency_seconds", "Measured: one way, half of the round trip.", labels=ends)
+    bandwidth = GaugeMetricFamily("nomad_link_bandwidth_bytes_per_second", "Measured.", labels=ends)
+    for link in links:
+        for family, known in ((latency, link.estimates.latency), (bandwidth, link.estimates.bandwidth)):
+            if known is not None and known.samples:
+                family.add_metric([link.source, link.target], known.value)
+    yield from (rtt, latency, bandwidth)

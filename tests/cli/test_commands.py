@@ -260,7 +260,7 @@ def test_nodes_and_links(nomad: Nomad) -> None:
     assert "edge" in nomad.out("nodes")
     assert [node["id"] for node in nomad.json("nodes")] == ["edge", "fog", "cloud"]
     text = nomad.out("link", "set", "edge", "cloud", "--latency", "80ms", "--bandwidth", "10Mbit", "--loss", "0.01")
-    assert text.splitlines()[1].split() == ["edge", "cloud", "80", "ms", "0", "10", "Mbit/s", "0.01", "-"]
+    assert text.splitlines()[1].split() == ["edge", "cloud", "80", "ms", "0", "10", "Mbit/s", "0.01", "-", "-"]
     changed = nomad.json("link", "set", "edge", "cloud", "--jitter", "5ms", "--bandwidth", "unlimited", "--both")
     assert [(link["source"], link["jitter"], link["bandwidth"]) for link in changed] == [
         ("edge", 0.005, None),
