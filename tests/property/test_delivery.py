@@ -12,8 +12,11 @@ from tests.property.world import FUNCTIONS, World
 CHAINS = [(a, b) for a in FUNCTIONS for b in FUNCTIONS]
 
 
-def happen(world: World, rng: random.Random, *, faults: float) -> None:
+def happen(world: World, rng: random.Random, *, faults: float, moves: bool) -> None:
     """One thing happens."""
+    if moves and rng.random() < 0.1:
+        advance(world, rng)
+        return
     if rng.random() < faults:
         kind = rng.randrange(6)
         if kind < 3 and world.connections:
@@ -31,7 +34,8 @@ def happen(world: World, rng: random.Random, *, faults: float) -> None:
     if kind == 0:
         world.produce(rng.randrange(1, 5))
     elif kind < 5:
-        node = rng.choice(world.nodes[1:] + [z for z in world.zombies if z.alive])
+        others = [z for z in world.zombies if z.alive] + ([world.next] if world.next else [])
+        node = rng.choice(world.nodes[1:] + others)
         node.work(rng.randrange(1, 4))
     elif kind == 5:
         world.now += rng.choice([0.001, 0.005, 0.02])
@@ -52,17 +56,39 @@ def happen(world: World, rng: random.Random, *, faults: float) -> None:
                 move(connection)
 
 
+def advance(world: World, rng: random.Random) -> None:
+    """Something of a move happens, perhaps too early, perhaps never."""
+    kind = rng.randrange(12)
+    if kind < 2:
+        world.prepare(rng.choice([1, 2]))
+    elif kind < 6:
+        world.greet(before=rng.random() < 0.5)
+    elif kind < 8:
+        world.hand_over()
+    elif kind == 8:
+        world.switch()
+    elif kind == 9:
+        world.end_one(rng.randrange(4))
+    elif kind == 10:
+        rng.choice(world.nodes[1:3]).release()
+    elif rng.random() < 0.3:
+        world.roll_back()
+    elif rng.random() < 0.5:
+        world.tell(rng.choice([1, 2]))
+
+
 @pytest.mark.parametrize("chain", CHAINS, ids="-".join)
 def test_nothing_is_lost_doubled_or_out_of_order(chain: tuple[str, str], seed: int) -> None:
     """Random histories; a failing one is repeated by its own seed, which is printed."""
-    for number in range(20):
+    for number in range(40):
         own = seed + number
         rng = random.Random(own)
         world = World(*chain, failing=rng.random() < 0.5)
         faults = rng.choice([0.0, 0.01, 0.05, 0.2])
-        print(f"seed {own}, faults {faults}")
+        moves = rng.random() < 0.7
+        print(f"seed {own}, faults {faults}, moves {moves}")
         for _ in range(rng.randrange(50, 800)):
-            happen(world, rng, faults=faults)
+            happen(world, rng, faults=faults, moves=moves)
         world.heal()
         world.check()
 
@@ -124,6 +150,43 @@ class Histories(RuleBasedStateMachine):
     )
     def restart(self, numbers: set[int], zombies: bool, told: bool) -> None:
         self.world.restart(sorted(numbers), zombies=zombies, told=told)
+
+    @rule(number=st.integers(1, 2))
+    def prepare(self, number: int) -> None:
+        self.world.prepare(number)
+
+    @rule(before=st.booleans())
+    @precondition(lambda self: self.world.next)
+    def greet(self, before: bool) -> None:
+        self.world.greet(before=before)
+
+    @rule()
+    @precondition(lambda self: self.world.next)
+    def hand_over(self) -> None:
+        self.world.hand_over()
+
+    @rule()
+    @precondition(lambda self: self.world.next)
+    def switch(self) -> None:
+        self.world.switch()
+
+    @rule()
+    @precondition(lambda self: self.world.next)
+    def roll_back(self) -> None:
+        self.world.roll_back()
+
+    @rule(which=st.integers(0, 3))
+    @precondition(lambda self: self.world.zombies)
+    def end_one(self, which: int) -> None:
+        self.world.end_one(which)
+
+    @rule(number=st.integers(1, 2))
+    def tell(self, number: int) -> None:
+        self.world.tell(number)
+
+    @rule(number=st.integers(1, 2))
+    def release(self, number: int) -> None:
+        self.world.nodes[number].release()
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
