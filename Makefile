@@ -1,7 +1,7 @@
 # Needs make and Python 3.11 or newer, nothing else: each goal sets up what it needs, once, in .venv.
 #
 #   make demo     a face-recognition pipeline over an edge, a fog and a cloud node, for half a minute
-#   make test     the tests, with coverage
+#   make test     the tests, in two processes, with coverage
 #   make lint     style, types and the layers
 #   make bench    the benchmarks
 #   make clean    remove .venv, caches and build results
@@ -26,7 +26,7 @@ demo: $(STAMPS)/examples
 	@$(BIN)/python examples/demo.py --seconds $(DEMO_SECONDS)
 
 test: $(STAMPS)/examples $(STAMPS)/test
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
@@ -41,6 +41,7 @@ bench: $(STAMPS)/test
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.placement
+	$(BIN)/python -m benchmarks.moves
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov

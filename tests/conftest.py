@@ -24,6 +24,7 @@ GRACE = 2.0
 """Seconds."""
 
 SEED = int(os.environ.get("NOMAD_TEST_SEED") or random.SystemRandom().randrange(2**32))
+os.environ["NOMAD_TEST_SEED"] = str(SEED)  # the processes that pytest-xdist starts have the same
 RUN = f"NOMAD_TEST_RUN={uuid.uuid4().hex}"
 """In the environment of every process that a test starts, so that orphans are found too."""
 

@@ -31,12 +31,14 @@ def test_orphan():
 
 def test_what_a_test_leaves_behind_fails_it(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     conftest = (Path(__file__).parent / "conftest.py").read_text()
     assert "GRACE = 2.0" in conftest
     pytester.makeconftest(conftest.replace("GRACE = 2.0", "GRACE = 0.05"))
     pytester.makepyfile(LEAVERS)
     result = pytester.runpytest_subprocess(
-        "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"
+        *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin"),
+        *("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"),
     )
     result.assert_outcomes(passed=6, errors=5)
     result.stdout.fnmatch_lines_random(
