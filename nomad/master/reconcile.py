@@ -444,7 +444,7 @@ class _Pipeline:
         return Facts(
             wanted=run,
             at_work=run and all(self._ready(op) for op in self.operators.values()),
-            there=not move.switched and present.node == move.order.node,
+            there=not move.switched and self.wanted.node_of(name) == move.order.node,
             target_ready=self.observed.usable(move.order.node),
             old_gone=old_gone,
             new_ready=self._ready(new) and not self._gone(new),
