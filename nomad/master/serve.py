@@ -22,11 +22,10 @@ from nomad.credentials import LOOPBACK_NAMES
 from nomad.errors import UsageError
 from nomad.master import api
 from nomad.master.app import Master
+from nomad.master.http import server
 from nomad.settings import Rest, Settings
 from nomad.topology import Topology
 
-SHUTDOWN = 2.0
-"""Seconds that requests under way get to finish when the interface closes."""
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 
@@ -57,7 +56,7 @@ async def serve(settings: Settings, topology: Topology) -> AsyncIterator[Served]
                 hosts=LOOPBACK_NAMES if loopback else None,
                 max_body=settings.rest.max_body,
             )
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN)
+            runner = server.runner(app)
             await runner.setup()
             try:
                 await web.SockSite(runner, sock).start()

@@ -22,6 +22,7 @@ from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
 from nomad.fanout import Fanout
 from nomad.master import api
 from nomad.master.app import Master
+from nomad.master.http import server
 from nomad.master.views import (
     ConsideredView,
     EventView,
@@ -362,7 +363,7 @@ async def serve(master: Master, **options: Any) -> AsyncIterator[str]:
     """The REST interface of `master` at a URL that the block gets."""
     if isinstance(master, FakeMaster):
         master.loop = asyncio.get_running_loop()
-    runner = web.AppRunner(api.application(master, token=TOKEN, **options), access_log=None)
+    runner = server.runner(api.application(master, token=TOKEN, **options))
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

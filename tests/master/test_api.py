@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,7 @@ from nomad.credentials import LOOPBACK_NAMES
 from nomad.delivery import codec
 from nomad.errors import EnvironmentMismatch, StateError
 from nomad.master import api
+from nomad.master.http import server
 from nomad.master.views import PipelineView
 from nomad.pipeline import build
 from nomad.rest import EventDecoder
@@ -217,6 +219,17 @@ async def test_a_body_that_turns_out_too_large_is_refused() -> None:
         )
         assert problem["status"] == 413
         assert master.pipelines() == []
+
+
+async def test_a_compressed_body_is_not_inflated(rest: Api) -> None:
+    """Neither for those who have no token, who don't even learn that, nor for those who have."""
+    request = {"data": gzip.compress(bytes(1 << 20)), "headers": {"Content-Encoding": "gzip"}}
+    request["headers"] |= {"Content-Type": bundle.MEDIA_TYPE}
+    problem = await rest.problem("POST", "/api/v1/pipelines?start=edge&end=cloud", **request)
+    assert problem["status"] == 415
+    assert problem["detail"] == "The body must be sent as it is, without the Content-Encoding gzip."
+    request["headers"] |= {"Authorization": "Bearer wrong"}
+    assert (await rest.problem("POST", "/api/v1/pipelines?start=edge&end=cloud", **request))["status"] == 401
 
 
 async def test_the_limit_is_64_mib() -> None:
@@ -570,7 +583,7 @@ async def test_an_error_in_mid_stream_is_told(rest: Api, monkeypatch: pytest.Mon
 
 async def test_open_streams_dont_hold_the_end_back() -> None:
     master = FakeMaster()
-    runner = web.AppRunner(api.application(master, token=TOKEN), access_log=None)
+    runner = server.runner(api.application(master, token=TOKEN))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"

@@ -90,6 +90,8 @@ class Body:
         if request.content_type not in self.media_types:
             wanted = " or ".join(self.media_types)
             raise InvalidInput(f"The body must be {wanted}, not {request.content_type}.", status=415)
+        if (coding := request.headers.get("Content-Encoding", "identity")).lower() != "identity":
+            raise InvalidInput(f"The body must be sent as it is, without the Content-Encoding {coding}.", status=415)
         if (request.content_length or 0) > request.client_max_size:
             raise web.HTTPRequestEntityTooLarge(request.client_max_size, request.content_length or 0)
         data = await request.read()
