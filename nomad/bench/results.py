@@ -17,6 +17,8 @@ from nomad.bench.synthetic import Outcome
 from nomad.bench.timeline import Phase
 
 SHARES = (0.5, 0.9, 0.99)
+STORED = 100_000
+"""Latencies that are written down per run: of more, every second, third and so on. Figures are of all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +165,11 @@ def document(results: Results) -> dict[str, Any]:
     """As JSON takes it."""
     runs = []
     for run in results.runs:
-        data = asdict(run)
-        data["times"] = [round(value, 4) for value in run.times]
-        data["latencies"] = [round(value, 6) for value in run.latencies]
+        every = max(1, math.ceil(len(run.times) / STORED))
+        data = asdict(replace(run, times=(), latencies=()))
+        data["every"] = every
+        data["times"] = [round(value, 4) for value in run.times[::every]]
+        data["latencies"] = [round(value, 6) for value in run.latencies[::every]]
         data["figures"] = [asdict(item) for item in results.figures(run)]
         runs.append(data)
     return {
