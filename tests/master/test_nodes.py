@@ -1,0 +1,154 @@
+"""Nodes that are lost and come back: what ran there runs elsewhere at once, what is bound to them waits."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from nomad import bundle, pipeline
+from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
+from nomad.runtime.base import NodeInfo
+from tests.master.fakepods import OPERATORS, Cluster
+from tests.master.test_moves import THREE, settled
+
+NOTICED = 1.0
+"""Virtual seconds within which a lost node is noticed; the promise is 3."""
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(tmp_path / "state", THREE)
+    yield cluster
+    await cluster.runtime.shutdown()
+
+
+async def submit_in_the_middle(cluster: Cluster) -> None:
+    """square alone on fog."""
+    middle = [OPERATORS[0], pipeline.operator(OPERATORS[1], requires={"gpu"}), OPERATORS[2]]
+    cluster.runtime._nodes = [THREE[0], NodeInfo("fog", labels=frozenset({"gpu"})), NodeInfo("cloud")]
+    cluster.master._parts.observer.nodes(cluster.runtime.nodes)
+    data = bundle.make(pipeline.build(middle), cluster.master.signing_key)
+    await cluster.master.submit(data, id="p", start="edge", end="cloud")
+    await cluster.until(lambda: cluster.phase() == "running")
+    assert cluster.operator("square").node == "fog"
+    cluster.runtime._nodes = [NodeInfo(id, labels=frozenset({"gpu"})) for id in ("edge", "fog", "cloud")]
+    await cluster.clock.advance(NOTICED)
+
+
+async def test_what_ran_on_a_lost_node_runs_elsewhere_at_once(cluster: Cluster) -> None:
+    async with cluster.run() as master:
+        await submit_in_the_middle(cluster)
+        before = cluster.clock.now()
+        view = await master.lose_node("fog")
+        assert view.id == "fog"
+        await cluster.until(lambda: cluster.operator("square").node != "fog", passing=0.05)
+        await settled(cluster)
+        assert cluster.clock.now() - before <= NOTICED + 2.0
+        assert not master.node("fog").ready
+        square = cluster.operator("square")
+        assert cluster.pods[square.pod].spec.node == square.node == square.placement.node
+        kinds = cluster.kinds()
+        assert kinds.index("node.lost") < kinds.index("operator.rehomed")
+        assert master.node("fog").operators == []
+
+
+async def test_a_new_master_starts_it_where_it_went(cluster: Cluster) -> None:
+    async with cluster.run(killed=True) as master:
+        await submit_in_the_middle(cluster)
+        await master.lose_node("fog")
+        await cluster.until(lambda: cluster.operator("square").node != "fog", passing=0.05)
+        await settled(cluster)
+        node = cluster.operator("square").node
+    async with cluster.run():
+        await settled(cluster)
+        assert cluster.operator("square").node == node
+
+
+async def test_what_is_bound_to_a_lost_node_waits_for_it(cluster: Cluster) -> None:
+    async with cluster.run() as master:
+        await cluster.submit_and_run()
+        await master.lose_node("cloud")
+        await cluster.until(
+            lambda: "its node cloud is lost, and it is bound to it" in cluster.operator("sink").reason, passing=0.1
+        )
+        assert cluster.phase() == "degraded"
+        assert "is lost" in master.pipeline("p").reason
+        started = len([pod for pod in cluster.runtime.started if "sink" in pod])
+        await cluster.clock.advance(60.0)
+        assert len([pod for pod in cluster.runtime.started if "sink" in pod]) == started
+        await master.restore_node("cloud")
+        await cluster.until(lambda: cluster.phase() == "running", passing=0.1)
+        assert master.node("cloud").ready
+        assert "node.ready" in cluster.kinds()
+
+
+async def test_where_there_is_no_other_node_it_waits_and_says_why(cluster: Cluster) -> None:
+    async with cluster.run() as master:
+        await submit_in_the_middle(cluster)
+        cluster.runtime._nodes = [NodeInfo("edge"), NodeInfo("fog", labels=frozenset({"gpu"})), NodeInfo("cloud")]
+        await master.lose_node("fog")
+        await cluster.until(lambda: "gpu" in cluster.operator("square").reason, passing=0.1)
+        assert "its node fog is lost" in cluster.operator("square").reason
+        assert cluster.phase() == "degraded"
+        await cluster.clock.advance(30.0)
+        assert cluster.kinds().count("operator.rehomed") == 0
+        await master.restore_node("fog")
+        await cluster.until(lambda: cluster.phase() == "running", passing=0.1)
+        assert cluster.operator("square").node == "fog"
+
+
+async def test_a_node_that_cannot_start_it_several_times_is_left(cluster: Cluster) -> None:
+    async with cluster.run():
+        await submit_in_the_middle(cluster)
+        cluster.runtime.fail_starts = ["no memory left"] * 3
+        cluster.runtime.kill("p.square-e1")
+        await cluster.until(lambda: cluster.operator("square").node != "fog", passing=0.05)
+        await settled(cluster)
+        assert "no pod could be started there" in next(
+            event.message for event in cluster.master.events() if event.kind == "operator.rehomed"
+        )
+
+
+async def test_pods_of_a_lost_node_that_are_seen_again_are_ended(cluster: Cluster) -> None:
+    """As on a cluster where a node only couldn't be reached: its pods run on, and are nobody's."""
+    async with cluster.run():
+        await submit_in_the_middle(cluster)
+        cluster.runtime._lost.add("fog")
+        await cluster.until(lambda: cluster.operator("square").epoch == 2, passing=0.05)
+        await settled(cluster)
+        assert "p.square-e1" not in cluster.runtime.running()
+        failure = cluster.operator("square").last_failure
+        assert failure is not None
+        assert failure.message == "its node fog is lost"
+
+
+async def test_a_lost_node_is_nowhere_to_go(cluster: Cluster) -> None:
+    async with cluster.run() as master:
+        await cluster.submit_and_run()
+        await master.lose_node("fog")
+        await cluster.until(lambda: not master.node("fog").ready, passing=0.1)
+        with pytest.raises(InvalidRequestError, match="'fog' is lost"):
+            await master.move("p", "square", "fog")
+        with pytest.raises(InvalidRequestError, match="'fog' is lost"):
+            await cluster.submit("q", pins={"square": "fog"})
+        await cluster.submit("q")
+        assert all(op.node != "fog" for op in master.pipeline("q").operators)
+        with pytest.raises(NotFoundError):
+            await master.lose_node("moon")
+
+
+async def test_real_nodes_cannot_be_made_to_fail(cluster: Cluster) -> None:
+    class Real:
+        def __getattr__(self, name: str) -> object:
+            if name in ("lose_node", "restore_node"):
+                raise AttributeError(name)
+            return getattr(cluster.runtime, name)
+
+    async with cluster.run() as master:
+        parts = master._parts
+        runtime, parts.runtime = parts.runtime, Real()  # type: ignore[assignment]
+        with pytest.raises(ConflictError, match="are real"):
+            await master.lose_node("fog")
+        parts.runtime = runtime
