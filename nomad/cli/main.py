@@ -10,7 +10,7 @@ import click
 
 import nomad
 from nomad import errors
-from nomad.cli import bench, cluster, common, explain, pipelines, plan, programs
+from nomad.cli import bench, cluster, common, explain, pipelines, plan, profile, programs
 from nomad.cli.up import up
 
 EXIT_CODES = """\b
@@ -104,7 +104,7 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "nomad", "_NOMAD_COMPLETE").source())
 
 
-MODULES = (programs, pipelines, explain, cluster, plan, bench)
+MODULES = (programs, pipelines, explain, cluster, plan, profile, bench)
 for command in (up, *(command for module in MODULES for command in module.COMMANDS)):
     cli.add_command(command)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -44,6 +45,12 @@ codec_option = click.option(
 @click.option("--end", metavar="NODE", help="Node of the last operator.  [default: end_node in FILE]")
 @click.option("--id", metavar="ID", help="Name of the pipeline.  [default: pipeline_id in FILE, else made up]")
 @codec_option
+@click.option(
+    "--profile",
+    metavar="PROFILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What the operators are expected to cost, as `nomad profile FILE --json` says.  [default: profile in FILE]",
+)
 @click.option("--no-moves", is_flag=True, help="Nomad moves no operator by itself.")
 @click.option(
     "--pin", "pins", metavar="OPERATOR=NODE", multiple=True, help="Bind an operator to a node; can be repeated."
@@ -58,6 +65,7 @@ async def submit(
     end: str | None,
     id: str | None,
     codec: str,
+    profile: Path | None,
     no_moves: bool,
     pins: tuple[str, ...],
     watch: bool,
@@ -75,7 +83,7 @@ async def submit(
         end=end,
         id=id or program.id,
         codec=codec,
-        profile=program.profile,
+        profile=program.profile if profile is None else _profile(profile),
         moves=not no_moves,
         pins=parse_pins(pins),
     )
@@ -145,6 +153,17 @@ def parse_pins(pins: tuple[str, ...]) -> dict[str, str]:
         if parsed.setdefault(operator, node) != node:
             raise click.BadParameter(f"{operator!r} can't be on {parsed[operator]} and on {node}", param_hint="--pin")
     return parsed
+
+
+def _profile(path: Path) -> Any:
+    """A list of maps; what is in them is checked where pipelines are built."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise UsageError(f"{path} is not JSON: {exc}") from exc
+    if not (isinstance(content, list) and all(isinstance(entry, dict) for entry in content)):
+        raise UsageError(f"{path} is no profile: that is a list with a map for each operator")
+    return content
 
 
 def _accepted(status: PipelineView) -> str:
