@@ -59,6 +59,7 @@ def draw(results: Results, folder: Path, *, form: str = "svg") -> list[Path]:
 def _draw(results: Results, runs: Sequence[Run], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     with mpl.rc_context({"svg.hashsalt": results.sha256, "font.size": 9, "svg.fonttype": "none"}):
         figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
@@ -68,14 +69,16 @@ def _draw(results: Results, runs: Sequence[Run], path: Path) -> None:
         _events(axes, runs[0])
         _moves(axes, runs)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(0, results.duration)
         axes.set_xlabel("seconds")
         axes.set_ylabel("latency, ms (median; 10 to 90 %)")
         axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none", ncols=len(runs))
-        axes.set_title(f"{results.scenario}: latency from source to sink", loc="left", fontsize=10)
+        figure.legend(loc="outside upper left", frameon=False, ncols=len(runs))
+        figure.suptitle(results.about or results.scenario, x=0.99, ha="right", fontsize=9, color="#555555")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
         plt.close(figure)
 
@@ -128,25 +131,25 @@ MANY_MOVES = 12
 
 
 def _moves(axes: Any, runs: Sequence[Run]) -> None:
-    """A triangle at the top where each move was done, in the policy's colour."""
+    """A triangle at the top where each move switched, in the policy's colour."""
     spare = iter(OTHERS)
     for run in runs:
         colour = COLOURS.get(run.policy) or next(spare, "#777777")
         done = [move for move in run.moves if move.finished is not None and move.state == "done"]
         for number, move in enumerate(done):
             axes.plot(
-                [move.finished], [0.87], marker="v", color=colour, transform=axes.get_xaxis_transform(), clip_on=False
+                [move.switched], [0.97], marker="v", color=colour, transform=axes.get_xaxis_transform(), clip_on=False
             )
             if len(done) < MANY_MOVES:
-                _name(axes, move, colour, 0.81 - 0.05 * (number % 3))
+                _name(axes, move, colour, 0.955 - 0.05 * (number % 3))
 
 
 def _name(axes: Any, move: Moved, colour: str, height: float) -> None:
     axes.annotate(
         f"{move.operator} to {move.target}",
-        (move.finished, height),
+        (move.switched, height),
         xycoords=("data", "axes fraction"),
-        xytext=(4, 0),
+        xytext=(6, 0),
         textcoords="offset points",
         color=colour,
         fontsize=8,

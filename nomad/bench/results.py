@@ -53,6 +53,12 @@ class Moved:
     gap: float | None = None
     """The longest time between two arrivals meanwhile, less the usual one; where each arrival is known."""
 
+    @property
+    def switched(self) -> float | None:
+        """When messages had gone over to the new place; what follows is the old one's end."""
+        after = sum(phase["seconds"] for phase in self.phases if phase["name"] == "stopping")
+        return None if self.finished is None else self.finished - after
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

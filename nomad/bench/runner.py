@@ -91,8 +91,8 @@ class Subject:
 
     shaped: Shaped
     profile: Sequence[dict[str, float]] | None
-    functions: Callable[[Path], Any]
-    """The operators, for one run with this folder."""
+    functions: Callable[[Path, int], Any]
+    """The operators, for one run with this folder and this seed."""
 
     @classmethod
     def of(cls, scenario: Scenario) -> Subject:
@@ -117,7 +117,9 @@ class Subject:
         return cls(
             Shaped(operators, form.start, form.end),
             profile if form.profiled else None,
-            lambda folder: synthetic.functions(folder, made, form.message_bytes),
+            lambda folder, seed: synthetic.functions(
+                folder, made, form.message_bytes, seed if form.arrivals == "random" else None
+            ),
         )
 
     @classmethod
@@ -142,7 +144,7 @@ class Subject:
             )
             for number, op in enumerate(built.operators)
         )
-        return cls(Shaped(operators, start, end), profile or None, lambda folder: found.operators)
+        return cls(Shaped(operators, start, end), profile or None, lambda folder, seed: found.operators)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ async def _submit(task: _Task, cluster: Cluster, chosen: Chosen, folder: Path) -
         now = timeline.conditions(scenario, task.steps, -1.0)
         synthetic.turn(folder, rate=now.rate, work=now.work)
     return await cluster.submit(
-        subject.functions(folder),
+        subject.functions(folder, task.seed),
         start=subject.shaped.start,
         end=subject.shaped.end,
         id=ID,

@@ -25,7 +25,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import ErrorDetails
@@ -80,6 +80,8 @@ class PipelineForm(_Form):
     rate: Rate | None = None
     """Messages per second of the source; of a program, what its source gives: the best placement depends on it."""
     message_bytes: Annotated[Bytes, Field(ge=LEAST_MESSAGE)] = 1024
+    arrivals: Literal["even", "random"] = "even"
+    """Whether a synthetic source sends evenly or at random, as the run's seed has it (a Poisson process)."""
     profiled: bool = True
     """Whether Nomad is told of the synthetic operators' work and output, or has to find out."""
     start: str | None = None
@@ -94,7 +96,7 @@ class PipelineForm(_Form):
     def _one_kind(self) -> Self:
         if (self.program is None) == (not self.operators):
             raise ValueError("give either `program: FILE` or `operators: [...]`")
-        if self.program is not None and (wrong := self.model_fields_set & {"message_bytes", "profiled"}):
+        if self.program is not None and (wrong := self.model_fields_set & {"message_bytes", "arrivals", "profiled"}):
             raise ValueError(f"{sorted(wrong)[0]!r} is for synthetic pipelines; a program has a source of its own")
         if self.program is None and (missing := [k for k in ("start", "end", "rate") if getattr(self, k) is None]):
             raise ValueError(f"say where it starts and ends, and how fast its source is: {missing[0]!r} is missing")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -67,14 +68,15 @@ def turn(folder: Path, *, rate: float | None = None, work: dict[str, float] | No
 
 
 class Source:
-    """Numbers, at a rate."""
+    """Numbers, at a rate: evenly, or with a `seed` at random (a Poisson process)."""
 
-    def __init__(self, folder: Path, message_bytes: int) -> None:
+    def __init__(self, folder: Path, message_bytes: int, seed: int | None = None) -> None:
         self.folder = folder
         self.padding = bytes(message_bytes - HEADER.size)
+        self.seed = seed
 
     def __call__(self) -> Iterator[bytes]:
-        knobs = Knobs(self.folder)
+        knobs, chance = Knobs(self.folder), random.Random(self.seed)
         sent = os.open(self.folder / "sent", os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             due, number = time.monotonic(), 0
@@ -84,7 +86,8 @@ class Source:
                     time.sleep(due - now)
                 elif now - due > LATE:
                     due = now
-                due += 1.0 / knobs.read()["rate"]
+                rate = knobs.read()["rate"]
+                due += 1.0 / rate if self.seed is None else chance.expovariate(rate)
                 os.pwrite(sent, str(number + 1).encode(), 0)  # a count only grows, so it covers the one before
                 yield HEADER.pack(number, time.time_ns()) + self.padding
                 number += 1
@@ -134,10 +137,15 @@ class Made:
     """MiB; None is the default of any operator."""
 
 
-def functions(folder: Path, operators: Iterable[Made], message_bytes: int) -> list[Callable[..., Any]]:
-    """The pipeline's operators, for one run in `folder`, whose knobs must be there when it starts."""
+def functions(
+    folder: Path, operators: Iterable[Made], message_bytes: int, seed: int | None = None
+) -> list[Callable[..., Any]]:
+    """The pipeline's operators, for one run in `folder`, whose knobs must be there when it starts.
+
+    With a `seed` the source sends at random.
+    """
     return [
-        source(Source(folder, message_bytes), name=SOURCE),
+        source(Source(folder, message_bytes, seed), name=SOURCE),
         *(operator(Work(folder, op.name, op.output_bytes), name=op.name, memory=op.memory) for op in operators),
         operator(Sink(folder), name=SINK),
     ]

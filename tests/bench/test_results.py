@@ -103,6 +103,34 @@ def test_the_synthetic_operators_keep_numbers_and_sizes(tmp_path: Path) -> None:
     source.close()
 
 
+def test_a_seed_makes_the_same_random_arrivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synthetic.turn(tmp_path, rate=1000.0)
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(synthetic.time, "monotonic", lambda: now)
+    monkeypatch.setattr(synthetic.time, "sleep", sleep)
+
+    def gaps(seed: int | None) -> list[float]:
+        source, found = synthetic.Source(tmp_path, 24, seed)(), []
+        next(source)
+        for _ in range(500):
+            before = now
+            next(source)
+            found.append(round(now - before, 9))
+        source.close()
+        return found
+
+    assert set(gaps(None)) == {0.001}
+    first = gaps(1)
+    assert sum(first) == pytest.approx(0.5, rel=0.2)
+    assert first == pytest.approx(gaps(1), abs=1e-8)
+    assert first != pytest.approx(gaps(2), abs=1e-8)
+
+
 def some_results() -> Results:
     move = Moved(
         "x", "a", "b", "drift", "it pays", "done", 4.0, 5.0, [{"name": "starting", "seconds": 1.0}], 0.01, 0, 0
