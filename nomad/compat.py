@@ -60,9 +60,9 @@ def get_nodes(connection_str: str | None = None, *, master_conn_str: str | None 
 
 def get_last_output(operator_id: str, connection_str: str | None = None, *, master_conn_str: str | None = None) -> Any:
     """The last value that an operator returned; None before the first, and when it is larger than 64 KiB."""
-    pipeline, dot, name = operator_id.partition(".")
-    if not dot:
+    if not isinstance(operator_id, str) or "." not in operator_id:
         raise UsageError(f"an operator's id looks like pipeline.name, not {operator_id!r}")
+    pipeline, _, name = operator_id.partition(".")
 
     async def call(cluster: Cluster) -> Any:
         return await (await cluster.pipeline(pipeline)).last_output(name)

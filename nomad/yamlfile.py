@@ -77,6 +77,8 @@ def parse(text: str, source: str, error: type[UsageError]) -> Document:
         return Document(yaml.safe_load(text), root, source)
     except yaml.YAMLError as exc:
         raise error(f"{source} isn't valid YAML: {exc}") from exc
+    except RecursionError:
+        raise error(f"{source} nests lists or maps too deeply to be read") from None
 
 
 def validate(

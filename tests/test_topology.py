@@ -93,6 +93,12 @@ def test_what_is_wrong_is_said_with_its_place(text: str, said: str) -> None:
     assert re.search(said.replace("(", r"\(").replace(")", r"\)"), str(caught.value))
 
 
+@pytest.mark.parametrize("deep", ["[" * 5000 + "]" * 5000, "{a: " * 5000 + "}" * 5000, "- " * 5000])
+def test_what_is_nested_too_deeply(deep: str) -> None:
+    with pytest.raises(TopologyError, match=r"^deep\.yaml nests lists or maps too deeply to be read$"):
+        topology.parse(deep, source="deep.yaml")
+
+
 def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(TopologyError) as caught:
         topology.parse("nodes: {a: {speed: -1, cores: 0}}")

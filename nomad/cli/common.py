@@ -74,7 +74,10 @@ class Out:
             table.add_column(header, overflow="ellipsis", no_wrap=True, min_width=len(header))
         for row in rows:
             table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-        Console(highlight=False, width=None if sys.stdout.isatty() else 10_000).print(table)
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+        with console.capture() as text:
+            console.print(table)
+        click.echo(text.get(), nl=False)
 
 
 def plain(data: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import warnings
 from typing import Any, TextIO
@@ -16,7 +18,7 @@ from nomad.cli.up import up
 EXIT_CODES = """\b
 Exit codes:
   0  done
-  1  a mistake in Nomad itself
+  1  a mistake in Nomad itself, or nobody takes the output: the disk is full, the reader has gone
   2  wrong usage of the command line
   3  no master answers
   4  the token is missing or wrong
@@ -35,6 +37,10 @@ _CODES: tuple[tuple[type[errors.NomadError], int], ...] = (
     (common.PipelineFailed, 8),
     (common.MoveFailed, 8),
 )
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Why a write to standard output fails; that its reader has gone is seen to by click."""
 
 
 def exit_code(exc: errors.NomadError) -> int:
@@ -111,7 +117,14 @@ for command in (up, *(command for module in MODULES for command in module.COMMAN
 
 def main() -> None:
     """The console script."""
-    cli(prog_name="nomad")
+    try:
+        cli(prog_name="nomad")
+    except OSError as exc:
+        if exc.errno not in _FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again when it ends
+        click.echo(f"{click.style('Error:', fg='red')} the output can't be written: {exc.strerror}", err=True)
+        sys.exit(1)
 
 
 def _show_warning(

@@ -8,7 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,16 @@ TRANSPORTS = ("unix", "tcp", "zmq+ipc", "zmq+tcp")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class StateFolder(click.Path):
+    """A folder with a name: an empty one, from a variable that isn't set, would be the present folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        if value == "":
+            self.fail("the name of the folder is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command(short_help="Run a cluster on this machine.")
 @click.option("--node", "names", metavar="NAME", multiple=True, help="A node of the cluster; can be repeated.")
 @click.option(
@@ -39,7 +49,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--state",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=StateFolder(file_okay=False, path_type=Path),
     help="Where pipelines are kept.  [default: NOMAD_STATE_DIR, else the user's state folder]",
 )
 @click.option("--transport", type=click.Choice(TRANSPORTS), help="How operators talk to each other.  [default: unix]")
@@ -130,5 +140,5 @@ async def _print_events(happened: AsyncIterator[EventView], out: Out, *, quiet: 
         if not quiet:
             try:
                 show_event(out, event)
-            except BrokenPipeError:  # nobody reads any more; the cluster goes on
+            except OSError:  # nobody reads any more, or the disk is full; the cluster goes on
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -51,6 +52,26 @@ def test_help_tells_the_exit_codes() -> None:
     text = CliRunner().invoke(cli, ["--help"]).stdout
     for line in ("0  done", "2  wrong usage", "3  no master answers", "8  the pipeline failed"):
         assert line in text
+
+
+@pytest.mark.parametrize("command", [["version"], ["--help"], ["nodes"], ["ls", "--json"]], ids=" ".join)
+def test_nobody_takes_the_output(nomad: Nomad, command: list[str]) -> None:
+    """The reader of a pipe that has gone is no news, a full disk is."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    for output, said in ((writer, ""), (os.open("/dev/full", os.O_WRONLY), "the output can't be written: No space")):
+        result = subprocess.run(
+            [sys.executable, "-m", "nomad", *command],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
+            check=False,
+        )
+        os.close(output)
+        assert result.returncode == 1
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == bool(said)
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))

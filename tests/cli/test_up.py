@@ -196,6 +196,7 @@ def test_no_topology_file(state: Path) -> None:
         (("--node", "a", "--topology", "b"), "--node and --topology exclude each other", 2),
         (("--node", "a", "--port", "70000"), "70000 is not in the range 0<=x<=65535", 2),
         (("--node", "a", "--transport", "pigeon"), "'pigeon' is not one of", 2),
+        (("--node", "a", "--state", ""), "Invalid value for '--state': the name of the folder is empty", 2),
     ],
 )
 def test_bad_options(state: Path, args: tuple[str, ...], message: str, code: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -113,9 +114,10 @@ def test_nothing_is_changed_by_halves(conn: str) -> None:
     assert (nomad.get_node_profiling(conn), nomad.get_network_profiling(conn)) == (nodes, links)
 
 
-def test_an_id_that_is_none(conn: str) -> None:
-    with pytest.raises(UsageError, match="looks like pipeline.name, not 'square'"):
-        nomad.get_last_output("square", conn)
+@pytest.mark.parametrize("id", ["square", 5, None])
+def test_an_id_that_is_none(conn: str, id: Any) -> None:
+    with pytest.raises(UsageError, match=f"looks like pipeline.name, not {id!r}"):
+        nomad.get_last_output(id, conn)
 
 
 def test_no_master() -> None:
