@@ -30,8 +30,8 @@ FIRST_ADDRESS = IPv4Address("10.77.0.1")
 NETWORK_BITS = 16
 """Every set of namespaces uses the same addresses: none of them is connected to anything else."""
 MTU = 9000
-"""Bytes of a packet between namespaces. Larger ones fill a slow link's queue with a few packets, smaller ones cost the
-switch of `tun` more: 1500 halve its throughput (docs/bench-links.md)."""
+"""Bytes of a packet between namespaces. Larger ones fill a slow link's queue with a few of them, smaller ones cost the
+switch of `tun` more for the same throughput (docs/bench-links.md)."""
 KEEPER_SECONDS = 10.0
 """How long the keeper may take to remove everything."""
 

@@ -195,26 +195,22 @@ class Program:
                 except KeyError:
                     raise _Refused(f"there is no link from {source!r} to {target!r}") from None
             return None
-        status = Path("/proc/self/status").read_text()
-        memory = (
-            int(status.partition("VmHWM:")[2].split()[0]) << 10
-        )  # KiB; rusage counts the process that forked it, too
+        status = Path("/proc/self/status").read_text()  # rusage would count the process that forked this one, too
+        memory = int(status.partition("VmHWM:")[2].split()[0]) << 10
         return {**self._switch.stats(), "refused": self._refused, "cpu": time.process_time(), "memory": memory}
 
     def _open(self, ports: list[dict[str, str]], bits: int, mtu: int, seed: int) -> dict[str, bool]:
         self._switch = Switch(seed)
         self._switch.add_ports([(port["node"], IPv4Address(port["address"]).packed) for port in ports])
-        for number, port in enumerate(ports):
-            self._devices.append(
-                device(f"nomad{os.getpid()}.{number}"[:15], port["namespace"], port["address"], bits, mtu)
-            )
+        for port in ports:
+            self._devices.append(device(f"nomad{os.getpid()}", port["namespace"], port["address"], bits, mtu))
         return {"real_time": _real_time()}
 
 
 def device(made_as: str, namespace: str, address: str, bits: int, mtu: int) -> int:
     """A new TUN device in the namespace, up; its descriptor, which doesn't block. It goes when that is closed.
 
-    Raises `UsageError`.
+    For a moment it has the name `made_as` outside of it. Raises `UsageError`.
     """
     try:
         descriptor = os.open(TUN, os.O_RDWR | os.O_NONBLOCK)
