@@ -31,6 +31,9 @@ MANY_NODES = 16
 MOST_PAIRS_NODES = 64
 """Clusters of up to so many nodes have all their pairs probed; larger ones use network coordinates."""
 
+FIRST_PROBES = 2
+"""Of each directed link in the beginning."""
+
 REFRESH = 2.0
 """Seconds after which a latency that a decision may need is measured again."""
 
@@ -40,7 +43,7 @@ COORDINATE_ROUND = 5.0
 NEIGHBOURS = 6
 """On large clusters every node probes so many others, different ones each time, once in so many seconds."""
 
-MOST_PER_ROUND = 20
+MOST_PER_ROUND = 40
 MOST_AT_ONCE = 40
 """Probes that are begun in one look, and that are under way; they share their process with the master."""
 
@@ -144,8 +147,9 @@ class Survey:
                 state = self._ways.setdefault(way, _Way())
                 if state.busy or now < state.not_before:
                     continue
-                if not state.probes:
-                    due.append((0, 0.0, way))
+                if state.probes < FIRST_PROBES:
+                    back = self._ways.setdefault((way[1], way[0]), _Way())
+                    due.append((0, float(state.probes + back.probes), way))
                 elif needed and way == (a, b) and (latency is None or now - latency.updated >= REFRESH):
                     due.append((1, 0.0 if latency is None else latency.updated, way))
                 elif self._transfer_due(way, state, now, needed=needed):
