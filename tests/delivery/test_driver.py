@@ -9,7 +9,7 @@ import pytest
 
 from nomad.clock import Clock, SystemClock
 from nomad.control import Shape
-from nomad.delivery import driver, outlink
+from nomad.delivery import driver, frames, inlink, outlink
 from nomad.delivery.inlink import InLink, InPort
 from nomad.delivery.outlink import OutLink
 from nomad.delivery.receiver import Receiver
@@ -45,8 +45,8 @@ class Ends:
         self.ports.append(port)
         return link, await port.listen("inproc:")
 
-    def sender(self, epoch: int = 1, clock: Clock | None = None, key: bytes = KEY) -> OutLink:
-        link = OutLink(Sender(LINK, epoch), key, clock or SystemClock())
+    def sender(self, epoch: int = 1, clock: Clock | None = None, key: bytes = KEY, *, quiet: bool = False) -> OutLink:
+        link = OutLink(Sender(LINK, epoch, quiet=quiet), key, clock or SystemClock())
         self.tasks.append(asyncio.create_task(link.run()))
         return link
 
@@ -310,3 +310,204 @@ async def test_a_replaced_connection_leaves_nothing_behind() -> None:
         inbound.flush()
         second.set_peer(address, 1, PLAIN)
         await until(lambda: inbound.receiver.peer_epoch == 2)
+
+
+# A receiver that moves
+
+
+async def test_a_receiver_that_was_greeted_beforehand_is_sent_to_at_once() -> None:
+    async with ends() as made:
+        (before, here), (after, there) = await made.receiver(1), await made.receiver(2)
+        out = made.sender()
+        met: list[tuple[int, int]] = []
+        out.met = lambda: met.append(out.peers)
+        out.set_peer(here, 1, PLAIN)
+        out.set_standby(there, 2, PLAIN)
+        submit(out.sender, [1])
+        out.flush()
+        await until(lambda: out.peers == (1, 2) and before.receiver.accepted)
+        assert after.peers == (0, 1)
+        out.set_peer(there, 2, PLAIN)
+        assert out.peers == (2, 0)
+        assert out.connected
+        out.set_standby(None, 0, PLAIN)
+        submit(out.sender, [2])
+        out.flush()
+        await until(lambda: after.receiver.accepted == 2)
+        await until(lambda: before.receiver.accepted == 2)  # the one before goes on getting what is new
+        assert work(after.receiver) == work(before.receiver) == [1, 2]
+        assert after.peers == (1, 0)
+        assert out.reconnects == 1
+        assert met[-1] == (2, 0)
+        before.cut()
+        submit(out.sender, [3])
+        out.flush()
+        await until(lambda: after.receiver.accepted == 3)
+
+
+async def test_the_one_before_is_left_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlink, "TAIL_SECONDS", 0.02)
+    async with ends() as made:
+        (before, here), (after, there) = await made.receiver(1), await made.receiver(2)
+        out = made.sender()
+        out.set_peer(here, 1, PLAIN)
+        out.set_standby(there, 2, PLAIN)
+        await until(lambda: out.peers == (1, 2) and before.connected)
+        out.set_peer(there, 2, PLAIN)
+        await until(lambda: not before.connected)
+        submit(out.sender, [1])
+        out.flush()
+        await until(lambda: after.receiver.accepted)
+        assert before.receiver.accepted == 0
+
+
+async def test_what_was_on_the_way_to_the_one_before_arrives() -> None:
+    async with ends() as made:
+        (before, here), (_, there) = await made.receiver(1), await made.receiver(2)
+        out = made.sender()
+        out.set_peer(here, 1, Shape(latency=0.05))
+        out.set_standby(there, 2, PLAIN)
+        await until(lambda: out.peers == (1, 2))
+        submit(out.sender, [1])
+        out.flush()
+        out.set_peer(there, 2, PLAIN)
+        await until(lambda: before.receiver.accepted)
+
+
+async def test_a_connection_that_stands_by_comes_back_after_every_cut() -> None:
+    async with ends() as made:
+        after, there = await made.receiver(2)
+        out = made.sender()
+        out.set_standby(there, 2, PLAIN)
+        for _ in range(5):
+            await until(lambda: out.peers == (0, 2) and after.peers == (0, 1))
+            after.cut()
+            await until(lambda: out.peers == (0, 0))
+        await until(lambda: out.peers == (0, 2))
+        out.set_standby(there, 2, Shape(latency=0.001))
+        assert out.peers == (0, 2), "another shape alone changes nothing"
+        out.set_standby(None, 0, PLAIN)
+        assert out.peers == (0, 0)
+        await until(lambda: after.peers == (0, 0))
+
+
+async def test_a_next_instance_that_is_too_old_is_refused() -> None:
+    async with ends() as made:
+        _, there = await made.receiver(2)
+        out = made.sender()
+        out.set_standby(there, 3, PLAIN)
+        await until(lambda: out.fenced)
+        assert "the next receiver is of epoch 2, not 3" in str(out.last_error)
+        assert out.peers == (0, 0)
+
+
+async def test_an_instance_that_is_the_peer_already_needs_no_standby() -> None:
+    async with ends() as made:
+        inbound, address = await made.receiver()
+        out = made.sender()
+        out.set_peer(address, 1, PLAIN)
+        out.set_standby(address, 1, PLAIN)
+        await until(lambda: inbound.connected)
+        assert out.peers == (1, 0)
+
+
+async def test_a_next_instance_that_falls_silent_is_dialed_anew() -> None:
+    clock = VirtualClock()
+    async with ends() as made:
+        link = InLink(Receiver(LINK, 2, window_messages=4, window_bytes=100), KEY, clock)
+        port = InPort({LINK: link})
+        made.ports.append(port)
+        there = await port.listen("inproc:")
+        out = made.sender(clock=clock)
+        met: list[tuple[int, int]] = []
+        out.met = lambda: met.append(out.peers)
+        out.set_standby(there, 2, PLAIN)
+        await until(lambda: out.peers == (0, 2))
+        await clock.advance(GIVE_UP * 3)
+        assert met[-1] == (0, 2)
+        assert met.count((0, 2)) == 1, "it answers"
+        link.set_peer(0, Shape(latency=1e6))
+        await clock.advance(GIVE_UP + SILENCE + 0.1)
+        await until(lambda: met.count((0, 2)) == 2)
+
+
+# A sender that moves
+
+
+async def test_the_next_sender_waits_until_it_has_something_to_send() -> None:
+    async with ends() as made:
+        inbound, address = await made.receiver()
+        old, new = made.sender(1), made.sender(2, quiet=True)
+        old.set_peer(address, 1, PLAIN)
+        await until(lambda: inbound.peers == (1, 0))
+        new.set_peer(address, 1, PLAIN)
+        await until(lambda: inbound.peers == (1, 2) and new.peers == (1, 0))
+        submit(old.sender, ["old"], first=1)
+        old.flush()
+        await until(lambda: inbound.receiver.accepted == 1)
+        old.cut()
+        await until(lambda: old.reconnects == 1 and inbound.peers == (1, 2))
+        submit(new.sender, ["old", "new"], first=1)
+        new.sender.release()
+        new.flush()
+        await until(lambda: inbound.peers == (2, 0))
+        await until(lambda: inbound.receiver.accepted == 2)
+        await until(lambda: old.fenced)
+        assert work(inbound.receiver) == ["old", "new"]
+
+
+async def test_the_next_sender_is_asked_when_nobody_is_heard() -> None:
+    async with ends() as made:
+        inbound, address = await made.receiver()
+        old, new = made.sender(1), made.sender(2, quiet=True)
+        old.set_peer(address, 1, PLAIN)
+        await until(lambda: inbound.connected)
+        new.set_peer(address, 1, PLAIN)
+        submit(new.sender, ["new"], first=1)
+        await until(lambda: inbound.peers == (1, 2))
+        old.set_peer(None, 1, PLAIN)
+        await until(lambda: inbound.receiver.accepted)
+        assert inbound.peers == (2, 0)
+
+
+async def test_acknowledgements_to_the_next_sender_have_a_shape_of_their_own() -> None:
+    async with ends() as made:
+        inbound, address = await made.receiver()
+        inbound.set_peer(1, Shape(latency=1e6))
+        inbound.set_standby(2, PLAIN)
+        new = made.sender(2)
+        new.set_peer(address, 1, PLAIN)
+        submit(new.sender, [1])
+        await until(lambda: inbound.receiver.accepted)
+        work(inbound.receiver)
+        inbound.receiver.settle(0, 0.0)
+        inbound.flush()
+        await until(lambda: new.sender.settled == 1)
+
+
+async def test_only_so_many_connections_wait() -> None:
+    async with ends() as made:
+        inbound, address = await made.receiver()
+        for epoch in (2, 3, 4, 5, 1, 1):
+            made.sender(epoch, quiet=True).set_peer(address, 1, PLAIN)
+            await until(lambda: inbound.peers[1])
+        await until(lambda: inbound.peers == (0, 5))
+        assert len(inbound._waiting) <= inlink.MOST_WAITING
+        inbound.set_peer(6, PLAIN)
+        await until(lambda: inbound.peers == (0, 0))
+
+
+async def test_a_sender_that_waits_is_answered_and_may_send_nothing_else() -> None:
+    async with ends() as made:
+        inbound, address = await made.receiver()
+        raw = await registry.connect(address)
+        await driver.shake_dialer(raw, KEY, LINK, {"epoch": 1})
+        raw.write([frames.Ping().pack(), frames.Pong().pack()])
+        heard: list[frames.AnyFrame] = []
+        while frames.Pong() not in heard:
+            heard += map(frames.unpack, await raw.recv())
+        assert inbound.peers == (0, 1)
+        raw.write([frames.Ack(0, 0, 0, 0, 0.0).pack()])
+        await raw_ended(raw)
+        await until(lambda: inbound.peers == (0, 0))
+        raw.abort()
