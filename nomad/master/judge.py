@@ -6,11 +6,13 @@ joins the book, the detectors of change and the problem; the rules are `drift`'s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nomad.master.problem import Knowledge, Placed, build, rates
 from nomad.measure.book import Book
+from nomad.measure.survey import MOST_PAIRS_NODES
 from nomad.pipeline import PipelineSpec
 from nomad.runtime.base import NodeInfo
 from nomad.scheduler import detect, drift
@@ -101,6 +103,11 @@ class Judge:
         knowledge = Knowledge(self._book, levels)
         for signal, level in self._tracks.levels(now):
             levels[signal], errors[signal] = level.value, level.error
+        if len(scene.nodes) > MOST_PAIRS_NODES:
+            for a, b in itertools.combinations(sorted(node.id for node in scene.nodes), 2):
+                link = self._book.link(a, b)
+                if link.derived and link.latency is not None:
+                    errors["latency", (a, b)] = link.latency.deviation
         overloaded = self.overloaded(spec)
         return Situation(
             problem=build(

@@ -5,7 +5,7 @@ level depends on what the quantity does:
 
     calm       the mean since its last change, over at most `WINDOW` samples; its error shrinks with their number
     moving     within `MOVING` seconds of a change: the mean of the last `RECENT` samples, all of them after the change
-    restless   it changed up and down within `RESTLESS` seconds: the mean over about that time, with its spread as error
+    restless   it swung up and down within `RESTLESS` seconds: the mean over about that time, with its spread as error
 
 What is moving, and isn't further from that long mean than `NEWS` times its spread, counts as if restless.
 
@@ -29,6 +29,8 @@ THRESHOLD = 7.5
 """Deviations: two samples beyond `CLIP` in a row reach it, one alone doesn't, however far it is off."""
 RECENT = 3
 """Samples: on a ramp the mean of so many is one sample behind, and has little more than half the noise of one."""
+SWING = 4.0
+"""Deviations from which on a movement counts as one half of restlessness, though not as a change."""
 CLIP = 5.0
 """Deviations that one sample counts at most."""
 LEARNING = 4
@@ -39,6 +41,8 @@ MOVING = 10.0
 """Seconds. A ramp brings the next change within that time, and a step has settled."""
 RESTLESS = 60.0
 """Seconds: what goes up and comes down within a minute isn't worth following, since a move pays over minutes."""
+CALM = 1.25
+"""What was restless is calm again when its spread is at most this many times its noise. Noise alone has 0.8."""
 NEWS = 3.0
 """Spreads, mean absolute deviations: a wave, of whatever form, stays within 2 of them."""
 RELATIVE_FLOOR = 0.1
@@ -84,8 +88,10 @@ class Track:
         """When the last change was found that wasn't restlessness."""
         self.direction = 0
         """Of the last change: 1 up, -1 down, 0 there was none."""
-        self._found_at = self._restless_until = -math.inf
+        self._found_at = self._swung_at = -math.inf
+        self._restless = False
         self._up = self._down = 0.0
+        self._last_swing = (0, -math.inf, 0.0)  # direction, time and value
         self._samples = 0  # since the last change, at most WINDOW
         self._differences = 0  # at most SMOOTHED
         self._recent: deque[float] = deque(maxlen=RECENT)
@@ -111,38 +117,49 @@ class Track:
             self.deviation += (differs - self.deviation) / self._differences
         self._recent.append(value)
         self._feed_long(value, now)
+        if self._restless and now >= self._swung_at + RESTLESS and self._spread <= CALM * scale:
+            self._restless = False
         if self._differences < LEARNING:
             return
+        before = max(self._up, self._down)
         off = min(CLIP, max(-CLIP, off / scale))
         self._up = max(0.0, self._up + off - ALLOWANCE)
         self._down = max(0.0, self._down - off - ALLOWANCE)
-        if max(self._up, self._down) >= THRESHOLD:
-            self._change(1 if self._up > self._down else -1, now)
+        most, direction = max((self._up, 1), (self._down, -1))
+        if before < SWING <= most:
+            self._swing(direction, now)
+        if most >= THRESHOLD:
+            self._change(direction, now)
 
     def level(self, now: float) -> Level:
         """What to count on now."""
-        restless = now < self._restless_until
-        if not restless and now >= self._found_at + MOVING:
+        if not self._restless and now >= self._found_at + MOVING:
             return Level(self.mean, self.deviation / math.sqrt(self._samples), "calm")
         if self._is_news:
             return Level(statistics.fmean(self._recent), self.deviation / math.sqrt(len(self._recent)), "moving")
-        return Level(self._long, self._spread, "restless" if restless else "moving")
+        return Level(self._long, self._spread, "restless" if self._restless else "moving")
 
     @property
     def _is_news(self) -> bool:
         """Whether it is where it hasn't been for the last minute, coming and going."""
         return abs(statistics.fmean(self._recent) - self._long) > NEWS * self._spread
 
+    def _swing(self, direction: int, now: float) -> None:
+        """What might become a change. Two of them, up and down, are restlessness."""
+        last, at, value = self._last_swing
+        wide = abs(self.value - value) / 2
+        if last == -direction and now < at + RESTLESS and wide > self.deviation:
+            self._restless, self._swung_at = True, now
+            self._spread = max(self._spread, wide)
+        self._last_swing = direction, now, self.value
+
     def _change(self, direction: int, now: float) -> None:
-        if self.direction == -direction and now < self._found_at + RESTLESS:
-            self._restless_until = now + RESTLESS
-            self._spread = max(self._spread, abs(self.value - self.mean) / 2)
         self.direction, self._found_at, self.was = direction, now, self.mean
         self._up = self._down = 0.0
         while len(self._recent) > 2:  # two are enough for a change, so the last two are after it
             self._recent.popleft()
         self.mean, self._samples = statistics.fmean(self._recent), len(self._recent)
-        if now >= self._restless_until or self._is_news:
+        if not self._restless or self._is_news:
             self.changed_at = now
 
     def _feed_long(self, value: float, now: float) -> None:

@@ -63,6 +63,8 @@ class Settings:
     """What holds its source back is taken to be wanted this much more often than it manages."""
     watch: float = 10.0
     """After a change a pipeline is looked at in each round for so long: a ramp goes on, a step has settled by then."""
+    again: float = 2.0
+    """Between looks at a pipeline that is overloaded, and for which nothing better was found."""
     interval: float = 30.0
     """Between looks when nothing changed: finds what crept up below all thresholds."""
 
@@ -160,10 +162,10 @@ class Watch:
             return "node-new"
         if settled and not self.settled:
             return "settled"
-        if overloaded:
-            return "overload"
         if changed:
             return "change"
+        if overloaded and now >= self.looked_at + settings.again:
+            return "overload"
         return "interval" if now >= self.looked_at + settings.interval else None
 
     def looked(self, now: float, *, settled: bool, nodes: frozenset[str]) -> None:

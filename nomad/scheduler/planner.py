@@ -25,6 +25,8 @@ FEW, MANY, MANY_MORE = 64, 128, 400
 """Of larger clusters so many: for few operators, for many, and when with those there is no placement."""
 LIGHT = Effort(widths=(16, 48), contended_widths=(16,), rounds=0)
 """For pipelines with very many operators."""
+SHORT = Effort(widths=(32, 96), contended_widths=(32,), rounds=2)
+"""For who asks twice a second whether there is something better."""
 
 
 def plan(problem: Any) -> dict[str, Any]:
@@ -112,8 +114,8 @@ class Planner:
         return reasons.describe(case, answer, joint_form=self._problem.pipelines is not None)
 
     def placement(self) -> dict[str, str] | None:
-        """The best placement found of one pipeline, operator to node, without a word about it."""
-        case, answer = self._place()
+        """The best placement that a short search finds of one pipeline, operator to node, without a word about it."""
+        case, answer = self._place(SHORT)
         if answer.best is None:
             return None
         return {
@@ -139,20 +141,20 @@ class Planner:
             return None
         return reasons.describe(case, Answer(rated, False), joint_form=False)
 
-    def _place(self) -> tuple[verdict.Case, Answer]:
-        case = self._case()
+    def _place(self, effort: Effort | None = None) -> tuple[verdict.Case, Answer]:
+        case = self._case(effort)
         answer = case.place(self._last)
         some = len(self._among) < len(self._cluster.nodes)
         if answer.best is None and some and len(self._among) < MANY_MORE:
             self._look_at(MANY_MORE)
-            case = self._case()
+            case = self._case(effort)
             answer = case.place()
         if some:
             answer = replace(answer, proven=False)
         self._last = answer.best.chosen if answer.best is not None else None
         return case, answer
 
-    def _case(self) -> verdict.Case:
+    def _case(self, effort: Effort | None = None) -> verdict.Case:
         cluster = self._cluster
         seats = Seats(
             tuple(cluster.nodes[node].id for node in self._among.tolist()),
@@ -160,5 +162,5 @@ class Planner:
             cluster.room[:, self._among],
             self._routes,
         )
-        effort = Effort() if self._operators <= 24 else LIGHT
+        effort = effort or (Effort() if self._operators <= 24 else LIGHT)
         return verdict.Case(seats, self._works, self._contended, build.link_room(cluster.links), effort)

@@ -75,6 +75,7 @@ class World:
         """Time, operator, node, reason."""
         self.texts: list[str] = []
         self.queues = dict.fromkeys(self.placement, 0.0)
+        self._parts = dict.fromkeys(self.placement, 0.0)
         self._moving: tuple[float, str, str] | None = None
         self._stats = {name: PodStats() for name in self.placement}
         self._epochs = dict.fromkeys(self.placement, 1)
@@ -138,12 +139,14 @@ class World:
             self.queues[op.name] += arriving
             done = self.queues[op.name] if service <= 0 else min(self.queues[op.name], STEP / service)
             self.queues[op.name] -= done
+            whole = int(self._parts[op.name] + done)  # whole messages are counted
+            self._parts[op.name] += done - whole
             if number:
-                stats.received += round(arriving)
-            stats.processed += round(done)
-            stats.emitted += round(done)
-            stats.busy_seconds += done * service
-            stats.sent_bytes += round(done * self.output_bytes.get(op.name, 1024.0))
+                stats.received += whole + round(self.queues[op.name]) - stats.queue_messages
+            stats.processed += whole
+            stats.emitted += whole
+            stats.busy_seconds += whole * service
+            stats.sent_bytes += round(whole * self.output_bytes.get(op.name, 1024.0))
             stats.queue_messages = round(self.queues[op.name])
             stats.queue_bytes = round(self.queues[op.name] * 1024)
             self.fullest = max(self.fullest, stats.queue_messages / 65_536, stats.queue_bytes / (16 << 20))
