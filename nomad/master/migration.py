@@ -162,15 +162,15 @@ TABLE: Mapping[MoveState, Row] = {
 """States that aren't here are final."""
 
 
-def advance(state: MoveState, facts: Facts, elapsed: float, settings: Moving) -> tuple[MoveState, str]:
-    """The state that follows from the facts, or the same; and what went wrong. `elapsed`: seconds in this state."""
+def advance(state: MoveState, facts: Facts, *, late: bool) -> tuple[MoveState, str]:
+    """The state that follows from the facts, or the same; and what went wrong. `late`: its `deadline` has passed."""
     row = TABLE.get(state)
     if row is None:
         return state, ""
     for way in row.ways:
         if way.when(facts):
             return way.state, way.why(facts)
-    if elapsed >= row.deadline(settings) and not row.patient(facts):
+    if late and not row.patient(facts):
         return row.late, row.why
     return state, ""
 

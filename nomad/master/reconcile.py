@@ -389,11 +389,11 @@ class _Pipeline:
         if facts.stored and not move.switched:
             self.move = move = self._swap(move)
             facts = self._facts(move, run)
-        elapsed = self.now - move.since
-        state, error = migration.advance(move.state, facts, elapsed, self.settings.moving)
+        limit = migration.deadline(move.state, self.settings.moving)
+        late = limit is not None and self.now >= move.since + limit
+        state, error = migration.advance(move.state, facts, late=late)
         if state is move.state:
-            limit = migration.deadline(state, self.settings.moving)
-            if limit is not None and elapsed < limit:
+            if limit is not None and not late:
                 self.wake(move.since + limit)
             return False
         self.move = self._enter(move, state, error)

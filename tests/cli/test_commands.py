@@ -16,7 +16,7 @@ import nomad as package
 from nomad import credentials
 from nomad.cli import common
 from nomad.cli.main import cli
-from nomad.master.views import Phase
+from nomad.master.views import MoveState, Phase
 from tests.cli.conftest import Nomad, until
 from tests.master.facade import FakeMaster
 
@@ -355,6 +355,45 @@ def test_set_aside(test_pipeline: Nomad) -> None:
     assert [record["value"] for record in test_pipeline.json(*one)] == [0]
     assert test_pipeline.out(*one, "--rerun") == "1 run again, 0 of them failed again\n"
     assert test_pipeline.json("set-aside", "test", "square", "--drop") == {"dropped": 2}
+
+
+def test_move(test_pipeline: Nomad) -> None:
+    async def end(master: FakeMaster) -> None:
+        await until(lambda: len(master._happened) == 1 and len(master.moves("test")) == count)
+        master.end_move("test", *outcome)
+
+    count, outcome = 1, (MoveState.DONE, "")
+    with test_pipeline.meanwhile(end):
+        text = test_pipeline.out("move", "test", "square", "fog")
+    assert text == "square: cloud -> fog, done; pause 12 ms, 0 lost, 0 doubled\n"
+    assert "nomad moves test" in test_pipeline.out("move", "test", "square", "edge", "--no-wait")
+    count, outcome = 3, (MoveState.ROLLED_BACK, "the target is lost")
+    with test_pipeline.meanwhile(end):
+        result = test_pipeline("move", "test", "square", "fog", code=8)
+    assert result.stderr == "Error: square stays on cloud: the target is lost\n"
+    table = test_pipeline.out("moves", "test")
+    assert [line.split()[3] for line in table.splitlines()[1:]] == ["done", "planned", "rolled_back"]
+    assert [move["pause"] for move in test_pipeline.json("moves", "test")] == [0.012, None, None]
+    assert "no operator 'cube'" in test_pipeline.error("move", "test", "cube", "fog", code=5)
+
+
+def test_pins_and_no_moves(nomad: Nomad) -> None:
+    target = nomad.file(PROGRAM)
+    ends = ("--start", "edge", "--end", "cloud")
+    made = nomad.json("submit", target, *ends, "--no-moves", "--pin", "square=cloud")
+    assert not made["moves"]
+    assert made["operators"][1]["pin"] == "cloud"
+    for pins, said in (
+        (("--pin", "square"), "'square' is not OPERATOR=NODE"),
+        (("--pin", "square=edge", "--pin", "square=fog"), "'square' can't be on edge and on fog"),
+    ):
+        assert said in nomad("submit", target, *ends, *pins, code=2).stderr
+
+
+def test_nodes_are_lost_and_restored(nomad: Nomad) -> None:
+    assert "fails" in nomad.out("node", "lose", "fog")
+    assert [line.split()[1] for line in nomad.out("nodes").splitlines()[1:]] == ["ready", "lost", "ready"]
+    assert nomad.json("node", "restore", "fog")["ready"]
 
 
 def test_stop_and_rm(test_pipeline: Nomad) -> None:

@@ -29,7 +29,7 @@ from nomad.errors import (
     RequestError,
     UsageError,
 )
-from nomad.master.views import OperatorState, Phase, PipelineView
+from nomad.master.views import MoveState, OperatorState, Phase, PipelineView
 from nomad.pipeline import build
 from nomad.rest import view
 from tests.master.facade import SIGNING_KEY, TOKEN, FakeMaster
@@ -279,6 +279,51 @@ async def test_nodes_and_links(cluster: Cluster) -> None:
         await cluster.set_link("edge", "cloud", latency=-1)
     with pytest.raises(NotFoundError, match="there is no node 'a/b'"):
         await cluster.set_node("a/b", speed=1)
+
+
+async def test_nodes_that_are_lost_and_restored(cluster: Cluster) -> None:
+    assert not (await cluster.lose_node("fog")).ready
+    assert [node.id for node in await cluster.nodes() if not node.ready] == ["fog"]
+    assert (await cluster.restore_node("fog")).ready
+    with pytest.raises(NotFoundError):
+        await cluster.lose_node("moon")
+
+
+async def test_pins_and_moves_are_submitted_and_changed(cluster: Cluster) -> None:
+    handle = await submitted(cluster, moves=False, pins={"square": "cloud"})
+    assert not handle.last_status.moves
+    assert [op.pin for op in handle.last_status.operators] == [None, "cloud"]
+    status = await handle.change(moves=True, pins={"square": None})
+    assert status.moves
+    assert status.operators[1].pin is None
+    assert (await handle.change()) == status
+    for pins in ({"square": ""}, {"": "cloud"}):
+        with pytest.raises(InvalidRequestError):
+            await submitted(cluster, id="other", pins=pins)
+
+
+async def test_a_move_is_ordered_and_waited_for(cluster: Cluster, master: FakeMaster) -> None:
+    handle = await submitted(cluster)
+    ordered = await handle.move("square", "fog")
+    assert (ordered.state, ordered.operator, ordered.target) == (MoveState.PLANNED, "square", "fog")
+    waiting = asyncio.create_task(handle.wait_for_move(ordered.id))
+    await until(lambda: len(master._happened) == 1)
+    master.end_move("test")
+    done = await waiting
+    assert (done.state, done.pause, done.lost, done.doubled) == (MoveState.DONE, 0.012, 0, 0)
+    assert done.phases[0].name == "starting"
+    assert await handle.moves() == [done]
+    assert await handle.move_status(done.id) == done
+    with pytest.raises(NotFoundError):
+        await handle.move("cube", "fog")
+    with pytest.raises(NotFoundError):
+        await handle.move_status("m0")
+
+
+async def test_latencies(cluster: Cluster) -> None:
+    handle = await submitted(cluster)
+    assert [(item.time, item.latency) for item in await handle.latencies()] == [(1.5, 0.25), (2.5, 0.125)]
+    assert [item.time for item in await handle.latencies(after=1.5)] == [2.5]
 
 
 async def test_events(cluster: Cluster, master: FakeMaster) -> None:

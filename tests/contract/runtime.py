@@ -14,7 +14,7 @@ from typing import Protocol
 import pytest
 
 from nomad.errors import PodStartError
-from nomad.runtime.base import ObservedPod, PodPhase, PodSpec, Runtime
+from nomad.runtime.base import Emulated, ObservedPod, PodPhase, PodSpec, Runtime
 
 DEADLINE = 10.0
 """Seconds until a test gives up waiting."""
@@ -204,6 +204,24 @@ async def check_a_forgotten_pipeline_leaves_nothing(harness: Harness) -> None:
     await runtime.forget("p")
     assert [pod.id for pod in await runtime.list()] == ["other.quiet-e1"]
     assert list(await runtime.logs("p.exit3-e1")) == []
+
+
+async def check_a_lost_node_loses_its_pods_and_takes_none(harness: Harness) -> None:
+    runtime = await harness.open()
+    assert isinstance(runtime, Emulated)
+    assert [node.ready for node in runtime.nodes] == [True]
+    changes = runtime.watch()
+    await runtime.start(spec("quiet"))
+    await seen(changes, "p.quiet-e1", PodPhase.RUNNING)
+    runtime.lose_node("here")
+    assert (await seen(changes, "p.quiet-e1", PodPhase.EXITED)).exit_code == -9
+    assert [node.ready for node in runtime.nodes] == [False]
+    with pytest.raises(PodStartError, match="'here' is lost"):
+        await runtime.start(spec("quiet", epoch=2))
+    runtime.restore_node("here")
+    assert [node.ready for node in runtime.nodes] == [True]
+    await runtime.start(spec("quiet", epoch=2))
+    await seen(changes, "p.quiet-e2", PodPhase.RUNNING)
 
 
 CHECKS = [check for name, check in sorted(globals().items()) if name.startswith("check_")]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from nomad.clock import SystemClock
 from nomad.control import PodStats
@@ -15,8 +17,9 @@ from nomad.errors import StateError
 from nomad.master import secret
 from nomad.master.events import EventLog
 from nomad.master.state import Goal, Outcome
-from nomad.master.store import DATABASE, VERSION, Store, StoredOperator
-from nomad.master.views import EventView, FailureView
+from nomad.master.store import _SCHEMA, DATABASE, VERSION, Store, StoredOperator
+from nomad.master.views import EventView, FailureView, MovePhase, MoveState, MoveView, PlacementView
+from nomad.pipeline import PipelineSpec
 from tests.master.worlds import wanted
 
 
@@ -138,6 +141,64 @@ def killed_holder(folder: Path) -> int:
 @pytest.mark.usefixtures("killed_holder")
 async def test_the_lock_of_a_killed_master_is_free(folder: Path) -> None:
     await (await Store.open(folder)).close()
+
+
+async def test_moves_pins_and_the_switch_are_kept(folder: Path) -> None:
+    store = await Store.open(folder)
+    pipeline = wanted()
+    pipeline.pins, pipeline.moves = {"square": "cloud"}, False
+    await store.add_pipeline(pipeline, b"the bundle")
+    moves = [
+        MoveView(f"m{n}", "p", "square", "cloud", "edge", "user", "because", MoveState.DONE, float(n)) for n in range(5)
+    ]
+    await store.save_moves(moves, 3)
+    placement = {**pipeline.placement, "square": PlacementView("edge", "it was moved")}
+    last = replace(moves[-1], state=MoveState.SWITCHING, epoch=2, phases=[MovePhase("starting", 0.5)])
+    square = StoredOperator("square", 2, "p.square-e2", "p.square-e2", 0, highest=2)
+    await store.save_switch("p", square, placement, last)
+    await store.set_placing("p", moves=True, pins={})
+    await store.close()
+
+    again = await Store.open(folder)
+    (found,) = await again.pipelines()
+    assert found.moves == [*moves[2:4], last]
+    assert found.operators == [square]
+    assert found.wanted.placement == placement
+    assert (found.wanted.moves, found.wanted.pins) == (True, {})
+    await again.remove_pipeline("p", 2)
+    await again.save_moves([last], 3)  # too late: without effect
+    assert await again.pipelines() == []
+    await again.close()
+
+
+FIRST = """
+INSERT INTO bundles VALUES ('digest', x'00');
+INSERT INTO pipelines VALUES ('p', 'digest', ?, 'run', x'6b', 1.0, ?, '[]', 3, NULL, '');
+INSERT INTO operators VALUES ('p', 'square', 7, 'p.square-e7', 'p.square-e7', 2, '{}', NULL, NULL);
+"""
+
+
+async def test_a_folder_of_the_first_version_is_taken_over(folder: Path) -> None:
+    await (await Store.open(folder)).close()
+    (folder / DATABASE).unlink()
+    old = wanted()
+    with sqlite3.connect(folder / DATABASE) as database:
+        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = 1; COMMIT;")
+        spec = TypeAdapter(PipelineSpec).dump_python(old.spec, mode="json")
+        for op in spec["operators"]:
+            del op["pin"]
+        placement = TypeAdapter(dict[str, PlacementView]).dump_json(old.placement)
+        bundle, pipeline, operator = FIRST.strip().splitlines()
+        database.execute(bundle)
+        database.execute(pipeline, [json.dumps(spec), placement])
+        database.execute(operator)
+    database.close()
+    store = await Store.open(folder)
+    (found,) = await store.pipelines()
+    assert found.wanted.spec == old.spec
+    assert (found.wanted.moves, found.wanted.pins, found.moves) == (True, {}, [])
+    assert [(op.epoch, op.highest, op.restarts) for op in found.operators] == [(7, 7, 2)]
+    await store.close()
 
 
 async def test_a_newer_version_is_refused_and_left_as_it_is(folder: Path) -> None:
