@@ -41,6 +41,7 @@ bench: $(STAMPS)/test
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.placement
+	$(BIN)/python -m benchmarks.measure
 	$(BIN)/python -m benchmarks.moves
 
 clean:
