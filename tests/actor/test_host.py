@@ -111,6 +111,87 @@ async def test_three_pods(here: Master, rng: random.Random) -> None:
     assert [await pod.ended() for pod in pods] == [0, 0, 0]
 
 
+async def test_a_pod_moves(here: Master) -> None:
+    """What the master says in a move, and what it hears."""
+    path = str(here.folder / "output.txt")
+    stop = here.folder / "stop"
+
+    def source() -> Iterator[int]:
+        n = 0
+        while not stop.exists():
+            yield n
+            n += 1
+            time.sleep(0.001)
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    def sink(x: int) -> None:
+        with open(path, "a") as file:
+            file.write(f"{x}\n")
+
+    built = pipeline.build([source, double, sink])
+    names = ["source", "double", "sink"]
+    before, old, behind = await asyncio.gather(*(ready(here, built, number) for number in range(3)))
+    address, sink_address = (pod.all("ready")[0]["address"] for pod in (old, behind))
+    before.tell(peers(names, 0, address, (0, 1)))
+    old.tell(peers(names, 1, sink_address, (1, 1)))
+
+    def says(pod: Pod, link: str) -> tuple[int, int]:
+        last = pod.all("status")[-1]["links"] if pod.all("status") else []
+        return next(((s["epoch"], s["standby"]) for s in last if s["link"] == link), (0, 0))
+
+    await behind.until(lambda: says(behind, "p:double>sink") == (1, 0))
+    new = here.start("p.double-e2", epoch=2)
+    await new.until(lambda: new.conn)
+    told = peers(names, 1, sink_address, (1, 1))["links"]
+    new.tell(assignment(built, 1, epoch=2, workdir=here.folder / "work", role="standby", links=told))
+    new_address = (await new.says("ready"))["address"]
+    greet = peers(names, 0, address, (0, 1))
+    greet["links"][0] |= {"standby_address": new_address, "standby_epoch": 2}
+    before.tell(greet)
+    await before.until(lambda: says(before, "p:source>double") == (1, 2))
+    await new.until(lambda: says(new, "p:double>sink") == (1, 0) and says(new, "p:source>double") == (0, 1))
+    assert new.all("status")[-1]["role"] == "standby"
+    old.tell({"type": "peers", "links": [], "role": "retired"})
+    await old.until(lambda: old.all("status")[-1]["role"] == "retired")
+    assert "about to move" in (await old.asked("rerun", ids=None))["error"]["message"]
+    new.tell({"type": "peers", "links": [], "role": "active"})
+    await new.until(lambda: new.all("status")[-1]["role"] == "active")
+    told_before = len(new.all("status"))
+    assert new.conn is not None
+    new.conn.abort()
+    await new.says("status", times=told_before + 1)
+    assert new.connections == 2
+    assert new.all("status")[-1]["role"] == "active", "told again after every connect"
+
+    switched = time.time()
+    before.tell(peers(names, 0, new_address, (0, 2)))
+    await before.until(lambda: says(before, "p:source>double") == (2, 0))
+    await behind.until(lambda: says(behind, "p:double>sink") == (2, 0))
+    settled = (await old.ask("numbers"))["links"][0]["settled"]
+    first = (await new.ask("numbers"))["links"][0]["first"]
+    assert 0 < first <= settled, "nothing is lost"
+    old.process.kill()
+    moved = await behind.ask("numbers")
+    await behind.until(lambda: len(behind.all("heartbeat")) > 2)
+    stop.touch()
+    await before.says("finished")
+    (link,) = (await behind.ask("numbers"))["links"]
+    assert link["epoch"] == 2
+    assert link["disorder"] == 0, "nothing is doubled"
+    assert link["received"] == link["settled"] > moved["links"][0]["received"]
+    (out,) = (await before.ask("numbers"))["links"]
+    assert out == {"link": "p:source>double", "direction": "out", "numbered": out["settled"], "settled": out["settled"]}
+    with open(path) as file:  # noqa: ASYNC230 - all is written
+        assert [int(line) for line in file] == [2 * n for n in range(out["numbered"])]
+    samples = await behind.ask("samples", after=switched)
+    assert 0 < len(samples) <= 8192
+    assert all(wall > switched and 0 <= latency < 20 for wall, latency in samples)
+    assert samples == sorted(samples)
+    assert await behind.ask("samples", after=time.time()) == []
+
+
 # One operator
 
 
