@@ -18,7 +18,7 @@ from nomad.errors import PodStartError, StateError
 from nomad.runtime import local, process
 from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase
 from nomad.runtime.local import LocalRuntime
-from nomad.settings import Pods
+from nomad.settings import Pods, Seat
 from tests.contract import runtime as contract
 from tests.contract.runtime import seen, spec, until
 
@@ -111,6 +111,23 @@ async def test_secrets_stay_with_the_master(harness: LocalHarness, monkeypatch: 
         "verify_key": (b"v" * 32).hex(),
         "master_timeout": 60.0,
     }
+
+
+async def test_a_pod_runs_and_listens_where_its_node_has_its_seat(harness: LocalHarness) -> None:
+    harness.settings = Pods(transport="tcp", seats={"here": Seat(("env", "SEAT=taken"), "10.77.0.9")})
+    runtime = await harness.open()
+    changes = runtime.watch()
+    await runtime.start(spec("environment"))
+    pod = await seen(changes, "p.environment-e1", PodPhase.RUNNING)
+
+    async def printed() -> bool:
+        return bool(await runtime.logs(pod.id))
+
+    await until(printed)
+    assert json.loads("\n".join(await runtime.logs(pod.id)))["SEAT"] == "taken"
+    assert runtime.listen_address(pod.id) == "tcp://10.77.0.9:0"
+    harness.kill(pod)
+    assert (await seen(changes, pod.id, PodPhase.EXITED)).exit_code == -signal.SIGKILL  # it is the pod, not a parent
 
 
 async def test_what_a_pod_started_ends_with_it(harness: LocalHarness) -> None:
