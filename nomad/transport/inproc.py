@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
-from nomad.errors import ConnectionBroken, ConnectionClosed, TransportError
+from nomad.errors import ConnectionBroken, TransportError
 from nomad.transport.address import parse_name
 from nomad.transport.base import HIGH_WATER, Buffer, Capabilities, Connection, Frame, Listener, OnConnection
+from nomad.transport.endpoint import Endpoint
 from nomad.transport.framing import FRAME_OVERHEAD, check
 from nomad.transport.listening import Handlers
-from nomad.transport.waiting import Waiter
 
 _listeners: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, InprocListener]] = WeakKeyDictionary()
 _numbers = itertools.count(1)
@@ -70,85 +70,46 @@ class InprocListener:
         await self.handlers.close()
 
 
-class InprocConnection:
-    """One end; writing puts frames into the inbox of the other."""
+class InprocConnection(Endpoint):
+    """One end; writing puts frames where the other receives."""
 
     far: InprocConnection
 
     def __init__(self, local: str, peer: str) -> None:
-        self._local = local
-        self._peer = peer
-        self._inbox: list[Frame] = []
-        self._inbox_bytes = 0
-        self._reader = Waiter()
-        self._drainer = Waiter()
-        self._closed = False
-
-    @property
-    def local(self) -> str:
-        return self._local
-
-    @property
-    def peer(self) -> str:
-        return self._peer
-
-    @property
-    def closed(self) -> bool:
-        return self._closed or self.far._closed
+        super().__init__(local, peer)
+        self._received_bytes = 0
 
     @property
     def writable(self) -> bool:
-        return self.far._inbox_bytes < HIGH_WATER
+        return self.far._received_bytes < HIGH_WATER
 
     def write(self, frames: Iterable[Frame]) -> None:
         if self.closed:
             raise self._error()
         checked = [check(frame) for frame in frames]
         for buffers in checked:
-            self.far._inbox.append(tuple(map(_read_only, buffers)))
-            self.far._inbox_bytes += FRAME_OVERHEAD + sum(map(len, buffers))
+            self.far._received.append(tuple(map(_read_only, buffers)))
+            self.far._received_bytes += FRAME_OVERHEAD + sum(map(len, buffers))
         if checked:
             self.far._reader.wake()
 
-    async def drain(self) -> None:
-        while not self.closed and not self.writable:
-            await self._drainer.wait()
-        if self.closed:
-            raise self._error()
-
-    async def recv(self) -> list[Frame]:
-        while not (frames := self.poll()):
-            await self._reader.wait()
-        return frames
-
     def poll(self) -> list[Frame]:
-        if self._closed or (not self._inbox and self.closed):
+        if self._closed or (not self._received and self._broken is not None):
             raise self._error()
-        if not self._inbox:
+        if not self._received:
             return []
-        frames, self._inbox = self._inbox, []
-        self._inbox_bytes = 0
+        frames, self._received = self._received, []
+        self._received_bytes = 0
         self.far._drainer.wake()
         return frames
-
-    def notify(self, callback: Callable[[], None]) -> None:
-        self._reader.callback = callback
 
     async def close(self) -> None:
         self.abort()  # what was written is with the peer already
 
     def abort(self) -> None:
-        self._closed = True
-        self._inbox = []
-        self._inbox_bytes = 0
-        for end in (self, self.far):
-            end._reader.wake()
-            end._drainer.wake()
-
-    def _error(self) -> TransportError:
-        if self._closed:
-            return ConnectionClosed(f"the connection to {self._peer} was closed on this side")
-        return ConnectionBroken(f"{self._peer} closed the connection")
+        self._end()
+        self._received_bytes = 0
+        self.far._break(f"{self.far._peer} closed the connection")
 
 
 def _read_only(buffer: Buffer) -> Buffer:

@@ -19,11 +19,10 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from nomad.errors import ConnectionBroken, ConnectionClosed, TransportError
 from nomad.transport import base
 from nomad.transport.base import HIGH_WATER, MAX_FRAME_BYTES, MAX_PARTS, Buffer, Frame
+from nomad.transport.endpoint import Endpoint
 from nomad.transport.framing import FRAME_OVERHEAD, check
-from nomad.transport.waiting import Waiter
 
 WINDOW = 4 << 20
 """Cost (bytes, and `FRAME_OVERHEAD` per frame) that may be on the way, or waiting for `recv`."""
@@ -33,19 +32,17 @@ HELLO, WELCOME, FRAME, TAKEN, BYE, RESET = b"H", b"W", b"F", b"T", b"B", b"R"
 _COUNT = struct.Struct("<Q")
 
 
-class MessageConnection:
+class MessageConnection(Endpoint):
     """`nomad.transport.base.Connection` over `send`, which takes one message, and `message`, called for each."""
 
     def __init__(
         self, local: str, peer: str, send: Callable[[Sequence[Buffer]], None], release: Callable[[bool], None]
     ) -> None:
         """`release(gracefully)` is called once, when no message shall be carried any more."""
-        self._local = local
-        self._peer = peer
+        super().__init__(local, peer)
         self._send = send
         self._release = release
         self._released = False
-        self._received: list[Frame] = []
         self._waiting_cost = 0  # received and not taken by recv
         self._taken = 0  # cost of all that recv has given out
         self._told = 0  # what the peer knows of that
@@ -53,27 +50,11 @@ class MessageConnection:
         self._queue_cost = 0
         self._sent = 0  # cost of all frames sent
         self._sent_taken = 0  # cost of those that the peer's recv has given out
-        self._reader = Waiter()
-        self._drainer = Waiter()
-        self._broken: str | None = None  # why it can't be used any more, if by the peer
-        self._closed = False  # by us
         self._said_bye = False
         self.gone = asyncio.Event()
         """Set by the owner when what it released is closed."""
 
     # Connection
-
-    @property
-    def local(self) -> str:
-        return self._local
-
-    @property
-    def peer(self) -> str:
-        return self._peer
-
-    @property
-    def closed(self) -> bool:
-        return self._closed or self._broken is not None
 
     @property
     def writable(self) -> bool:
@@ -88,19 +69,8 @@ class MessageConnection:
             self._queue_cost += cost
         self._flush()
 
-    async def drain(self) -> None:
-        while not self.closed and not self.writable:
-            await self._drainer.wait()
-        if self.closed:
-            raise self._error()
-
-    async def recv(self) -> list[Frame]:
-        while not (frames := self.poll()):
-            await self._reader.wait()
-        return frames
-
     def poll(self) -> list[Frame]:
-        if self._closed or (not self._received and self.closed):
+        if self._closed or (not self._received and self._broken is not None):
             raise self._error()
         if not self._received:
             return []
@@ -111,9 +81,6 @@ class MessageConnection:
             self._told = self._taken
             self._send([TAKEN, _COUNT.pack(self._taken)])
         return frames
-
-    def notify(self, callback: Callable[[], None]) -> None:
-        self._reader.callback = callback
 
     async def close(self) -> None:
         if not self.closed:
@@ -153,15 +120,15 @@ class MessageConnection:
         elif kind == BYE:
             if not self._said_bye:
                 self._send([BYE])
-            self._break(f"{self._peer} closed the connection", gracefully=True)
+            self._lose(f"{self._peer} closed the connection", gracefully=True)
         elif kind == RESET:
-            self._break(f"{self._peer} is gone: it dropped the connection")
+            self._lose(f"{self._peer} is gone: it dropped the connection")
         else:
             self._violated("it sent a message of an unknown kind")
 
     def lost(self, reason: str) -> None:
         """The peer can't be reached any more."""
-        self._break(f"{self._peer} is gone: {reason}")
+        self._lose(f"{self._peer} is gone: {reason}")
 
     # Inside
 
@@ -191,21 +158,11 @@ class MessageConnection:
 
     def _violated(self, what: str) -> None:
         self._send([RESET])
-        self._break(f"{self._peer} doesn't speak this protocol: {what}")
+        self._lose(f"{self._peer} doesn't speak this protocol: {what}")
 
-    def _end(self) -> None:
-        """Nothing is received or sent by the user any more, by our own wish."""
-        self._closed = True
-        self._received = []
-        self._reader.wake()
-        self._drainer.wake()
-
-    def _break(self, reason: str, gracefully: bool = False) -> None:
-        """The peer ended it. What has arrived stays for `recv`."""
-        if self._broken is None:
-            self._broken = reason
-            self._reader.wake()
-            self._drainer.wake()
+    def _lose(self, reason: str, gracefully: bool = False) -> None:
+        """The peer ended it."""
+        self._break(reason)
         self._let_go(gracefully)
 
     def _let_go(self, gracefully: bool) -> None:
@@ -214,8 +171,3 @@ class MessageConnection:
         if not self._released:
             self._released = True
             self._release(gracefully)
-
-    def _error(self) -> TransportError:
-        if self._closed:
-            return ConnectionClosed(f"the connection to {self._peer} was closed on this side")
-        return ConnectionBroken(self._broken)

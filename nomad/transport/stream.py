@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from nomad.errors import ConnectionBroken, ConnectionClosed, FrameTooLarge, TransportError
+from nomad.errors import FrameTooLarge
 from nomad.transport import base
 from nomad.transport.base import HIGH_WATER, Frame
+from nomad.transport.endpoint import Endpoint
 from nomad.transport.framing import FRAME_OVERHEAD, SCRATCH_BYTES, Splitter, encode
-from nomad.transport.waiting import Waiter
 
 RECEIVE_LIMIT = 2 << 20
 """Bytes of received frames waiting for `recv` above which nothing more is read."""
@@ -22,8 +22,10 @@ RECEIVE_LIMIT = 2 << 20
 _DISCARDED = memoryview(bytearray(SCRATCH_BYTES))  # received after our close; never read
 
 
-class StreamConnection(asyncio.BufferedProtocol):
+class StreamConnection(Endpoint, asyncio.BufferedProtocol):
     """`nomad.transport.base.Connection` over a stream; also the protocol object of its transport."""
+
+    writable = True
 
     def __init__(
         self,
@@ -31,36 +33,17 @@ class StreamConnection(asyncio.BufferedProtocol):
         on_open: Callable[[StreamConnection], None] | None = None,
     ) -> None:
         """`describe` sets up the new stream and gives its local and peer address."""
+        super().__init__()
         self._describe = describe
         self._on_open = on_open
         self._transport: asyncio.Transport
-        self._local = self._peer = ""
         self._splitter: Splitter | None = Splitter()  # None: what is received is thrown away
-        self._received: list[Frame] = []
         self._waiting_bytes = 0  # received and not taken by recv
         self._reading = True
         self._gathers = False
-        self.writable = True
-        self._reader = Waiter()
-        self._drainer = Waiter()
-        self._broken: str | None = None  # why it can't be used any more, if by the peer
-        self._cause: BaseException | None = None
-        self._closed = False  # by us
         self._lost = asyncio.Event()  # the stream is gone
 
     # Connection
-
-    @property
-    def local(self) -> str:
-        return self._local
-
-    @property
-    def peer(self) -> str:
-        return self._peer
-
-    @property
-    def closed(self) -> bool:
-        return self._closed or self._broken is not None
 
     def write(self, frames: Iterable[Frame]) -> None:
         if self._closed or self._broken is not None:
@@ -72,17 +55,6 @@ class StreamConnection(asyncio.BufferedProtocol):
             for buffer in buffers:
                 self._transport.write(buffer)
 
-    async def drain(self) -> None:
-        while not self.closed and not self.writable:
-            await self._drainer.wait()
-        if self.closed:
-            raise self._error()
-
-    async def recv(self) -> list[Frame]:
-        while not (frames := self.poll()):
-            await self._reader.wait()
-        return frames
-
     def poll(self) -> list[Frame]:
         if self._closed or (self._broken is not None and not self._received):
             raise self._error()
@@ -91,9 +63,6 @@ class StreamConnection(asyncio.BufferedProtocol):
         if not self._reading:
             self._read(True)
         return frames
-
-    def notify(self, callback: Callable[[], None]) -> None:
-        self._reader.callback = callback
 
     async def close(self) -> None:
         if not self.closed:
@@ -176,25 +145,11 @@ class StreamConnection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
 
     def _end(self) -> None:
-        """Nothing is received or sent by the user any more, by our own wish."""
-        self._closed = True
         self._splitter = None
-        self._received = []
-        self._reader.wake()
-        self._drainer.wake()
+        super()._end()
 
     def _break(self, reason: str, cause: BaseException | None = None) -> None:
-        """The peer ended it. What has arrived stays for `recv`."""
         if self._broken is None:
-            self._broken, self._cause = reason, cause
             self._splitter = None
             self._transport.abort()
-            self._reader.wake()
-            self._drainer.wake()
-
-    def _error(self) -> TransportError:
-        if self._closed:
-            return ConnectionClosed(f"the connection to {self._peer} was closed on this side")
-        error = ConnectionBroken(self._broken)
-        error.__cause__ = self._cause
-        return error
+        super()._break(reason, cause)

@@ -1,0 +1,88 @@
+"""What the connections of all backends share: names, waiting for frames and for room, and the errors of the end.
+
+Base of the connections in `stream`, `messages` and `inproc`, which add how frames travel. Knows nothing of
+sockets or of how anything is sent.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from nomad.errors import ConnectionBroken, ConnectionClosed, TransportError
+from nomad.transport.base import Frame
+from nomad.transport.waiting import Waiter
+
+
+class Endpoint(ABC):
+    """This side of a connection; see `nomad.transport.base.Connection` for the public methods."""
+
+    def __init__(self, local: str = "", peer: str = "") -> None:
+        self._local = local
+        self._peer = peer
+        self._received: list[Frame] = []
+        """What has arrived and not been taken by `poll`."""
+        self._reader = Waiter()
+        self._drainer = Waiter()
+        self._closed = False
+        """By our own wish."""
+        self._broken: str | None = None
+        """Why it can't be used any more, if by the peer."""
+        self._cause: BaseException | None = None
+
+    @property
+    def local(self) -> str:
+        return self._local
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def closed(self) -> bool:
+        return self._closed or self._broken is not None
+
+    @property
+    @abstractmethod
+    def writable(self) -> bool: ...
+
+    @abstractmethod
+    def poll(self) -> list[Frame]: ...
+
+    async def recv(self) -> list[Frame]:
+        while not (frames := self.poll()):
+            await self._reader.wait()
+        return frames
+
+    async def drain(self) -> None:
+        while not self.closed and not self.writable:
+            await self._drainer.wait()
+        if self.closed:
+            raise self._error()
+
+    def notify(self, callback: Callable[[], None]) -> None:
+        self._reader.callback = callback
+
+    def _end(self) -> None:
+        """Nothing is received or sent by the user any more, by our own wish."""
+        self._closed = True
+        self._received = []
+        self._wake()
+
+    def _break(self, reason: str, cause: BaseException | None = None) -> None:
+        """The peer ended it. What has arrived stays for `recv`."""
+        if self._broken is None:
+            self._broken, self._cause = reason, cause
+            self._wake()
+
+    def _wake(self) -> None:
+        self._reader.wake()
+        self._drainer.wake()
+
+    def _error(self) -> TransportError:
+        """What the methods of a closed connection raise."""
+        if self._closed:
+            return ConnectionClosed(f"the connection to {self._peer} was closed on this side")
+        error = ConnectionBroken(self._broken)
+        error.__cause__ = self._cause
+        return error
