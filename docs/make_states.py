@@ -66,6 +66,10 @@ def numbers() -> str:
         ("lanes", str(frames.LANES)),
         ("messages that one instance of a source may send", f"2^{progress.SOURCE_BITS}"),
         ("acknowledgement goes out after", f"1/{receiver.ACK_SHARE} of the window, or {seconds(receiver.ACK_DELAY)}"),
+        ("sent before the first acknowledgement, at most", f"1/{receiver.GRANT_SHARE} of the window"),
+        ("connections that wait beside the one of a link", str(inlink.MOST_WAITING)),
+        ("an instance that takes another's place may catch up for", seconds(operator.HOLD_MOST)),
+        ("the one before goes on getting what is new for", seconds(outlink.TAIL_SECONDS)),
         ("silence before a ping", seconds(sender.SILENCE)),
         ("silence before a connection is given up", seconds(sender.GIVE_UP)),
         (
