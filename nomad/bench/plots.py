@@ -78,7 +78,7 @@ def _draw(results: Results, runs: Sequence[Run], path: Path) -> None:
         axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside upper left", frameon=False, ncols=len(runs))
-        figure.suptitle(results.about or results.scenario, x=0.99, ha="right", fontsize=9, color="#555555")
+        axes.set_title(results.about or results.scenario, loc="left", fontsize=9, color="#555555")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
         plt.close(figure)
 

@@ -167,3 +167,10 @@ def test_shipped_scenarios_are_valid(path: Path) -> None:
 
 def test_there_are_shipped_scenarios() -> None:
     assert len(SHIPPED) >= 8
+
+
+def test_the_scenario_in_the_docs_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    begin = text.index("```yaml\n") + len("```yaml\n")
+    found = scenario.parse(text[begin : text.index("```", begin)])
+    assert [policy.name for policy in found.form.policies] == ["static-best", "static-best-after", "nomad"]
