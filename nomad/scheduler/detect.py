@@ -107,9 +107,10 @@ class Track:
     def feed(self, value: float, now: float) -> None:
         """Take in a sample."""
         scale = max(self.deviation, self._floor, RELATIVE_FLOOR * abs(self.mean))
-        off = value - self.mean if self._samples else 0.0
+        off = value - self.mean
         self._samples = min(self._samples + 1, WINDOW)
-        self.mean += (value - self.mean) / self._samples
+        known = self._differences >= LEARNING
+        self.mean += (min(CLIP * scale, max(-CLIP * scale, off)) if known else off) / self._samples
         if self._recent:
             # 0.886 of their mean difference is one standard deviation
             differs = min(0.886 * abs(value - self.value), CLIP * scale)
@@ -119,7 +120,7 @@ class Track:
         self._feed_long(value, now)
         if self._restless and now >= self._swung_at + RESTLESS and self._spread <= CALM * scale:
             self._restless = False
-        if self._differences < LEARNING:
+        if not known:
             return
         before = max(self._up, self._down)
         off = min(CLIP, max(-CLIP, off / scale))
@@ -147,7 +148,7 @@ class Track:
     def _swing(self, direction: int, now: float) -> None:
         """What might become a change. Two of them, up and down, are restlessness."""
         last, at, value = self._last_swing
-        wide = abs(self.value - value) / 2
+        wide = min(direction * (self.value - self._long), -direction * (value - self._long))
         if last == -direction and now < at + RESTLESS and wide > self.deviation:
             self._restless, self._swung_at = True, now
             self._spread = max(self._spread, wide)

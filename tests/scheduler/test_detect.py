@@ -1,0 +1,82 @@
+"""Detectors of change: what they find, how soon, and what level they say to count on."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from nomad.scheduler.detect import FLOORS, MOVING, Track, Tracks
+
+
+def fed(values: list[float], floor: float = 0.0005, every: float = 1.0) -> Track:
+    track = Track(floor)
+    for number, value in enumerate(values):
+        track.feed(value, number * every)
+    return track
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_is_no_change_and_its_mean_is_learnt(seed: int) -> None:
+    rng = random.Random(seed)
+    track = fed([0.02 * (1 + 0.3 * rng.uniform(-1, 1)) for _ in range(3600)])
+    assert track.changed_at == -math.inf
+    level = track.level(3600.0)
+    assert level.state == "calm"
+    assert level.value == pytest.approx(0.02, abs=4 * level.error)
+    assert level.error < 0.001
+
+
+@pytest.mark.parametrize("factor", [0.1, 3, 20])
+def test_a_step_is_found_with_its_second_sample(factor: float) -> None:
+    rng = random.Random(1)
+    before = [0.02 * (1 + 0.1 * rng.uniform(-1, 1)) for _ in range(60)]
+    after = [0.02 * factor * (1 + 0.1 * rng.uniform(-1, 1)) for _ in range(2)]
+    track = fed(before + after)
+    assert track.changed_at == 61.0
+    level = track.level(61.0)
+    assert level.state == "moving"
+    assert level.value == pytest.approx(0.02 * factor, rel=0.1)
+    assert track.was == pytest.approx(0.02, rel=0.1)
+
+
+def test_one_outlier_is_no_step() -> None:
+    track = fed([0.02] * 30 + [5.0] + [0.02] * 30)
+    assert track.changed_at == -math.inf
+
+
+def test_what_has_moved_becomes_calm_where_it_is() -> None:
+    track = fed([0.02] * 30 + [0.06] * 30)
+    assert track.level(30.0 + MOVING / 2).state == "moving"
+    level = track.level(30.0 + 2 * MOVING)
+    assert (level.state, level.value) == ("calm", pytest.approx(0.06))
+
+
+@pytest.mark.parametrize("period", [6, 10, 30])
+def test_what_swings_is_counted_on_at_its_mean(period: float) -> None:
+    values = [0.05 + 0.02 * math.sin(2 * math.pi * at / period) for at in range(300)]
+    level = fed([0.05] * 60 + values).level(360.0)
+    assert level.state == ("restless" if period > 6 else "calm")  # what is quicker looks like noise
+    assert level.value == pytest.approx(0.05, abs=0.005)
+
+
+def test_what_was_restless_can_step_and_become_calm() -> None:
+    swings = [0.05 + 0.02 * (1 if at % 10 < 5 else -1) for at in range(120)]
+    away = fed(swings + [0.3] * 3)
+    assert away.level(123.0).value == pytest.approx(0.3)
+    calm = fed(swings + [0.05] * 600)
+    assert (calm.level(720.0).state, calm.level(720.0).value) == ("calm", pytest.approx(0.05))
+
+
+def test_tracks_know_their_kinds_and_forget() -> None:
+    tracks = Tracks()
+    samples = [("latency", ("a", "b"), 0.01, 1.0), ("work", ("p", "x"), 0.1, 1.0), ("busy", ("p", "x"), 0.5, 1.0)]
+    tracks.feed(samples)
+    assert {name for name, _ in tracks.levels(1.0)} == {("latency", ("a", "b")), ("work", ("p", "x"))}
+    assert "busy" not in FLOORS
+    tracks.feed([("latency", ("a", "b"), value, at) for at, value in enumerate([0.01] * 10 + [0.1] * 2)])
+    assert [(kind, key) for kind, key, _ in tracks.changed(5.0)] == [("latency", ("a", "b"))]
+    assert tracks.changed(20.0) == []
+    tracks.forget("p")
+    assert {name for name, _ in tracks.levels(1.0)} == {("latency", ("a", "b"))}
