@@ -68,7 +68,7 @@ class LinkSamples:
     def __init__(self) -> None:
         self.newest: float | None = None
         """The newest round trip, whatever it waited for."""
-        self._round_trips: list[float] = []
+        self._least: float | None = None
         self._bandwidths: list[float] = []
         self._reported_at: float | None = None
         self._reported_bytes = 0
@@ -90,13 +90,15 @@ class LinkSamples:
         self._free = 0.0
         """When the link has taken all that was sent, as far as the bandwidth is known."""
         self._rates: deque[float] = deque(maxlen=5)
+        self._rate: float | None = None
+        """Their median: bytes per second."""
         self._recent: deque[tuple[float, float]] = deque(maxlen=64)
         """Time and seconds of round trips that waited for nothing."""
         self._told_at = 0.0
         """When what told the last round trip went out."""
         self._asked_at: float | None = None
         self._asked_wait = 0.0
-        self._round_trips, self._bandwidths = [], []
+        self._least, self._bandwidths = None, []
         self._reported_at = None
 
     # -- what happens
@@ -127,8 +129,8 @@ class LinkSamples:
         self._bytes += nbytes
         if nbytes > SMALL:
             self._large_end = self._bytes
-        if self._rates:
-            self._free = now + wait + nbytes / statistics.median(self._rates)
+        if self._rate is not None:
+            self._free = now + wait + nbytes / self._rate
         self._sends.append(_Send(end, now, nbytes, self._bytes, wait))
 
     def acknowledged(self, echo: int, held: float, now: float) -> None:
@@ -144,9 +146,10 @@ class LinkSamples:
         if last.end != echo:  # too many batches are under way to remember each
             self._arrived_at = None
             return
-        if self._rates:
-            self._free = min(self._free, now + (self._bytes - self._arrived) / statistics.median(self._rates))
-        transfer = last.nbytes / statistics.median(self._rates) if self._rates else 0.0
+        transfer = 0.0
+        if self._rate is not None:
+            self._free = min(self._free, now + (self._bytes - self._arrived) / self._rate)
+            transfer = last.nbytes / self._rate
         self.newest = max(0.0, arrived_at - last.at)
         self._raw.append((now, self.newest))
         if last.nbytes <= SMALL:
@@ -157,13 +160,13 @@ class LinkSamples:
 
     def report(self, now: float) -> LinkReport:
         """What was seen since the last report. May be called from another thread than the rest."""
-        round_trips, self._round_trips = self._round_trips, []
+        least, self._least = self._least, None
         bandwidths, self._bandwidths = self._bandwidths, []
         since, before, arrived = self._reported_at, self._reported_bytes, self._arrived
         self._reported_at, self._reported_bytes = now, arrived
         reached = (arrived - before) / (now - since) if since is not None and now > since else None
         return LinkReport(
-            round_trip=min(round_trips, default=None),
+            round_trip=least,
             bandwidth=statistics.median(bandwidths) if bandwidths else None,
             reached=reached or None,
         )
@@ -172,9 +175,9 @@ class LinkSamples:
 
     def _wait(self, now: float) -> float:
         """Seconds until the link is done with what was sent; where that can't be known, for ever or not at all."""
-        if not self._rates:
+        if self._rate is None:
             return math.inf if self._arrived < self._large_end else 0.0
-        return max(0.0, min(self._free - now, (self._bytes - self._arrived) / statistics.median(self._rates)))
+        return max(0.0, min(self._free - now, (self._bytes - self._arrived) / self._rate))
 
     def _timed(self, seconds: float, wait: float, now: float) -> None:
         """Something small went there and back, and waited for `wait` of these seconds."""
@@ -182,7 +185,8 @@ class LinkSamples:
             return
         self._told_at = now - seconds
         self._recent.append((now, seconds))
-        self._round_trips.append(seconds)
+        if self._least is None or seconds < self._least:
+            self._least = seconds
 
     def _filled(
         self, nbytes: int, first_at: float, last_at: float, before: float | None, arrived_at: float, now: float
@@ -204,4 +208,5 @@ class LinkSamples:
         if seconds < max(LEAST_SECONDS, 2 * spread) or last_at > start + SLACK * seconds:
             return
         self._rates.append(nbytes / seconds)
+        self._rate = statistics.median(self._rates)
         self._bandwidths.append(nbytes / seconds)

@@ -172,7 +172,8 @@ class Survey:
             self._round = [
                 (node, other)
                 for node in nodes
-                for other in self._random.sample([n for n in nodes if n != node], NEIGHBOURS)
+                for other in self._random.sample(nodes, NEIGHBOURS + 1)[:NEIGHBOURS]
+                if other != node
             ]
             self._random.shuffle(self._round)
         ready: list[tuple[str, str]] = []
