@@ -107,7 +107,13 @@ class Instance:
         return {"role": str(role), "links": [asdict(link) for link in links]}
 
     def numbers(self) -> dict[str, Any]:
-        """How far each link is, in the numbers of its sender; for counting what a move lost or doubled."""
+        """How far each link is, in the numbers of its sender; for counting what a move lost or doubled.
+
+        In: `epoch` of the sender that is heard; `first`, the number that it began with towards this instance (None:
+        nobody has yet); the ends of what was `received` and of what is `settled`; `disorder`, how often the function
+        was called for a message that it had been called for or for an older one. Out: how many were `numbered`, and
+        how many of them are `settled`.
+        """
         links: list[dict[str, Any]] = []
         for name, inlink in self._ins.items():
             received, settled = inlink.receiver.progress

@@ -79,6 +79,8 @@ class Receiver:
         self.epoch = epoch
         self.peer_epoch = 0
         self._sender_epoch = 0
+        self._newcomer = True
+        """The sender of this epoch hasn't said yet where it goes on."""
         self.machine = Machine(link)
         self.inbox: deque[Batch] = deque()
         self.received = dict(received or {})
@@ -102,7 +104,7 @@ class Receiver:
         self._known = 0
         """Messages that the present sender had numbered when it went on."""
         self.first: int | None = None
-        """The number with which the present sender, or the last one, went on; None before the first."""
+        """The number with which the newest sender instance went on first; None before any did."""
         self._seq = 0
         """End of what was received, in the sender's numbers."""
         self._bytes = 0
@@ -152,7 +154,7 @@ class Receiver:
         if epoch != self._sender_epoch:
             for batch in self._held:
                 batch.start = None
-            self._settled, self._sender_epoch = 0, epoch
+            self._settled, self._sender_epoch, self._newcomer = 0, epoch, True
         self.peer_epoch = max(self.peer_epoch, epoch)
         if self.machine.state is not State.HELLO:
             self.machine.fire(Event.CONNECTED)
@@ -172,7 +174,9 @@ class Receiver:
             self._seq, self._bytes, self._resumed = word.seq, word.nbytes, True
             self._granted_messages = word.seq + self._grant_messages
             self._granted_bytes = word.nbytes + self._grant_bytes
-            self.first, self._known = word.seq, word.known
+            if self._newcomer:
+                self.first, self._newcomer = word.seq, False
+            self._known = word.known
             self._count_settled()
             self._acknowledge_by(now)
         elif isinstance(word, frames.Ping):

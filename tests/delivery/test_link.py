@@ -553,6 +553,27 @@ def test_a_quiet_sender_has_what_was_received_from_another_one_settled() -> None
     assert wire.sender.unsettled == (0, 0)
 
 
+def test_a_receiver_remembers_where_its_sender_began() -> None:
+    """Over any number of connections."""
+    wire = pair()
+    assert wire.receiver.first == 0
+    for n in range(3):
+        submit(wire.sender, [n])
+    wire.run()
+    wire.cut()
+    wire.connect()
+    wire.run()
+    assert wire.receiver.first == 0
+    assert wire.receiver.progress == (3, 0)
+    receiver = Receiver(LINK, 2, window_messages=8, window_bytes=1000, received={0: Position(2)})
+    assert receiver.first is None
+    wire.cut()
+    wire.receiver = receiver
+    wire.connect()
+    wire.run()
+    assert receiver.first == 2
+
+
 def test_a_receiver_knows_when_it_has_caught_up() -> None:
     """With what its sender had when it greeted."""
     wire = pair(window_messages=16)
