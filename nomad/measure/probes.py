@@ -52,27 +52,28 @@ class Budget:
     """When each node made or answered its last probes."""
     _links: dict[tuple[str, str], _Link] = field(default_factory=dict)
 
-    def take(self, source: str, target: str, nbytes: int, bandwidth: float | None, now: float) -> bool:
-        """Whether `source` may send `nbytes` to `target` now; if so, they count.
+    def take(self, source: str, target: str, nbytes: int, bandwidth: float | None, now: float, probes: int = 1) -> bool:
+        """Whether `source` may send `nbytes` to `target` now, in so many probes; if so, they count.
 
         `bandwidth` is the link's, as far as it is known. The answer, which goes the other way, is small.
         """
-        if self.wait(source, target, bandwidth, now) > 0:
+        if self.wait(source, target, bandwidth, now, probes) > 0:
             return False
         for id in (source, target):
-            self._nodes.setdefault(id, deque(maxlen=PROBES_PER_SECOND)).append(now)
+            self._nodes.setdefault(id, deque(maxlen=PROBES_PER_SECOND)).extend([now] * probes)
         link = self._links.setdefault((source, target), _Link())
         link.debt, link.at = float(nbytes), now
         return True
 
-    def wait(self, source: str, target: str, bandwidth: float | None, now: float) -> float:
+    def wait(self, source: str, target: str, bandwidth: float | None, now: float, probes: int = 1) -> float:
         """Seconds until `take` agrees; 0 if it does now."""
         link = self._links.get((source, target))
         seconds = link.owes(bandwidth, now) if link is not None else 0.0
         for id in (source, target):
-            times = self._nodes.get(id)
-            if times is not None and len(times) == PROBES_PER_SECOND:
-                seconds = max(seconds, times[0] + 1.0 - now)
+            times = self._nodes.get(id, ())
+            over = len(times) + probes - PROBES_PER_SECOND
+            if over > 0:
+                seconds = max(seconds, times[over - 1] + 1.0 - now)
         return max(0.0, seconds)
 
     def transfer_bytes(self, source: str, target: str, bandwidth: float | None) -> int:

@@ -12,7 +12,7 @@ from nomad.errors import ConnectionBroken
 from nomad.measure.agent import Probe
 from nomad.measure.book import Book
 from nomad.measure.probes import PROBES_PER_SECOND
-from nomad.measure.survey import REFRESH, Survey
+from nomad.measure.survey import REFRESH, TRIES, Survey
 from tests.clock import VirtualClock
 
 
@@ -80,7 +80,7 @@ async def test_what_a_decision_needs_is_kept_fresh_unless_messages_measure_it() 
     probes = await world.run(10)
     flowing.cancel()
     small = [(a, b) for _, a, b, nbytes in probes if not nbytes]
-    assert 3 <= small.count(("n0", "n1")) <= 10 / REFRESH + 1
+    assert 3 * TRIES <= small.count(("n0", "n1")) <= (10 / REFRESH + 1) * TRIES
     assert ("n1", "n2") not in small, "messages flow there"
     link = world.book.link("n0", "n1").latency
     assert link is not None
@@ -150,7 +150,7 @@ async def test_a_node_that_does_not_answer_holds_up_nobody() -> None:
     probes = await world.run(30)
     assert world.book.link("n0", "n1").latency is not None
     assert world.book.link("n0", "n2").latency is None
-    assert sum("n2" in (a, b) for _, a, b, _ in probes) < 20
+    assert sum("n2" in (a, b) for _, a, b, _ in probes) < 20, "one that fails isn't tried again at once"
     world.network.broken = set()
     await world.run(30)
     assert world.book.link("n0", "n2").latency is not None
