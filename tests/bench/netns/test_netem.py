@@ -71,6 +71,37 @@ async def test_a_kernel_without_it_is_told_what_to_take(host: None, monkeypatch:
             pass
 
 
+async def test_each_link_is_the_queue_of_one_device(host: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands, without carrying them out."""
+    run, asked = netem.run, []
+
+    def noted(command: list[str], text: str = "") -> str:
+        if "qdisc" not in command:
+            return run(command, text)
+        asked.append(" ".join(command[3:]))
+        return ""
+
+    monkeypatch.setattr(netem, "run", noted)
+    text = "{nodes: {a: {}, b: {}, c: {}}, links: [{from: a, to: c, latency: 20ms}]}"
+    async with backend("netem").open(topology.parse(text), Path()) as network:
+        tried, asked[:] = asked[:2], asked[2:]
+        assert [line.split()[1:4] for line in tried] == [["replace", "dev", "lo"], ["delete", "dev", "lo"]]
+        network.attach(cluster=None)
+        await network.set_link("a", "b", Shape())
+        await network.set_link("c", "a", Shape(loss=0.01))
+        await network.set_link("a", "c", Shape())
+        with pytest.raises(UsageError, match="no link from 'a' to 'a'"):
+            await network.set_link("a", "a", Shape())
+        assert not network.shaped
+        assert [seat.host for seat in network.seats.values()] == ["10.77.0.1", "10.77.0.2", "10.77.0.3"]
+    assert asked == [
+        "qdisc replace dev to2 root netem limit 44740 delay 20000us",
+        "qdisc replace dev to0 root netem limit 44740 delay 20000us",
+        "qdisc replace dev to0 root netem limit 44740 delay 0us loss 1.000000%",
+        "qdisc delete dev to2 root",
+    ]
+
+
 async def test_delays(host: None, socket_at: SocketAt) -> None:
     probe = Namespaces.make(["probe"])
     try:
