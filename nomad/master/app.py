@@ -29,6 +29,7 @@ from nomad.master.assembly import Parts, assemble, declare_profile, overrides
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
 from nomad.master.placing import check_pins, place
+from nomad.master.placing import view as placement_view
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
 from nomad.master.tally import SAMPLES
 from nomad.master.views import (
@@ -40,11 +41,13 @@ from nomad.master.views import (
     MoveView,
     NodeView,
     PipelineView,
+    PlacementView,
     SetAsideView,
     TailItem,
 )
 from nomad.pipeline import PipelineSpec, check_profile
 from nomad.runtime.base import Emulated, Runtime
+from nomad.scheduler.sustain import describe_at_most
 from nomad.settings import Settings
 from nomad.topology import Topology
 
@@ -191,7 +194,24 @@ class Master:
         parts, wanted = self._parts, self._wanted(id)
         used = show.memory_used(parts.desired, parts.loop.requested)
         moves.check(wanted, operator, node, parts.loop.requested, parts.observed, used)
-        return await parts.moves.order(wanted, operator, node, cause="user", reason=reason)
+        predicted, why = await self._predicted(wanted, operator, node)
+        return await parts.moves.order(
+            wanted, operator, node, cause="user", reason=reason, predicted=predicted, placement=why
+        )
+
+    async def _predicted(
+        self, wanted: DesiredPipeline, operator: str, node: str
+    ) -> tuple[dict[str, float], PlacementView | None]:
+        """What the cost model says of a move, in the form of `MoveOrder`; nothing where it knows too little."""
+        problem = self._parts.replanner.problem(wanted)
+        now = {op.name: wanted.node_of(op.name) for op in wanted.spec.operators}
+        before, _ = await asyncio.to_thread(describe_at_most, problem, now)
+        after, _ = await asyncio.to_thread(describe_at_most, problem, {**now, operator: node})
+        predicted = {} if before is None else {"latency_before": float(before["latency"])}
+        if after is None:
+            return predicted, None
+        predicted["latency_after"] = float(after["latency"])
+        return predicted, placement_view(after["reasons"][operator], pinned=False)
 
     def moves(self, id: str) -> list[MoveView]:
         """The pipeline's moves, oldest first. Raises `NotFoundError`."""

@@ -117,6 +117,9 @@ async def test_a_move_makes_before_it_breaks(cluster: Cluster) -> None:
             "stopping",
         ]
         assert (view.lost, view.doubled) == (0, 0)
+        assert view.predicted_latency_before is not None
+        assert view.predicted_latency_after is not None
+        assert view.predicted_gain == view.predicted_latency_before - view.predicted_latency_after
         assert view.pause == pytest.approx(0.0, abs=1e-6)
         assert view.started is not None
         assert view.finished is not None
