@@ -139,7 +139,8 @@ def met(row: dict[str, Any], phase: str) -> bool:
     off = abs((row["measured_latency"] or 0.0) - row["latency"])
     close = off <= max(0.1 * row["latency"], 0.002)
     # Small messages fill no link, and over a wide one even large ones are gone too quickly: nothing is claimed then.
-    if phase != "small messages" and row["bandwidth"] and row["measured_bandwidth"]:
+    told = phase == "idle" or (phase == "large messages" and row["bandwidth"] and LARGE[0] / row["bandwidth"] > 0.005)
+    if told and row["bandwidth"] and row["measured_bandwidth"]:
         close = close and abs(row["measured_bandwidth"] / row["bandwidth"] - 1) <= 0.15
     return close
 

@@ -153,7 +153,7 @@ class LinkSamples:
         self.newest = max(0.0, arrived_at - last.at)
         self._raw.append((now, self.newest))
         if last.nbytes <= SMALL:
-            self._timed(self.newest, last.wait + transfer, now)
+            self._timed(max(0.0, self.newest - transfer), last.wait, now)
         self._filled(nbytes, first.at, last.at, before, arrived_at, now)
 
     # -- what it tells
