@@ -182,9 +182,9 @@ class InLink:
     def _take_over(self, line: _Line) -> None:
         """Hear this one from now on, and none that came before it. Raises `Fenced`."""
         self._admit(line.epoch)
-        place = self._waiting.index(line)
-        before = self._waiting[:place] + [other for other in self._waiting[place + 1 :] if other.epoch < line.epoch]
-        self._waiting = [other for other in self._waiting[place + 1 :] if other not in before]
+        older = self._waiting[: self._waiting.index(line)]
+        before = [o for o in self._waiting if o.epoch < line.epoch or (o.epoch == line.epoch and o in older)]
+        self._waiting = [o for o in self._waiting if o is not line and o not in before]
         if self._line is not None:
             before.append(self._line)
             self._lost()

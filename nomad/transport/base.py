@@ -83,6 +83,7 @@ class Connection(Protocol):
     def notify(self, callback: Callable[[], None]) -> None:
         """From now on have the event loop call `callback` when frames have arrived or the connection has ended.
 
+        If it has ended when the last frames are polled, it is called once more, so that one `poll` per call will do.
         For a reader that `poll`s instead of having a task wait in `recv`, which costs a detour over the task. It
         isn't called from within another call on either end, so it may write, close or abort. It must not raise.
         """

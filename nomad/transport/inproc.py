@@ -101,6 +101,8 @@ class InprocConnection(Endpoint):
         frames, self._received = self._received, []
         self._received_bytes = 0
         self.far._drainer.wake()
+        if self.closed:
+            self._reader.wake()
         return frames
 
     async def close(self) -> None:

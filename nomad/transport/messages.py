@@ -80,6 +80,8 @@ class MessageConnection(Endpoint):
         if self._taken - self._told >= WINDOW // 4 and self._broken is None:
             self._told = self._taken
             self._send([TAKEN, _COUNT.pack(self._taken)])
+        if self._broken is not None:
+            self._reader.wake()
         return frames
 
     async def close(self) -> None:

@@ -59,6 +59,8 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         if self._closed or (self._broken is not None and not self._received):
             raise self._error()
         frames, self._received = self._received, []
+        if self._broken is not None:
+            self._reader.wake()
         self._waiting_bytes = 0
         if not self._reading:
             self._read(True)

@@ -272,6 +272,36 @@ async def check_polling_when_told(transport: Transport, address: str) -> None:
 
 
 @contract
+async def check_an_end_right_behind_frames_is_told(transport: Transport, address: str) -> None:
+    """Whoever polls once when told gets the frames, and hears of the end, whenever it began to be told."""
+    for early in (True, False):
+        async with pair(transport, address) as (dialer, acceptor):
+            got: list[Frame] = []
+            ended: list[TransportError] = []
+
+            def arrived(
+                connection: Connection = dialer,
+                got: list[Frame] = got,
+                ended: list[TransportError] = ended,
+            ) -> None:
+                try:
+                    got += connection.poll()
+                except TransportError as exc:
+                    ended.append(exc)
+
+            if early:
+                dialer.notify(arrived)
+            acceptor.write([(b"last",)])
+            await soon(acceptor.close())
+            if not early:
+                await until(lambda connection=dialer: connection.closed)  # type: ignore[misc]
+                dialer.notify(arrived)
+                arrived()
+            await until(lambda ended=ended: bool(ended))  # type: ignore[misc]
+            assert plain(got) == [(b"last",)]
+
+
+@contract
 async def check_closing_when_told(transport: Transport, address: str) -> None:
     """Whoever is told of frames may close the connection there and then."""
     for end in ("abort", "close"):

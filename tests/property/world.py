@@ -270,10 +270,9 @@ class Instance:
         """A sender that waited is heard from now on, and none that came before it."""
         assert self.receiver
         self.receiver.admit(connection.dialer.epoch)
-        place = self.waiting.index(connection)
-        later = self.waiting[place + 1 :]
-        before = self.waiting[:place] + [c for c in later if c.dialer.epoch < connection.dialer.epoch]
-        self.waiting = [c for c in later if c not in before]
+        epoch, older = connection.dialer.epoch, self.waiting[: self.waiting.index(connection)]
+        before = [c for c in self.waiting if c.dialer.epoch < epoch or (c.dialer.epoch == epoch and c in older)]
+        self.waiting = [c for c in self.waiting if c is not connection and c not in before]
         for other in before:
             other.end_listener()
         if self.incoming is not None:
