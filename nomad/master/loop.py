@@ -219,8 +219,8 @@ class Loop:
                     )
                     self._add("operator.stopped", text, id, operator, pod=pod)
                 else:
-                    wait = None if retry_at is None else max(0.0, retry_at - self._clock.now())
-                    pause = "" if wait is None else f"; restart in {wait:.1f} s"
+                    wait = 0.0 if retry_at is None else retry_at - self._clock.now()
+                    pause = f"; restart in {wait:.1f} s" if wait > 0 else ""
                     text = f"{operator}: {failure}{pause}"
                     self._add("operator.failed", text, id, operator, pod=pod, exit_code=failure.exit_code)
             case Hearing(id, operator, pod, silent):

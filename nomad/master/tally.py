@@ -92,6 +92,7 @@ class Tallier:
         self._settings = settings
         self._tasks = Tasks()
         self._before: dict[str, tuple[str, int | None]] = {}
+        """By pipeline, as each has one move at a time: the last operator's pod, and its counter before the switch."""
 
     def measure(self, action: Measure) -> None:
         """Begin what the action asks for."""
@@ -102,7 +103,7 @@ class Tallier:
         await self._tasks.close()
 
     async def _stand(self, action: Measure) -> None:
-        self._before[action.move] = action.sink, await self._disorder(action.sink)
+        self._before[action.pipeline] = action.sink, await self._disorder(action.sink)
 
     async def _count(self, action: Measure) -> None:
         switched = self._clock.wall() - (self._clock.now() - action.since)
@@ -119,7 +120,7 @@ class Tallier:
             if samples is None or pause(samples, switched) is not None or self._clock.now() >= give_up:
                 break
             await self._clock.sleep(ASK_AGAIN)
-        sink, before = self._before.pop(action.move, ("", None))
+        sink, before = self._before.pop(action.pipeline, ("", None))
         if sink == action.sink:
             tally.doubled = doubled(before, await self._disorder(sink))
         tally.pause = pause(samples, switched) if samples else None

@@ -54,6 +54,11 @@ def test_what_stands_in_the_manifest():
         made.spec("a b", "edge", "cloud")
 
 
+def test_a_pin_travels_and_is_left_out_where_there_is_none():
+    assert [op.pin for op in packed(operator(pin="fog")(lambda x: x)).operators] == [None, "fog"]
+    assert b'"pin"' not in packed(print).manifest_bytes
+
+
 def test_the_same_pipeline_gives_the_same_bytes():
     pipeline = build([numbers, math.sqrt, print])
     assert bundle.make(pipeline, KEY) == bundle.make(pipeline, KEY)

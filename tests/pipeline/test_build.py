@@ -254,6 +254,8 @@ def test_a_single_label_may_be_a_string():
         ({"name": ""}, "letters"),
         ({"name": "x" * 64}, "63"),
         ({"requires": 3}, '{"gpu"}'),
+        ({"pin": 3}, '"fog"'),
+        ({"pin": ""}, '"fog"'),
         ({"requires": ["a", 3]}, '{"gpu"}'),
         ({"requires": "a b"}, '{"gpu"}'),
         ({"retries": -1}, "0 or more"),
