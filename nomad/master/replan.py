@@ -8,6 +8,7 @@ out in a thread. It carries nothing out: orders go to `moves`, and the loop does
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import math
 from collections.abc import Mapping
@@ -71,6 +72,7 @@ class Replanner:
 
     async def run(self) -> None:
         """Look after each round of heart-beats."""
+        await asyncio.to_thread(_load)  # so that the first submission needn't
         while True:
             await self._heard.wait()
             self._heard.clear()
@@ -207,6 +209,14 @@ class Replanner:
 
     def _situation(self, wanted: DesiredPipeline) -> Situation:
         return self._judge.situation(self._scene(wanted), self._clock.now())
+
+
+def _load() -> None:
+    """Import the engine, and NumPy with it: a tenth of a second."""
+    try:
+        importlib.import_module("nomad.scheduler.moves")
+    except ModuleNotFoundError as exc:
+        log.warning("nothing can be placed: %s", exc)
 
 
 def _considered(look: Look) -> ConsideredView:
