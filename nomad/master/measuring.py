@@ -37,6 +37,9 @@ async def measure(desired: Desired, observed: Observed, loop: Loop, book: Book, 
     def needed() -> bool:
         return any(wanted.goal is Goal.RUN and not loop.is_over(id) for id, wanted in desired.pipelines.items())
 
+    def ready() -> list[str]:
+        return [node.id for node in observed.nodes.values() if node.ready]
+
     # First, and alone: it keeps the loop busy by the millisecond, which would add to the round trips.
     machine = smooth(None, await calibrate(clock), clock.now())
     nodes = report(book, machine, lambda: observed.nodes.values(), speed, used, clock)
@@ -45,7 +48,7 @@ async def measure(desired: Desired, observed: Observed, loop: Loop, book: Book, 
         return
     there = LocalAgents(observed.nodes, desired.shape, clock) if pods.shaped else SeatedAgents(pods.seats, clock)
     async with there as agents:
-        survey = Survey(book, agents, lambda: list(observed.nodes), needed, clock)
+        survey = Survey(book, agents, ready, needed, clock)
         try:
             async with alongside(nodes):
                 await survey.run()

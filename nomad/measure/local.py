@@ -21,7 +21,7 @@ from nomad.measure.calibrate import calibrate
 from nomad.measure.estimate import Estimate, smooth
 from nomad.runtime.base import NodeInfo
 
-REPORT_SECONDS = 2.0
+REPORT_SECONDS = 1.0
 """How often a node says how fast it is and what is free."""
 
 CALIBRATE_SECONDS = 30.0
