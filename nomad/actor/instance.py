@@ -247,6 +247,7 @@ def _in(link: InLink) -> dict[str, Any]:
 def _out(link: OutLink, now: float) -> dict[str, Any]:
     report = link.sender.samples.report(now)
     return _link(link.sender, "out", connected=link.connected) | {
+        "peer_epoch": report.peer_epoch,
         "rtt": link.sender.samples.newest,
         "rtt_least": report.round_trip,
         "bandwidth": report.bandwidth,

@@ -42,6 +42,8 @@ MOST_SENDS = 1024
 class LinkReport:
     """A link since the last report; None: nothing was seen that tells."""
 
+    peer_epoch: int
+    """Of the receiver: another one may be expected already, whose link this isn't."""
     round_trip: float | None
     """Seconds, the least."""
     bandwidth: float | None
@@ -73,10 +75,11 @@ class LinkSamples:
         self._reported_at: float | None = None
         self._reported_bytes = 0
         self._sends: deque[_Send] = deque(maxlen=MOST_SENDS)
-        self.opened()
+        self.opened(0)
 
-    def opened(self) -> None:
-        """A new connection: what is known of the old one's way holds no more."""
+    def opened(self, peer_epoch: int) -> None:
+        """A new connection, to the receiver of this epoch: what is known of the old one's way holds no more."""
+        self.peer_epoch = peer_epoch
         self._sends.clear()
         self._bytes = 0
         """Sent on this connection."""
@@ -166,6 +169,7 @@ class LinkSamples:
         self._reported_at, self._reported_bytes = now, arrived
         reached = (arrived - before) / (now - since) if since is not None and now > since else None
         return LinkReport(
+            peer_epoch=self.peer_epoch,
             round_trip=least,
             bandwidth=statistics.median(bandwidths) if bandwidths else None,
             reached=reached or None,

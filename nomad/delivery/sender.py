@@ -172,7 +172,7 @@ class Sender:
         nbytes = base.bytes_end - base.nbytes if base else self._bytes
         self._credit_messages, self._credit_bytes = seq, nbytes
         self._heard_at, self._pinged = now, False
-        self.samples.opened()
+        self.samples.opened(epoch)
         self._control.clear()
         self._sent = seq
         self._resume, self._grant = (seq, nbytes), (welcome.grant_messages, welcome.grant_bytes)

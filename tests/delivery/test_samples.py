@@ -131,8 +131,8 @@ def test_when_nothing_is_settled_pings_time_the_way() -> None:
 def test_another_connection_starts_anew() -> None:
     link = Link(0.01, 1e7)
     link.run(100_000, 5, 3)
-    link.samples.opened()
-    assert link.samples.report(link.now) == LinkReport(None, None, None)
+    link.samples.opened(2)
+    assert link.samples.report(link.now) == LinkReport(2, None, None, None)
 
 
 def test_an_acknowledgement_of_what_is_not_remembered_times_nothing() -> None:
