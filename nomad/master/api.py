@@ -78,7 +78,7 @@ class PipelineChange(_Input):
 
     moves: bool | None = None
     """Whether Nomad moves its operators by itself when that pays."""
-    pins: dict[str, str | None] | None = None
+    pins: dict[str, Annotated[str, Field(min_length=1)] | None] | None = None
     """Operator to the node that it is bound to, which must be the one that it is on; null unbinds it."""
 
 

@@ -264,7 +264,9 @@ class Enactor:
 
     async def _rehome(self, action: Rehome) -> None:
         """Another node for what can't run on its own; its next pod is started there."""
-        wanted, id = self._desired.pipelines[action.pipeline], operator_id(action.pipeline, action.operator)
+        wanted, id = self._desired.pipelines.get(action.pipeline), operator_id(action.pipeline, action.operator)
+        if wanted is None:
+            return
         try:
             home = await self._homes(wanted, action.operator, action.node)
             placement = {**wanted.placement, action.operator: home}

@@ -82,7 +82,7 @@ def _says(text: str) -> Words:
     return lambda facts: text
 
 
-_OVER = "the pipeline is being stopped"
+_OVER = "the pipeline, or the master, is being stopped"
 _LOST = "the target is lost"
 
 TABLE: Mapping[MoveState, Row] = {
