@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import pytest
 import pytest_asyncio
 from openapi_pydantic import OpenAPI
 
@@ -61,7 +62,10 @@ async def master(tmp_path: Path) -> AsyncIterator[Master]:
     await runtime.shutdown()
 
 
-async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path) -> None:
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("phases", ["examples,coverage", pytest.param("fuzzing,stateful", marks=pytest.mark.slow)])
+async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path, phases: str) -> None:
+    """In the quick suite with all that its rules derive from the schema, else also with random requests and chains."""
     await master.submit(bundle.make(build([numbers, square]), master.signing_key), id="test", start="edge", end="cloud")
     config = tmp_path / "schemathesis.toml"
     config.write_text(
@@ -96,7 +100,7 @@ async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path) -> Non
     async with serve(master) as url:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "schemathesis.cli", "--no-color", "--config-file", str(config)),
-            *("run", f"{url}/openapi.json", "--checks", "all"),
+            *("run", f"{url}/openapi.json", "--checks", "all", "--phases", phases),
             cwd=tmp_path,
             env=os.environ
             | {"SCHEMATHESIS_HOOKS": "tests.master.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
