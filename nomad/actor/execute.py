@@ -11,6 +11,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -19,6 +20,10 @@ from nomad.pipeline import Kind
 
 ASYNC_KINDS = (Kind.ASYNC, Kind.ASYNC_GENERATOR, Kind.ASYNC_PERIODIC, Kind.ASYNC_SOURCE_GENERATOR)
 GENERATOR_KINDS = (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
+
+
+PRECISE = 64
+"""Up to this many values that may wait, each has its own time; of more, those made between two takings share one."""
 
 
 class Stopped(BaseException):
@@ -36,8 +41,6 @@ class Handoff:
         self.finished = False
         self.calls = 0
         """Values that a generator has been called for, the one that raised included."""
-        self.birth = 0
-        """`time.time_ns` when the oldest value that still waits was made."""
         self.slowdown = 1.0
         """How many times longer each value takes on the emulated node; the thread waits before it hands one over."""
         self.unpaid = 0.0
@@ -48,6 +51,10 @@ class Handoff:
         """Seconds of waiting for `slowdown`, which aren't the function's."""
         self.items: list[Any] = []
         """Values that wait to be taken, oldest first. Only `take` removes any."""
+        self._births: deque[tuple[int, int]] = deque()
+        """Number of a value, from 0, and when it was made; it stands for those up to the next, see `PRECISE`."""
+        self._made = 0
+        self._taken = 0
         self._loop = loop
         self._signalled = False
         self._stopped = False
@@ -60,6 +67,14 @@ class Handoff:
         self._full = False
         self._space = threading.Event()
         self._async_space: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    @property
+    def birth(self) -> int:
+        """`time.time_ns` when the oldest value that waits was made, or a little earlier."""
+        births = self._births
+        while len(births) > 1 and births[1][0] <= self._taken:
+            births.popleft()
+        return births[0][1]
 
     # -- in the thread
 
@@ -74,12 +89,15 @@ class Handoff:
 
     def put_all(self, items: Iterable[Any]) -> None:
         """Hand over all of a generator's values, each as soon as it is there. `put`, without a call per value."""
-        waiting, append, now = self.items, self.items.append, time.time_ns
-        for item in items:
-            if not waiting:
-                self.birth = now()
-            append(item)
-            if not self._signalled:
+        waiting, append, born, now = self.items, self.items.append, self._births.append, time.time_ns
+        for number, item in enumerate(items):
+            if self._signalled:
+                if self.limit <= PRECISE:
+                    born((number, now()))
+                append(item)
+            else:
+                born((number, now()))
+                append(item)
                 self._signal()
             if len(waiting) >= self.limit or self._stopped:
                 self._wait()
@@ -122,6 +140,7 @@ class Handoff:
         count = len(items) if most is None or most > len(items) else most
         taken = items[:count]
         del items[:count]
+        self._taken += count
         if self._full or self._async_space is not None:
             self._free()
         if self._ready is not None and not items and not self.finished:
@@ -166,8 +185,9 @@ class Handoff:
 
     def _append(self, item: Any) -> None:
         # Appending, slicing and deleting a list are atomic under the GIL, and only the loop removes.
-        if not self.items:
-            self.birth = time.time_ns()
+        if not self._signalled or self.limit <= PRECISE:
+            self._births.append((self._made, time.time_ns()))
+        self._made += 1
         self.items.append(item)
         if not self._signalled:
             self._signal()

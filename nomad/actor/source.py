@@ -94,7 +94,8 @@ class Source:
             start_source(self._worker, self.spec.kind, self._function, out)
             while not (out.finished and not out.items):
                 await out.wait()
-                self._send([v for v in out.take() if v is not None], out.birth)
+                birth = out.birth if out.items else 0
+                self._send([v for v in out.take() if v is not None], birth)
             self._called(1, out.seconds)
             if out.error is not None:
                 self._meter.failed(out.error, retried=False)

@@ -250,12 +250,30 @@ async def test_one_wake_up_serves_many_values(worker: Any) -> None:
     await until(lambda: woken == 2)
 
 
-async def test_the_birth_is_that_of_the_oldest_value_that_waits(worker: Any) -> None:
-    before = time.time_ns()
-    out = handoff()
-    start_source(worker(False), Kind.SOURCE_GENERATOR, lambda: iter([1, 2]), out)
-    await drain(out)
-    assert before <= out.birth <= time.time_ns()
+@pytest.mark.parametrize("limit", [2, MANY])
+async def test_the_birth_is_that_of_the_oldest_value_that_waits(worker: Any, limit: int) -> None:
+    """Also where some always wait, because they are taken one by one."""
+    out = handoff(limit)
+    release = threading.Semaphore(0)
+    born: list[int] = []
+
+    def source() -> Iterator[int]:
+        for number in range(20):
+            release.acquire()
+            born.append(time.time_ns())
+            yield number
+
+    start_source(worker(False), Kind.SOURCE_GENERATOR, source, out)
+    release.release(2)
+    await until(lambda: len(out.items) == 2)
+    for number in range(18):
+        assert out.birth >= born[number if limit == 2 else max(0, number - 2)]
+        assert out.birth <= born[number + 1]
+        assert out.take(1) == [number]
+        release.release()
+        await until(lambda: len(out.items) == 2)
+    out.stop()
+    release.release(20)
 
 
 async def test_a_call_that_hangs_is_left_behind() -> None:
