@@ -22,7 +22,8 @@ know in a folder, one picture each, named after the person ("Ada Lovelace.jpg"):
 
     FACES_FROM=0 FACES_KNOWN=~/people nomad submit examples/face_recognition.py
 
-or from Python: `await cluster.submit(pipeline("video.mp4", "people"), start="edge", end="cloud")`.
+FACES_RATE=2 takes two pictures a second of a folder, or of those made here, instead of four. From Python:
+`await cluster.submit(pipeline("video.mp4", "people"), start="edge", end="cloud")`.
 
 These are plain functions and objects: nothing here needs Nomad to be tried or tested. The models aren't
 loaded until the first frame comes, so that they never travel: each process loads its own, once.
@@ -48,7 +49,7 @@ import skimage.data
 import nomad
 
 WIDTH, HEIGHT = 640, 480
-RATE = 4.0
+RATE = float(os.environ.get("FACES_RATE", "4"))
 """Frames per second of a folder and of the pictures made here."""
 SAME_PERSON = 0.6
 """Two faces nearer to each other than this are of one person; the network was trained for this distance."""

@@ -10,10 +10,11 @@ Called by the command line and by benchmarks/. What goes wrong in one run is tol
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ class Subject:
     @classmethod
     def _program(cls, scenario: Scenario) -> Subject:
         form = scenario.form.pipeline
-        found = program.load(scenario.program)
+        with _environment(form.environment):
+            found = program.load(scenario.program)
         start, end = form.start or found.start, form.end or found.end
         if start is None or end is None:
             raise ScenarioError(f"{scenario.name}: say on which nodes the pipeline starts and ends: start and end")
@@ -145,6 +147,21 @@ class Subject:
             for number, op in enumerate(built.operators)
         )
         return cls(Shaped(operators, start, end), profile or None, lambda folder, seed: found.operators)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the block runs."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ class PipelineForm(_Form):
 
     program: str | None = None
     """`FILE` or `FILE:NAME`, as for `nomad submit`."""
+    environment: dict[str, str] = {}
+    """Variables that are set while the program's file is loaded."""
     operators: tuple[OperatorForm, ...] = ()
     rate: Rate | None = None
     """Messages per second of the source; of a program, what its source gives: the best placement depends on it."""
@@ -98,6 +100,8 @@ class PipelineForm(_Form):
             raise ValueError("give either `program: FILE` or `operators: [...]`")
         if self.program is not None and (wrong := self.model_fields_set & {"message_bytes", "arrivals", "profiled"}):
             raise ValueError(f"{sorted(wrong)[0]!r} is for synthetic pipelines; a program has a source of its own")
+        if self.program is None and (wrong := self.model_fields_set & {"environment", "profile"}):
+            raise ValueError(f"{sorted(wrong)[0]!r} is for programs")
         if self.program is None and (missing := [k for k in ("start", "end", "rate") if getattr(self, k) is None]):
             raise ValueError(f"say where it starts and ends, and how fast its source is: {missing[0]!r} is missing")
         names = [SOURCE, *(op.name for op in self.operators), SINK]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -141,16 +142,18 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_operators_of_a_program_are_checked_once_it_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "p.py").write_text(
-        "operators = [lambda: 1, abs, print]\nstart_node = 'edge'\nend_node = 'cloud'\n"
-        "profile = [{'cloud_execution_time': 0.1, 'output_msg_size': 5}] * 3\n"
+        "import os\noperators = [lambda: 1, abs, print]\nstart_node = 'edge'\nend_node = 'cloud'\n"
+        "profile = [{'cloud_execution_time': float(os.environ['BENCH_WORK']), 'output_msg_size': 5}] * 3\n"
     )
-    text = GOOD[: GOOD.index("pipeline:")] + "pipeline: {program: p.py}\nduration: 9\n"
+    text = GOOD[: GOOD.index("pipeline:")]
+    text += "pipeline: {program: p.py, environment: {BENCH_WORK: '0.1'}}\nduration: 9\n"
     subject = runner.Subject.of(scenario.parse(text, folder=tmp_path))
     assert [(op.name, op.work, op.output_bytes) for op in subject.shaped.operators][1:] == [
         ("abs", 0.1, 5),
         ("print", 0.1, 5),
     ]
     assert (subject.shaped.start, subject.shaped.end) == ("edge", "cloud")
+    assert "BENCH_WORK" not in os.environ
     moving = scenario.parse(f"{text}events: [{{at: 1, move: bas, to: [edge]}}]\n", folder=tmp_path)
     with pytest.raises(
         ScenarioError, match="an event moves 'bas', which is no operator of the pipeline; did you mean 'abs'"
