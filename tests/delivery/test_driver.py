@@ -447,6 +447,7 @@ async def test_the_next_sender_waits_until_it_has_something_to_send() -> None:
         await until(lambda: inbound.receiver.accepted == 1)
         old.cut()
         await until(lambda: old.reconnects == 1 and inbound.peers == (1, 2))
+        assert new.reconnects == 0
         submit(new.sender, ["old", "new"], first=1)
         new.sender.release()
         new.flush()
