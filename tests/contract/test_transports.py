@@ -45,7 +45,7 @@ def test_contract(
     if "clogged" in check.__name__:
         monkeypatch.setattr(base, "CLOSE_SECONDS", 0.05)
     if backend.endswith("by pyzmq"):
-        monkeypatch.setattr("nomad.transport.zmq.aiozmq", None)
+        monkeypatch.setattr("nomad.transport.zmqsockets.aiozmq", None)
     address = ADDRESSES[backend].format(folder=tmp_path)
     transport = transport_for(address)
     if shape is not None:

@@ -18,18 +18,19 @@ import zmq.asyncio
 
 from nomad.errors import AddressError, ConnectionBroken, TransportError
 from nomad.transport import zmq as transport
+from nomad.transport import zmqsockets
 from nomad.transport.base import Connection
 from nomad.transport.messages import FRAME, HELLO, RESET, VERSION, WELCOME
 from nomad.transport.registry import connect, listen
 from tests.contract.transport import dropped, listening, plain, soon, take, take_all
 
-PORTS = ["aiozmq", "pyzmq"] if transport.aiozmq is not None else ["pyzmq"]
+PORTS = ["aiozmq", "pyzmq"] if zmqsockets.aiozmq is not None else ["pyzmq"]
 
 
 @pytest.fixture(params=PORTS, autouse=True)
 def port(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "pyzmq":
-        monkeypatch.setattr(transport, "aiozmq", None)
+        monkeypatch.setattr(zmqsockets, "aiozmq", None)
 
 
 @pytest.fixture
