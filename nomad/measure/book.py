@@ -10,7 +10,6 @@ each quantity with its formula.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
@@ -35,6 +34,9 @@ SETTLED_RATES = 3
 
 SLIGHT_WORK, SLIGHT_BYTES = 0.0005, 512.0
 """Deviations that no placement depends on, however large a share of the value they are."""
+
+MOST = 1e18
+"""What is more than that is no measurement, of whatever it is."""
 
 KEPT_SAMPLES = 4096
 """Raw samples that wait for readers."""
@@ -373,4 +375,4 @@ def _pair(a: str, b: str) -> tuple[str, str]:
 
 
 def _valid(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
+    return 0 <= value <= MOST

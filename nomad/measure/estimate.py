@@ -72,7 +72,7 @@ def smooth(known: Estimate | None, sample: float, now: float) -> Estimate:
     bound = SURPRISE * known.deviation
     if known.surprise and (error > 0) == (known.surprise > 0) and abs(error) >= bound / 2:
         before = known.value + known.surprise
-        return Estimate((before + sample) / 2, abs(sample - before) / 2, now, samples)
+        return Estimate(before + (sample - before) / 2, abs(sample - before) / 2, now, samples)
     outlier = known.measured and abs(error) > bound
     if outlier:
         error = bound if error > 0 else -bound
