@@ -46,6 +46,8 @@ _ARRAY, _ARRAY_INLINE, _SCALAR, _OBJECT, _BYTES = 12, 13, 14, 15, 16
 MOST_NESTED = 64
 """How deep tuples, sets, objects and other extension types may be nested in each other (lists and dicts: 511).
 msgpack takes 40 KiB of the C stack for each level when it decodes, and a stack that overflows kills the process."""
+MOST_SHOWN = 200
+"""How deep what is shown as JSON may be nested; pydantic writes no more than 250 levels."""
 
 _DOWNCAST = (OrderedDict, defaultdict, Counter)
 
@@ -321,11 +323,13 @@ def to_jsonable(data: Buffer) -> Any:
     `{"$type": name, ...fields}`; tuples and sets become lists, keys, dates, decimals and the rest text.
     """
     try:
-        return _jsonable(_unpack(data, lambda code, part: _show_ext(code, part, 1), object_pairs_hook=_Pairs))
+        shown = _jsonable(_unpack(data, lambda code, part: _show_ext(code, part, 1), object_pairs_hook=_Pairs))
     except PayloadError:
         raise
     except Exception as exc:  # as in `Codec._decoded`
         raise PayloadError(f"a message can't be shown: {type(exc).__name__}: {exc}") from exc
+    _check_shown(shown, MOST_SHOWN)
+    return shown
 
 
 class _Pairs(list[tuple[Any, Any]]):
@@ -351,6 +355,14 @@ def _jsonable(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)
+
+
+def _check_shown(shown: Any, levels: int) -> None:
+    if not levels:
+        raise PayloadError(f"a message can't be shown: it is nested deeper than {MOST_SHOWN} levels")
+    for part in shown.values() if isinstance(shown, dict) else shown if isinstance(shown, list) else ():
+        if isinstance(part, (dict, list)):
+            _check_shown(part, levels - 1)
 
 
 def _key(value: Any) -> str:

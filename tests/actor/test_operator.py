@@ -421,7 +421,8 @@ async def test_what_can_not_be_sent_is_set_aside_where_it_was_returned(place: st
 
 
 async def test_an_input_that_can_not_be_read_fails_the_pipeline() -> None:
-    strange = dataclasses.make_dataclass("Strange", ["x"], namespace={"__module__": "elsewhere"})
+    strange = dataclasses.make_dataclass("Strange", ["x"])
+    strange.__module__ = "elsewhere"
 
     def source() -> Iterator[Any]:
         yield strange(1)
