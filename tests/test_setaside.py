@@ -194,3 +194,28 @@ def test_it_survives_a_kill_at_any_moment(tmp_path: Path) -> None:
     assert len(kept) == len(set(kept))
     assert all(store.holds(0, Position(origin)) for origin in range(1, seen + 1))
     store.close()
+
+
+def test_another_process_writes_and_this_one_reads_it_again(tmp_path: Path) -> None:
+    """While an operator moves: one at a time writes."""
+    path = str(tmp_path / "set-aside.db")
+    first, second = SetAside(path), SetAside(path)
+    first.add(0, Position(1), b"one", ERROR, 1)
+    first.add(0, Position(2), b"two", ERROR, 1)
+    second.reload()
+    assert second.count == 2
+    assert second.holds(0, Position(2))
+    first.close()  # the kill of the one before changes nothing
+    assert second.remove([second.records()[0].id], NOTHING) == 1
+    second.add(0, Position(3), b"three", ERROR, 1)
+    first = SetAside(path)
+    assert [record.value for record in first.records()] == [b"two", b"three"]
+    assert first.holds(0, Position(1)), "it may come again"
+    second.ran(second.records()[0], 7, b"result", {0: Position(3)})
+    first.reload()
+    assert first.count == 1
+    assert not first.holds(0, Position(1))
+    assert not first.covers(0, 9)
+    assert first.reruns() == [(7, b"result")]
+    for store in (first, second):
+        store.close()
