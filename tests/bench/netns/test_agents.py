@@ -23,7 +23,7 @@ async def test_they_measure_latency_and_bandwidth(two: Topology) -> None:
             await agents.probe("a", "b", 0)
             assert agents.connected("a", "b")
             assert not agents.connected("b", "a")
-            probes = [await agents.probe("a", "b", 50_000) for _ in range(5)]
-            assert shape.latency <= statistics.median(probe.round_trip for probe in probes) < shape.latency + 0.005
+            probes = [await agents.probe("a", "b", 50_000) for _ in range(9)]
+            assert shape.latency <= min(probe.round_trip for probe in probes) < shape.latency + 0.005
             transfer = statistics.median(probe.transfer for probe in probes if probe.transfer is not None)
-            assert 50_000 / transfer == pytest.approx(shape.bandwidth, rel=0.15)
+            assert 50_000 / transfer == pytest.approx(shape.bandwidth, rel=0.25)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -72,10 +71,10 @@ async def test_pods_run_in_the_namespace_of_their_node(tmp_path: Path) -> None:
         for operator in running.master.pipeline("p").operators:
             name = running.network.seats[operator.node].prefix[1].removeprefix("--net=")
             assert os.stat(f"/proc/{operator.pid}/ns/net").st_ino == os.stat(name).st_ino
-        assert 0.02 <= statistics.median(await running.more(50)) < 0.03
+        assert 0.02 <= min(await running.more(50)) < 0.03
         await running.network.set_link("fog", "cloud", Shape(latency=0.05))
-        await running.more(20)  # sent before
-        assert 0.07 <= statistics.median(await running.more(50)) < 0.08
+        await running.more(50)  # some were sent before
+        assert 0.07 <= min(await running.more(50)) < 0.08
         await running.stop()
         assert synthetic.outcome(running.folder).lost == 0
 

@@ -71,7 +71,7 @@ async def test_declared_links_are_there_from_the_start(socket_at: SocketAt) -> N
         assert network.shaped is False
         a, b, c = (socket_at(network.seats[node]) for node in ("a", "b", "c"))
         for source, target, latency in [(a, b, 0.03), (b, a, 0.0), (b, c, 0.01), (c, b, 0.01), (a, c, 0.0)]:
-            assert latency <= one_way(source, target, 5) < latency + OWN_TIME
+            assert latency <= one_way(source, target, 6) < latency + OWN_TIME
 
 
 async def test_a_change_counts_at_once(two: Topology, socket_at: SocketAt) -> None:
@@ -79,19 +79,19 @@ async def test_a_change_counts_at_once(two: Topology, socket_at: SocketAt) -> No
         a, b = (socket_at(network.seats[node]) for node in ("a", "b"))
         for latency in (0.05, 0.005, 0.02, 0.0):
             await network.set_link("a", "b", Shape(latency=latency))
-            assert latency <= one_way(a, b, 3) < latency + OWN_TIME
-            assert one_way(b, a, 3) < OWN_TIME  # the other direction stays as it was
+            assert latency <= one_way(a, b, 6) < latency + OWN_TIME
+            assert one_way(b, a, 6) < OWN_TIME  # the other direction stays as it was
 
 
 async def test_jitter(two: Topology, socket_at: SocketAt) -> None:
     async with Tun().open(two, Path()) as network:
         await network.set_link("a", "b", Shape(latency=0.02, jitter=0.01))
         a, b = (socket_at(network.seats[node]) for node in ("a", "b"))
-        times = [one_way(a, b) for _ in range(40)]
-        assert min(times) >= 0.01
-        assert max(times) < 0.03 + OWN_TIME * 5
-        assert statistics.mean(times) == pytest.approx(0.02, abs=0.005)
-        assert statistics.pstdev(times) > 0.003
+        times = sorted(one_way(a, b) for _ in range(40))
+        assert times[0] >= 0.01
+        assert times[30] < 0.03  # what comes later may have met other processes
+        assert statistics.median(times) == pytest.approx(0.02, abs=0.006)
+        assert times[30] - times[0] > 0.006
 
 
 async def test_loss(two: Topology, socket_at: SocketAt) -> None:
