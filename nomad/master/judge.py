@@ -71,9 +71,9 @@ class Judge:
         self._tracks.feed((sample.kind, sample.key, sample.value, sample.time) for sample in samples)
 
     def forget(self, pipeline: str) -> None:
-        """It is over."""
-        if self._cases.pop(pipeline, None) is not None:
-            self._tracks.forget(pipeline)
+        """It was removed."""
+        self._cases.pop(pipeline, None)
+        self._tracks.forget(pipeline)
 
     def cause(self, scene: Scene, now: float) -> str | None:
         """Why to look at a pipeline now; None: there is no need."""
@@ -174,7 +174,7 @@ class Judge:
         nodes = {node.id for node in scene.nodes}
         names = {op.name for op in scene.spec.operators}
         for kind, key, track in self._tracks.changed(now - self.settings.watch):
-            if kind in ("latency", "bandwidth", "speed"):
+            if kind in detect.OF_NODES:
                 mine = nodes.issuperset(key)
             else:
                 mine = key[0] == scene.spec.id and key[1] in names and (kind != "queue" or track.direction > 0)

@@ -67,6 +67,8 @@ class Replanner:
         self._moves = moves
         self._heard = heard
         self._clock = clock
+        self._known: dict[str, DesiredPipeline] = {}
+        """The pipelines that something may be remembered of."""
         self._looks: dict[str, Look] = {}
         self._moving: set[str] = set()
 
@@ -76,10 +78,7 @@ class Replanner:
         while True:
             await self._heard.wait()
             self._heard.clear()
-            self._judge.listen()
-            for gone in [id for id in self._looks if id not in self._desired.pipelines]:
-                del self._looks[gone]
-                self._judge.forget(gone)
+            self._listen()
             for id, wanted in list(self._desired.pipelines.items()):
                 try:
                     await self._look(id, wanted)
@@ -134,6 +133,17 @@ class Replanner:
 
     # -- inside
 
+    def _listen(self) -> None:
+        """Take in what was measured, and forget pipelines that were removed: others may have their names."""
+        self._judge.listen()
+        for id, known in list(self._known.items()):
+            if self._desired.pipelines.get(id) is not known:
+                del self._known[id]
+                self._looks.pop(id, None)
+                self._moving.discard(id)
+                self._judge.forget(id)
+        self._known.update(self._desired.pipelines)
+
     async def _look(self, id: str, wanted: DesiredPipeline) -> None:
         now = self._clock.now()
         if wanted.orders:
@@ -150,12 +160,14 @@ class Replanner:
             return
         situation = self._judge.situation(scene, now)
         decision = await asyncio.to_thread(self._judge.decide, scene, situation, now)
+        if self._desired.pipelines.get(id) is not wanted:
+            return  # it was removed meanwhile
         self._judge.looked(scene, now)
         self._looks[id] = Look(self._clock.wall(), cause, decision)
         if decision.order is None:
             log.debug("%s stays as it is (%s): %s", id, cause, decision.text)
             return
-        changed = wanted.orders or not wanted.moves or self._desired.pipelines.get(id) is not wanted
+        changed = wanted.orders or not wanted.moves
         if not changed and self._scene(wanted).placement == scene.placement:
             await self._order(wanted, decision.order, situation, cause)
 
@@ -208,6 +220,7 @@ class Replanner:
         return Scene(wanted.spec, self._placement(wanted), pins, nodes, tuple(others))
 
     def _situation(self, wanted: DesiredPipeline) -> Situation:
+        self._listen()
         return self._judge.situation(self._scene(wanted), self._clock.now())
 
 

@@ -60,6 +60,9 @@ FLOORS = {
 }
 """The kinds that are tracked, and the least deviation of each in its own unit."""
 
+OF_NODES = ("latency", "bandwidth", "speed")
+"""Kinds whose keys are nodes; those of all others are a pipeline and an operator."""
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -200,6 +203,8 @@ class Tracks:
         """What changed after this time."""
         return [(*name, track) for name, track in self._tracks.items() if track.changed_at > since]
 
-    def forget(self, key_of: str) -> None:
-        """A pipeline was removed, or a node has left."""
-        self._tracks = {name: track for name, track in self._tracks.items() if key_of not in name[1]}
+    def forget(self, pipeline: str) -> None:
+        """It was removed."""
+        self._tracks = {
+            (kind, key): track for (kind, key), track in self._tracks.items() if kind in OF_NODES or key[0] != pipeline
+        }

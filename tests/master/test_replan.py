@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -160,3 +161,24 @@ async def test_more_than_the_cluster_can_do_runs_under_back_pressure(cluster: Cl
         view = await cluster.submit(profile=heavy)
         assert cluster.operator("square").node == "cloud"
         assert any("back-pressure" in warning for warning in view.warnings)
+
+
+async def test_another_pipeline_of_the_same_name_is_judged_by_itself(cluster: Cluster) -> None:
+    async with cluster.run() as master:
+        life = await submitted(cluster)
+        await life.on(20)
+        life.latency["edge", "cloud"] = 0.1
+        while not master.moves("p"):
+            await life.on(0.5)
+        await cluster.until(lambda: cluster.operator("square").node == "fog", passing=0.1)
+        await life.on(1)
+        removal = asyncio.create_task(master.remove("p"))
+        await cluster.until(removal.done, passing=0.1)
+        await removal
+        light = [{"cloud_execution_time": 0.001, "output_msg_size": 5.0} for _ in PROFILE]
+        await cluster.submit(profile=light)
+        problem = master.problem("p")
+        assert [(op["work"], op["output_bytes"]) for op in problem["pipeline"]["operators"]] == [(0.001, 5.0)] * 3
+        assert problem["pipeline"]["rate"] == 1.0
+        view = await master.explain("p")
+        assert (view.considered, view.moves_left) == (None, 12)

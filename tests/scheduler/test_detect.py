@@ -80,3 +80,11 @@ def test_tracks_know_their_kinds_and_forget() -> None:
     assert tracks.changed(20.0) == []
     tracks.forget("p")
     assert {name for name, _ in tracks.levels(1.0)} == {("latency", ("a", "b"))}
+
+
+def test_a_pipeline_may_be_called_as_a_node_or_another_ones_operator() -> None:
+    tracks = Tracks()
+    kept = [("latency", ("a", "p")), ("speed", ("p",)), ("work", ("q", "p"))]
+    tracks.feed([(kind, key, 0.01, 1.0) for kind, key in [*kept, ("work", ("p", "x"))]])
+    tracks.forget("p")
+    assert [name for name, _ in tracks.levels(1.0)] == kept
