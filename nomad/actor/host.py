@@ -4,7 +4,8 @@ Three threads, so that no user function can hold up what must go on: the main th
 (heart-beats, orders), the data thread's loop runs links and actor, and the function's own thread runs
 whatever isn't known to be quick. The pod dials the master and goes on without it when it is away.
 
-Exit codes are part of the contract with the master:
+Exit codes, for those who read logs (a user's function may end the process with any). What the master goes by is the
+message `failed`: with `fatal`, which is sent before 3 and 4, it doesn't start the operator again.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ log = logging.getLogger(__name__)
 
 
 class Exit(enum.IntEnum):
-    """Why the process ended. Anything else, or a signal, is a crash, and the operator is started again."""
+    """Why the process ended. Anything else, or a signal, is a crash."""
 
     STOPPED = 0
     """As asked."""

@@ -55,12 +55,6 @@ from nomad.master.views import MoveState
 from nomad.runtime.base import reason_of
 from nomad.settings import Reconcile
 
-PERMANENT = {
-    3: "its code couldn't be verified or loaded",
-    4: 'a message failed, and its on_error is "fail"',
-}
-"""Exit codes of a pod after which it isn't started again: it would end the same way."""
-
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -186,9 +180,8 @@ class _Pipeline:
         found: tuple[Outcome, str] | None = None
         states = {name: self._state(op) for name, op in have.operators.items()}
         for name, state in states.items():
-            permanent = PERMANENT.get(state.exit_code or 0)
-            if state.fatal or permanent:
-                error = f"{state.error['type']}: {state.error['message']}" if state.error else permanent
+            if state.fatal:
+                error = f"{state.error['type']}: {state.error['message']}" if state.error else "it failed"
                 found = Outcome.FAILED, f"operator {name}: {error}"
                 break
         else:
@@ -224,7 +217,7 @@ class _Pipeline:
             failures, retry_at, reason = op.failures, self.now, f"its node {op.node} is lost"
         elif state.ready_at is None and (state.start_error is not None or op.kill_by is not None):
             start_failures += 1
-        mishap = kept or state.fatal or state.start_error is not None or state.exit_code in PERMANENT
+        mishap = kept or state.fatal or state.start_error is not None
         self.act(Ended(self.id, name, op.pod, retry_at if kept else None, not mishap, reason))
         return replace(op, pod=None, failures=failures, start_failures=start_failures, retry_at=retry_at, told=None)
 

@@ -91,6 +91,12 @@ class World:
         state.connection = None
         state.runtime = ObservedPod(pod, PodPhase.EXITED, "edge", 1, pid=1, exit_code=code)
 
+    def fail(self, name: str, code: int) -> None:
+        """It says that starting it again wouldn't help, and ends."""
+        state = self.state(name)
+        state.error, state.fatal = {"type": "ZeroDivisionError", "message": "division by zero"}, True
+        self.exit(name, code)
+
     def bury(self) -> None:
         """What the loop does after a step."""
         present = {op.pod for p in self.requested.pipelines.values() for op in p.operators.values()}
