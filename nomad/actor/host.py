@@ -46,7 +46,13 @@ HEARTBEAT = 0.5
 """Seconds between heart-beats. Each is a round of measuring: a change shows in the second or third one after it."""
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
-"""Seconds between attempts to reach the master."""
+"""Seconds between attempts to reach the master, doubled from the first to the most."""
+
+STEADY = 2.0
+"""Seconds that a connection must have stood for the next attempt to be a first one again.
+
+A master that answers, and hangs up, isn't asked on and on.
+"""
 
 TAP_ITEMS, TAP_BYTES, TAP_EVERY = 4096, 4 << 20, 0.02
 """Outputs and their bytes that wait for the master while somebody looks on, and the seconds between messages.
@@ -151,7 +157,7 @@ class Host:
                 try:
                     hello = {"epoch": self._epoch, "pid": os.getpid(), "assigned": self._work is not None}
                     await shake_dialer(conn, self._key, self._pod, hello)
-                    self._conn, backoff = conn, BACKOFF_FIRST
+                    self._conn, met_at = conn, time.monotonic()
                     self._send_state()
                     while True:
                         for frame in await conn.recv():
@@ -159,6 +165,8 @@ class Host:
                 finally:
                     if self._conn is conn:
                         alone_since = time.monotonic()
+                        if alone_since - met_at >= STEADY:
+                            backoff = BACKOFF_FIRST
                     if self._conn is not conn or not self._ending:  # else `run` has something left to say over it
                         self._conn = None
                         conn.abort()

@@ -260,6 +260,16 @@ async def test_a_pod_reports_and_answers(here: Master) -> None:
     assert sink.all("heartbeat")[-1]["stats"]["received"] == last["emitted"]
 
 
+async def test_a_master_that_hangs_up_is_not_dialled_on_and_on(here: Master) -> None:
+    pod = await ready(here, pipeline.build([endless, print]), 0)
+    began = time.monotonic()
+    for number in range(2, 7):
+        assert pod.conn is not None
+        pod.conn.abort()
+        await pod.says("ready", times=number)
+    assert time.monotonic() - began > 0.05 * (1 + 2 + 4 + 8 + 16), "each attempt waits twice as long as the one before"
+
+
 async def test_messages_set_aside_are_shown_and_run_again(here: Master) -> None:
     good = here.folder / "good"
 
