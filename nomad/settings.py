@@ -51,7 +51,7 @@ class Moving:
     hand_over: float = 5.0
     """For two words and their answers. A function that computes on and on doesn't hold them up."""
     switch: float = 2.0
-    """For the neighbours to turn to the new instance; in an idle pipeline the next one hears nothing to turn to."""
+    """For the neighbours to turn to the new instance; those behind may have to wait for a call that takes longer."""
     count: float = 1.0
     """For both instances to say their numbers, before the old one is ended without them."""
     stop: float = 15.0

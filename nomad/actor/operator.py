@@ -251,12 +251,12 @@ class Operator:
     def _catch_up(self) -> None:
         """It has its input now: give it some time to get as far as the instance before it."""
         if self._hold is None and self._in.receiver.first is not None:
-            self._hold = asyncio.get_running_loop().call_later(HOLD_MOST, self._be_heard)
+            self._hold = asyncio.get_running_loop().call_later(HOLD_MOST, self._out.release)
 
     def _be_heard(self) -> None:
         """The next operators are to hear this instance from now on."""
         self._successor = False
-        self._out.release()
+        self._out.release(caught_up=True)
 
     @property
     def queued(self) -> tuple[int, int]:

@@ -82,10 +82,10 @@ class Outbox:
                 settled = link.sender.settled
         return settled
 
-    def release(self) -> None:
-        """The links may be taken over from an earlier instance."""
+    def release(self, *, caught_up: bool = False) -> None:
+        """The links may be taken over from an earlier instance; see `Sender.release`."""
         for link in self.links:
-            link.sender.release()
+            link.sender.release(caught_up=caught_up)
             link.flush()
 
     @property

@@ -208,9 +208,13 @@ class Sender:
 
     # -- taking another instance's place
 
-    def release(self) -> None:
-        """The link may be taken over, if there is something to send, or as soon as there is."""
+    def release(self, *, caught_up: bool = False) -> None:
+        """The link may be taken over, if there is something to send, or as soon as there is.
+
+        `caught_up`: even if there is nothing, since the instance before hasn't anything more to give.
+        """
         self._held = False
+        self._quiet = self._quiet and not caught_up
         self._take_over()
 
     def tail(self) -> Tail:

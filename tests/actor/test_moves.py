@@ -164,6 +164,28 @@ async def test_an_idle_pipeline_moves_and_goes_on(tmp_path: Path) -> None:
     assert got == [0, 1]
 
 
+async def test_neighbours_move_while_nothing_flows(tmp_path: Path) -> None:
+    """Each is heard all the same, so that the next one knows that it is its turn, and runs messages again."""
+    go = threading.Event()
+    trouble, got = Trouble(0), list[int]()
+
+    def source() -> Iterator[int]:
+        yield from range(3)
+        go.wait()
+        yield 3
+
+    async with Chain([source, same, trouble, same, got.append], tmp_path) as chain:
+        await until(lambda: got == [1, 2])
+        for number in (1, 2, 3):
+            await chain.move(number)
+        trouble.bad.clear()
+        assert await chain[2].instance.rerun(None) == {"ran": 1, "failed": 0}
+        await until(lambda: got == [1, 2, 0])
+        go.set()
+        await chain.finished()
+    assert got == [1, 2, 0, 3]
+
+
 async def test_a_lost_greeting_is_made_up_for(tmp_path: Path) -> None:
     """Connections that stand by break, and the neighbours start anew."""
     flow, got = Flow(), list[int]()

@@ -517,6 +517,15 @@ def test_a_quiet_sender_greets_with_the_first_thing_it_has_to_send() -> None:
     assert kinds(wire.to_receiver) == ["resume"], "from then on the link is its"
 
 
+def test_a_quiet_sender_that_has_caught_up_greets_with_nothing_to_send() -> None:
+    wire = pair(connect=False)
+    wire.sender = Sender(LINK, 1, quiet=True)
+    wire.connect()
+    wire.sender.release(caught_up=True)
+    wire.collect(now=0.0)
+    assert kinds(wire.to_receiver) == ["resume"]
+
+
 @pytest.mark.parametrize("how", ["release", "ping"])
 def test_a_quiet_sender_sends_nothing_until_it_is_released(how: str) -> None:
     """Or until the receiver, which hears nobody, asks."""

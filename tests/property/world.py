@@ -167,7 +167,7 @@ class Instance:
                 self.settle()
             if not self.receiver.inbox:
                 self.settle()
-                return self.receiver.caught_up and self.release()
+                return self.receiver.caught_up and self.release(caught_up=True)
             self.batch = batch = self.receiver.inbox.popleft()
             values = self.coder.decode(batch.data.body, batch.data.buffers)
             assert len(values) == batch.data.count
@@ -204,12 +204,12 @@ class Instance:
             self.emit_all(self.function(value), lane, position)
         return True
 
-    def release(self) -> bool:
+    def release(self, *, caught_up: bool = False) -> bool:
         """It may be heard from now on; False if it might have been before."""
         if not self.successor or self.sender is None or self.receiver is None or self.receiver.first is None:
             return False
         self.successor = False
-        self.sender.release()
+        self.sender.release(caught_up=caught_up)
         return True
 
     @property
