@@ -142,7 +142,8 @@ def test_order_is_of_no_consequence(problem: Problem, rng: random.Random) -> Non
 
 @few
 @given(tiny(), st.data())
-def test_a_rejected_option_that_becomes_worse_stays_rejected(problem: Problem, data: st.DataObject) -> None:
+def test_a_rejected_option_that_becomes_worse_changes_nothing(problem: Problem, data: st.DataObject) -> None:
+    """Which of several equally good placements is given may change: the search ends at the first proven one."""
     answer = plan(problem)
     assume(answer["feasible"])
     worse = copy.deepcopy(problem)
@@ -156,8 +157,10 @@ def test_a_rejected_option_that_becomes_worse_stays_rejected(problem: Problem, d
         for each in worse["links"]:
             if one["id"] in (each["from"], each["to"]):
                 each["latency"] += 0.01
-    after = plan(worse)
-    assert (after["placement"], after["latency"]) == (answer["placement"], answer["latency"])
+    assert plan(worse)["latency"] == pytest.approx(answer["latency"], rel=1e-9)
+    still = Planner(worse).describe(answer["placement"])
+    assert still is not None
+    assert still["latency"] == answer["latency"]
 
 
 @pytest.mark.parametrize("kind", ["small", "general", "tree", "trap", "packed"])
