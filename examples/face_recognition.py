@@ -25,8 +25,8 @@ know in a folder, one picture each, named after the person ("Ada Lovelace.jpg"):
 FACES_RATE=2 takes two pictures a second of a folder, or of those made here, instead of four. From Python:
 `await cluster.submit(pipeline("video.mp4", "people"), start="edge", end="cloud")`.
 
-These are plain functions and objects: nothing here needs Nomad to be tried or tested. The models aren't
-loaded until the first frame comes, so that they never travel: each process loads its own, once.
+These are plain functions and objects: nothing here needs Nomad to be tried or tested. The models never
+travel: each process loads its own, once, in `setup`, so that it is ready when the first frame comes.
 """
 
 from __future__ import annotations
@@ -207,6 +207,10 @@ def normalise(frame: Frame) -> Frame:
 class Detector:
     """Finds the faces of a frame."""
 
+    def setup(self) -> None:
+        """Nomad calls it in the operator's process, before the first frame comes."""
+        _ = self.cascade
+
     @cached_property
     def cascade(self) -> cv2.CascadeClassifier:
         return cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
@@ -236,6 +240,10 @@ class Identifier:
 
     def __init__(self, known: dict[str, np.ndarray] | None = None):
         self.known = known
+
+    def setup(self) -> None:
+        """Load the models and describe the known faces; this takes a second or two, in which nobody waits."""
+        _ = self.gallery
 
     def __call__(self, faces: Faces) -> Names:
         names, distances = [], []

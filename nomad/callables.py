@@ -1,6 +1,6 @@
 """What kind of callable a user gave, what it is called, and whether it can be an operator.
 
-`nomad.pipeline` is the only caller. Nothing here calls the user's function.
+`nomad.pipeline` asks; who calls operators asks for their `setup`. Nothing here calls the user's function.
 """
 
 from __future__ import annotations
@@ -42,6 +42,35 @@ def is_async(fn: Callable[..., Any]) -> bool:
 def is_async_generator(fn: Callable[..., Any]) -> bool:
     """Whether calling `fn` gives an async generator."""
     return inspect.isasyncgenfunction(_called(fn))
+
+
+def setup_of(fn: Any) -> Callable[[], Any] | None:
+    """The method `setup` of an object that is an operator, through partials; None where there is none."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if inspect.isclass(fn) or not hasattr(type(fn), "setup"):
+        return None
+    found: Callable[[], Any] = fn.setup
+    return found
+
+
+def check_setup(fn: Any, where: str) -> None:
+    """Raise `PipelineError` unless `fn` has no `setup`, or one that can be called without arguments, and waited for."""
+    setup = setup_of(fn)
+    if setup is None:
+        return
+    what = f"{where}: its `setup`, which is called once in its process before the first message comes,"
+    if not callable(setup):
+        raise PipelineError(f"{what} is of type {type(setup).__name__}: make it a method, or call it otherwise")
+    if is_async(setup) or is_generator(setup) or is_async_generator(setup):
+        raise PipelineError(f"{what} must be a plain method, neither async nor a generator")
+    try:
+        inspect.signature(setup).bind()
+    except TypeError:
+        takes = f"takes {inspect.signature(setup)}"
+        raise PipelineError(f"{what} {takes}: it must do without arguments, or be called otherwise") from None
+    except ValueError:  # some that are written in C don't tell
+        return
 
 
 def check_callable(obj: Any, where: str) -> None:

@@ -19,7 +19,16 @@ from enum import StrEnum
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from nomad import units
-from nomad.callables import check_arity, check_callable, default_name, is_async, is_async_generator, is_generator, label
+from nomad.callables import (
+    check_arity,
+    check_callable,
+    check_setup,
+    default_name,
+    is_async,
+    is_async_generator,
+    is_generator,
+    label,
+)
 from nomad.errors import PipelineError
 
 CODECS = ("data", "pickle")
@@ -191,8 +200,9 @@ def build(
 
     An operator is anything that can be called: a function, `async def`, generator function, lambda, bound method,
     partial, callable object, builtin, or a class that converts its one argument (`int`, a dataclass). The source is
-    called without arguments, the others with one. An operator without an explicit name is called after its function;
-    the second of the same name gets `-2`, and so on.
+    called without arguments, the others with one. An object with a method `setup()` has that called once in its
+    process, before it gets any message. An operator without an explicit name is called after its function; the second
+    of the same name gets `-2`, and so on.
 
     `codec` is "data", or "pickle" to let messages be anything that can be pickled. `profile` says per operator what is
     expected of it: `{"cloud_execution_time": seconds, "output_msg_size": bytes}`.
@@ -216,6 +226,7 @@ def build(
         if index > 0 and options[index].get("source"):
             raise PipelineError(f"{where[index]} is marked as a source, but only the first operator can be one")
         check_arity(fn, where[index], source=index == 0)
+        check_setup(fn, where[index])
     names = _names(functions, options, where)
     built = []
     for index, fn in enumerate(functions):

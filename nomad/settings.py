@@ -44,8 +44,8 @@ class Moving:
 
     plan: float = 30.0
     """How long an order waits for its pipeline to be at work: a restart that is under way takes less."""
-    start: float = 60.0
-    """For the new instance to be ready. Nothing waits for it meanwhile; imports of large models take long."""
+    start: float = 120.0
+    """For the new instance to be ready, as `Reconcile.start_timeout`. Nothing waits for it meanwhile."""
     connect: float = 10.0
     """For handshakes over the slowest links; a neighbour that is being restarted comes back within it."""
     hand_over: float = 5.0
@@ -71,7 +71,7 @@ class Reconcile:
     start_attempts: int = 3
     """A node that couldn't start an operator's pod so often in a row isn't tried again if there is another."""
     start_timeout: float = 120.0
-    """A pod that hasn't been ready after this long is replaced (imports of large models take long)."""
+    """A pod that hasn't been ready after this long is replaced (large models take long to be loaded)."""
     adopt_grace: float = 10.0
     """How long a restarted master waits for a pod of its predecessor to report before it replaces it."""
     drain_grace: float = 10.0

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nomad.errors import UsageError
-from nomad.settings import Backoff, Settings, state_dir
+from nomad.settings import Backoff, Reconcile, Settings, state_dir
 
 
 def test_the_environment_changes_the_defaults(tmp_path: Path) -> None:
@@ -50,3 +50,7 @@ def test_a_relative_state_folder_is_made_absolute(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     assert Settings.from_environment({}, state=Path("here")).state == tmp_path / "here"
     assert Settings.from_environment({"NOMAD_STATE_DIR": "there"}).state == tmp_path / "there"
+
+
+def test_a_move_gives_an_instance_the_time_that_every_start_has() -> None:
+    assert Reconcile().moving.start == Reconcile().start_timeout

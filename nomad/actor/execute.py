@@ -13,9 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from typing import Any
 
 from nomad.actor.meter import STRETCH_LEAST
+from nomad.errors import NomadError, message_of
 from nomad.pipeline import Kind
 
 ASYNC_KINDS = (Kind.ASYNC, Kind.ASYNC_GENERATOR, Kind.ASYNC_PERIODIC, Kind.ASYNC_SOURCE_GENERATOR)
@@ -28,6 +30,10 @@ PRECISE = 64
 
 class Stopped(BaseException):
     """Unwinds a user's generator when the operator stops; a BaseException so that `except Exception` lets it pass."""
+
+
+class SetupFailed(NomadError):
+    """An operator's `setup` raised: starting it again wouldn't help."""
 
 
 class Handoff:
@@ -226,6 +232,28 @@ class Worker:
         """Run the coroutine in the thread's loop."""
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._start, job)
+
+    async def once(self, job: Callable[[], Any]) -> None:
+        """Run `job` in the thread and wait until it is done. Raises `SetupFailed`, with what it raised as the cause."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                job()
+            except BaseException as exc:  # noqa: BLE001 - it is the user's function that raised, whatever it is
+                failed = SetupFailed(f"setup: {message_of(exc)}")
+                failed.__cause__ = exc
+                done.set_exception(failed)
+            else:
+                done.set_result(None)
+
+        if self._loop is None:
+            self.submit(run)
+        else:
+            self._loop.call_soon_threadsafe(run)
+        await asyncio.wrap_future(done)
 
     def close(self, timeout: float) -> bool:
         """Ask the thread to end; whether it did within `timeout` seconds. May be called again."""

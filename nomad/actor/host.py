@@ -29,6 +29,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from nomad import control
+from nomad.actor.execute import SetupFailed
 from nomad.actor.instance import Instance
 from nomad.actor.operator import OperatorFailed
 from nomad.actor.source import Source, SourceFailed
@@ -82,7 +83,7 @@ class Exit(enum.IntEnum):
     CRASHED = 1
     """A generator source raised, or something of ours did."""
     CODE = 3
-    """The operator's code could not be verified or loaded; starting it again wouldn't help."""
+    """The operator's code could not be verified or loaded, or its `setup` raised; starting it again wouldn't help."""
     FAILED = 4
     """A message failed under on_error="fail", or the input can't be decoded."""
     ABANDONED = 5
@@ -104,7 +105,10 @@ class Host:
         self._master_timeout: float = boot["master_timeout"]
         self._data = DataThread()
         self._conn: Connection | None = None
+        self._made: Instance | None = None
+        """To be closed at the end."""
         self._instance: Instance | None = None
+        """The same, once it is ready."""
         self._ready: dict[str, Any] | None = None
         self._status: dict[str, Any] | None = None
         """As last told."""
@@ -136,9 +140,9 @@ class Host:
 
     def close(self) -> bool:
         """Stop the data plane; False when a call of the user's function hangs, wherever it runs."""
-        if self._instance is not None:
+        if self._made is not None:
             try:
-                ended = self._data.call(self._instance.close()).result(CLOSE_SECONDS)
+                ended = self._data.call(self._made.close()).result(CLOSE_SECONDS)
             except TimeoutError:
                 return False
             if not ended:
@@ -258,11 +262,15 @@ class Host:
         try:
             told = functools.partial(self._status_changed, asyncio.get_running_loop())
             instance = await self._data.on_loop(lambda: Instance(assignment, loaded, SystemClock(), told))
+            self._made = instance
+            await asyncio.wrap_future(self._data.call(instance.setup()))
             address = await asyncio.wrap_future(self._data.call(instance.start()))
             self._instance = instance
             self._ready = {"type": "ready", "address": address, "pid": os.getpid()}
             self._send_state()
             await asyncio.wrap_future(self._data.call(instance.run()))
+        except SetupFailed as exc:
+            self._fail(exc, Exit.CODE)
         except SourceFailed as exc:
             self._fail(exc, Exit.CRASHED)
         except OperatorFailed as exc:
@@ -290,7 +298,7 @@ class Host:
         )
 
     def _fail(self, exc: BaseException, code: Exit) -> None:
-        cause = exc.__cause__ if isinstance(exc, OperatorFailed) and exc.__cause__ is not None else exc
+        cause = exc.__cause__ if isinstance(exc, (OperatorFailed, SetupFailed)) and exc.__cause__ is not None else exc
         error = {**describe(cause), "message": message_of(exc)}
         print(error["traceback"], file=sys.stderr, flush=True)
         self._send_stats()

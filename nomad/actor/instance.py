@@ -18,6 +18,7 @@ from nomad.actor.operator import Operator
 from nomad.actor.outbox import Outbox
 from nomad.actor.source import Source
 from nomad.bundle import LoadedOperator
+from nomad.callables import setup_of
 from nomad.clock import Clock
 from nomad.control import Assignment, LinkPeer, LinkStatus, PodStats, Role
 from nomad.delivery.codec import Codec
@@ -32,7 +33,7 @@ CLOSE_SECONDS = 0.5
 
 
 class Instance:
-    """`start`, then `run`; `close` in any case."""
+    """`setup`, `start`, then `run`; `close` in any case."""
 
     def __init__(
         self, assignment: Assignment, loaded: LoadedOperator, clock: Clock, told: Callable[[], None] | None = None
@@ -55,6 +56,7 @@ class Instance:
             self._add(peer)
         self.outbox = Outbox(list(self._outs.values()), self.codec, copy=loaded.spec.copy_outputs)
         self._worker = Worker(f"{loaded.spec.name} function", runs_loop=loaded.spec.kind in ASYNC_KINDS)
+        self._setup = setup_of(loaded.function)
         self._set_aside = SetAside(self._file(FILE))
         self.meter.set_aside(self._set_aside.count)
         self._port = InPort(self._ins)
@@ -65,6 +67,11 @@ class Instance:
             link.changed, link.met = self.actor.wake, self._met
         if isinstance(self.actor, Operator):
             self.actor.reruns.noted = self._met
+
+    async def setup(self) -> None:
+        """Let the user's object load what it needs, in the function's thread. Raises `SetupFailed`."""
+        if self._setup is not None:
+            await self._worker.once(self._setup)
 
     async def start(self) -> str | None:
         """Listen and dial; the address that peers should dial, None for a source. Raises `TransportError`."""

@@ -273,7 +273,8 @@ class _Pipeline:
         if op.kill_by is not None:
             return self._kill(op, "it hasn't ended")
         if state.ready_at is None:
-            patience = self.settings.adopt_grace if op.adopted else self.settings.start_timeout
+            reported = not op.adopted or state.connection is not None
+            patience = self.settings.start_timeout if reported else self.settings.adopt_grace
             if self.now >= op.asked_at + patience:
                 return self._kill(op, f"it hasn't been ready within {patience:g} s")
             self.wake(op.asked_at + patience)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nomad.callables import setup_of
 from nomad.delivery.codec import Codec
 from nomad.errors import PayloadError, PipelineError, message_of
 from nomad.measure.calibrate import calibrate_now
@@ -68,6 +69,8 @@ def profile(pipeline: Pipeline, inputs: Sequence[Any], messages: int) -> Profile
     values: list[Any] = []
     with asyncio.Runner() as runner:
         for number, operator in enumerate(pipeline.operators):
+            if (setup := setup_of(operator.function)) is not None and not (number == 0 and inputs):
+                _timed(operator, setup)
             times: list[float] = []
             if number == 0 and inputs:
                 results = list(itertools.islice(itertools.cycle(inputs), messages))

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -339,6 +340,90 @@ async def test_a_failed_operator_says_why(here: Master) -> None:
     assert failed["fatal"] is False, "a source that raised is started again"
     assert failed["error"]["type"] == "ConnectionError"
     assert await pod.ended() == 1
+
+
+async def test_an_object_is_set_up_before_its_pod_says_that_it_is_ready(here: Master) -> None:
+    path = str(here.folder / "said.txt")
+
+    class Model:
+        def __init__(self, go_on: Path | None = None):
+            self.go_on = go_on
+
+        def setup(self) -> None:
+            self.say("setup")
+            while self.go_on is not None and not self.go_on.exists():
+                time.sleep(0.01)
+
+        def say(self, what: str) -> None:
+            with open(path, "a") as file:
+                file.write(f"{what} {threading.current_thread().name}\n")
+
+    class Plain(Model):
+        def __call__(self, x: int) -> None:
+            self.say(str(x))
+
+    class Asynchronous(Model):
+        async def __call__(self, x: int) -> None:
+            self.say(str(x))
+
+    def source() -> Iterator[int]:
+        yield from range(2)
+
+    for name, kind in (("Plain", Plain), ("Asynchronous", Asynchronous)):
+        go_on = here.folder / name
+        built = pipeline.build([source, kind(go_on)])
+        pod = here.start(f"p.{name}-e1")
+        await pod.until(lambda pod=pod: pod.conn)
+        pod.tell(assignment(built, 1))
+        await pod.until(lambda: os.path.exists(path), "its setup runs")
+        assert not pod.all("ready")
+        assert not (await pod.asked("last_output"))["ok"], "it answers meanwhile"
+        go_on.touch()
+        address = (await pod.says("ready"))["address"]
+        source_pod = await ready(here, built, 0)
+        source_pod.tell(peers(["source", name], 0, address, (0, 1)))
+        await source_pod.says("finished")
+        with open(path) as file:  # noqa: ASYNC230 - all is written
+            said = [line.split(" ", 1) for line in file]
+        assert [what for what, _ in said] == ["setup", "0", "1"]
+        assert said[0][1] == f"{name} function\n", "in the thread of the function"
+        os.remove(path)
+        for one in (source_pod, pod):
+            one.tell({"type": "stop", "drain": False, "grace": 1.0})
+            assert await one.ended() == 0
+
+
+async def test_a_setup_that_raises_is_permanent_and_one_that_hangs_holds_nothing_up(here: Master) -> None:
+    started = here.folder / "hangs"
+
+    class Broken:
+        def setup(self) -> None:
+            raise FileNotFoundError("no weights")
+
+        def __call__(self, x: int) -> None: ...
+
+    class Hanging:
+        def setup(self) -> None:
+            started.touch()
+            time.sleep(1000)
+
+        def __call__(self, x: int) -> None: ...
+
+    pod = here.start("p.Broken-e1")
+    await pod.until(lambda: pod.conn)
+    pod.tell(assignment(pipeline.build([endless, Broken()]), 1))
+    failed = await pod.says("failed")
+    assert failed["fatal"] is True
+    assert (failed["error"]["type"], failed["error"]["message"]) == ("FileNotFoundError", "setup: no weights")
+    assert "in setup" in failed["error"]["traceback"]
+    assert await pod.ended() == 3
+
+    pod = here.start("p.Hanging-e1")
+    await pod.until(lambda: pod.conn)
+    pod.tell(assignment(pipeline.build([endless, Hanging()]), 1))
+    await pod.until(started.exists)
+    pod.tell({"type": "stop", "drain": False, "grace": 1.0})
+    assert await pod.ended() == 0
 
 
 @pytest.mark.parametrize("part", ["code", "types", "manifest", "signature", "operator"])

@@ -54,6 +54,14 @@ def run(example: ModuleType, identify: Any, frame: Any) -> dict[str, Any]:
     return record
 
 
+def test_models_are_loaded_before_the_first_frame_and_never_travel(example: Any) -> None:
+    detect, identify = example.Detector(), example.Identifier()
+    for operator, models in ((detect, ["cascade"]), (identify, ["gallery", "landmarks", "network"])):
+        operator.setup()
+        assert set(models) <= set(vars(operator))
+        assert not set(models) & set(vars(pickle.loads(pickle.dumps(operator))))
+
+
 def test_the_right_people_are_named_in_moved_scaled_and_relit_frames(
     example: Any, identify: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -402,6 +402,20 @@ def test_pods_of_an_earlier_master_are_given_time(working: World) -> None:
     assert of(Start, world) == [Start("p", "sink", "p.sink-e2", 2, "cloud")]
 
 
+def test_an_adopted_pod_that_still_loads_its_model_is_given_the_time_of_any_other(working: World) -> None:
+    world = restarted(working)
+    world.step()
+    for name in NAMES:
+        world.connect(name, assigned=True)
+    for name in ("source", "sink"):
+        world.ready(name)
+    world.step()
+    world.now += SETTINGS.start_timeout - 1.0
+    assert not of(Kill, world)
+    world.now += 1.0
+    assert [kill.pod for kill in of(Kill, world)] == ["p.square-e1"]
+
+
 def test_a_working_link_is_not_cut_while_its_receiver_has_not_reported(working: World) -> None:
     world = restarted(working)
     world.connect("source", assigned=True)

@@ -113,6 +113,26 @@ def divide(x: int) -> float:
     return x / 0
 
 
+def test_objects_are_set_up_before_they_are_timed() -> None:
+    class Model:
+        def __init__(self, ready: bool):
+            self.ready, self.weights = ready, 0
+
+        def setup(self) -> None:
+            if not self.ready:
+                raise FileNotFoundError("no weights")
+            self.weights += 1
+
+        def __call__(self, x: int) -> int:
+            return x * self.weights
+
+    model = Model(True)
+    profile(build([one, model, print]), (), 3)
+    assert model.weights == 1
+    with pytest.raises(PipelineError, match="operator 'Model' raised FileNotFoundError: no weights"):
+        profile(build([one, Model(False), print]), (), 3)
+
+
 def test_a_result_that_can_not_be_sent_is_named() -> None:
     with pytest.raises(PipelineError, match="'unsendable' returned what can't be sent"):
         run(unsendable, last)

@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nomad.callables import setup_of
 from nomad.errors import PipelineError
 from nomad.pipeline import OPERATOR_NAME, Kind, OnError, OperatorSpec, build, check_id, operator, source
 
@@ -362,3 +364,45 @@ def test_ids():
     for bad in ("", "-a", "a b", "a.b", "x" * 64, "a\n", "ä", None):
         with pytest.raises(PipelineError, match="id of a pipeline"):
             check_id(bad)
+
+
+# -- setup
+
+
+class Ready:
+    def __call__(self, x):
+        return x
+
+    def setup(self, path="weights.bin"):
+        raise AssertionError("not here")
+
+
+def test_an_object_may_have_a_setup():
+    model = Ready()
+    assert setup_of(model) == setup_of(operator(model, name="other")) == model.setup
+    assert build([numbers, model, functools.partial(model)]).operators[1].function is model
+
+
+def test_nothing_else_has_one():
+    def function(x):
+        return x
+
+    function.setup = lambda: None
+    for other in (function, Ready().__call__, Ready, print, Callable_()):
+        assert setup_of(other) is None
+
+
+@pytest.mark.parametrize(
+    ("setup", "said"),
+    [
+        (lambda self, path: None, "takes (path): it must do without arguments"),
+        (7, "is of type int: make it a method"),
+        (fetch, "must be a plain method, neither async"),
+        (splitting, "must be a plain method, neither async"),
+    ],
+)
+def test_a_setup_that_cannot_be_called_is_refused(setup, said):
+    model = type("Model", (Ready,), {"setup": setup})()
+    with pytest.raises(PipelineError, match=re.escape(said)) as caught:
+        build([numbers, model, print])
+    assert str(caught.value).startswith("operator 'Model' (position 2 of 3): its `setup`, which is called once")
