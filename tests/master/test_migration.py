@@ -261,13 +261,28 @@ HAPPENING = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(
+any_history = given(
     st.lists(HAPPENING, max_size=100),
     st.sampled_from([Goal.RUN, Goal.RUN, Goal.STOP, Goal.REMOVE]),
     st.booleans(),
 )
+
+
+@settings(max_examples=40)
+@any_history
 def test_any_history_of_moves_ends_soundly(history: list[tuple[str, int]], goal: Goal, early: bool) -> None:
+    ends_soundly(history, goal, early)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@settings(max_examples=400)
+@any_history
+def test_each_of_many_histories_of_moves_ends_soundly(history: list[tuple[str, int]], goal: Goal, early: bool) -> None:
+    ends_soundly(history, goal, early)
+
+
+def ends_soundly(history: list[tuple[str, int]], goal: Goal, early: bool) -> None:
     world = Moved()
     if early:
         world.settle()
