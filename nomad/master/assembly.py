@@ -48,7 +48,7 @@ from nomad.master.views import MoveState, MoveView
 from nomad.measure.book import Book
 from nomad.pipeline import PipelineSpec
 from nomad.runtime import sockets
-from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase, Runtime
+from nomad.runtime.base import Emulated, NodeInfo, ObservedPod, PodPhase, Runtime
 from nomad.settings import Settings
 from nomad.tasks import Tasks, alongside
 from nomad.topology import Topology
@@ -105,9 +105,11 @@ async def assemble(
         stack.push_async_callback(_last_events, events)
         desired, observed, woken = Desired(), Observed(), asyncio.Event()
         desired.epoch_floor = int(meta.get("epoch_floor", b"0"))
+        restore_overrides(desired, topology, meta.get("overrides"), shaped=settings.pods.shaped)
+        if isinstance(runtime, Emulated):
+            for node in sorted(desired.lost):
+                runtime.lose_node(node)
         observed.nodes = {node.id: node for node in runtime.nodes}
-        if settings.pods.shaped:
-            restore_overrides(desired, topology, meta.get("overrides"))
         book = Book()
         declare_cluster(book, topology, runtime.nodes, clock.now())
         observer = Observer(observed, book, clock, woken.set, settings.heartbeats.overdue)
@@ -246,18 +248,23 @@ def overrides(desired: Desired, topology: Topology) -> bytes:
         "topology": _digest(topology),
         "shapes": [[*pair, asdict(shape)] for pair, shape in desired.shapes.items() if declared.get(pair) != shape],
         "speeds": desired.speeds,
+        "lost": sorted(desired.lost),
     }
     return json.dumps(content).encode()
 
 
-def restore_overrides(desired: Desired, topology: Topology, kept: bytes | None) -> None:
-    """Declared links, with the changes that were made to them; a topology that was edited since counts as it is."""
-    desired.shapes = {(link.source, link.target): link.shape for link in topology.links}
+def restore_overrides(desired: Desired, topology: Topology, kept: bytes | None, *, shaped: bool) -> None:
+    """Declared links, nodes that are lost, and the changes that were made to them; a topology that was edited since
+    counts as it is. Unless `shaped`, the links are as the network makes them.
+    """
     content = json.loads(kept) if kept is not None else {}
-    if content.get("topology") == _digest(topology):
-        for source, target, shape in content["shapes"]:
-            desired.shapes[source, target] = Shape(**shape)
-        desired.speeds = dict(content["speeds"])
+    if content.get("topology") != _digest(topology):
+        content = {}
+    if shaped:
+        desired.shapes = {(link.source, link.target): link.shape for link in topology.links}
+        desired.shapes |= {(source, target): Shape(**shape) for source, target, shape in content.get("shapes", ())}
+    desired.speeds = dict(content.get("speeds", {}))
+    desired.lost = set(content.get("lost", ()))
 
 
 def _digest(topology: Topology) -> str:
@@ -312,7 +319,9 @@ def _restore(
         move = None
         for view in pipeline.moves:
             order = resumed(view)
-            if not view.state.final and 0 < view.epoch <= operators[view.operator].epoch:
+            # An epoch may also be above the new instance's because the old one was restarted where it was.
+            moved = 0 < view.epoch <= operators[view.operator].epoch and wanted.node_of(view.operator) != view.source
+            if not view.state.final and moved:
                 move = RequestedMove(order, view.source, MoveState.SWITCHING, now, switch_at=now, switched=True)
             elif view.state is not MoveState.PLANNED:
                 continue
