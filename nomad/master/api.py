@@ -308,7 +308,7 @@ def get_pipeline(master: Master, pipeline: str) -> views.PipelineView:
     return master.pipeline(pipeline)
 
 
-@api("PATCH", "/pipelines/{pipeline}", tag="pipelines", raises=(404,))
+@api("PATCH", "/pipelines/{pipeline}", tag="pipelines", raises=(404, 409))
 async def change_pipeline(master: Master, pipeline: str, body: PipelineChange) -> views.PipelineView:
     """Say what Nomad may do with a pipeline's operators by itself."""
     return await master.change(pipeline, moves=body.moves, pins=body.pins)

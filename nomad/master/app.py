@@ -28,6 +28,7 @@ from nomad.master import moves, show
 from nomad.master.assembly import Parts, assemble, declare_profile, overrides
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
+from nomad.master.moves import under_way
 from nomad.master.placing import check_pins, place
 from nomad.master.placing import view as placement_view
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
@@ -169,19 +170,23 @@ class Master:
 
         What follows is noticed and mended as on any cluster. Raises `NotFoundError`, `ConflictError`.
         """
-        return self._emulate(node, "lose", "is made to fail", lambda runtime: runtime.lose_node(node))
+        return await self._emulate(node, lost=True)
 
     async def restore_node(self, node: str) -> NodeView:
         """Let an emulated node come back. Raises `NotFoundError`, `ConflictError`."""
-        return self._emulate(node, "restore", "is made to come back", lambda runtime: runtime.restore_node(node))
+        return await self._emulate(node, lost=False)
 
-    def _emulate(self, node: str, verb: str, text: str, act: Callable[[Emulated], None]) -> NodeView:
+    async def _emulate(self, node: str, *, lost: bool) -> NodeView:
         self._check_node(node)
         runtime = self._parts.runtime
         if not isinstance(runtime, Emulated):
             raise ConflictError("the nodes of this cluster are real: they can't be made to fail", status=409)
-        act(runtime)
-        self._parts.events.add("node.changed", f"node {node} {text}", data={"node": node, "change": verb})
+        desired = self._parts.desired
+        before, desired.lost = desired.lost, desired.lost | {node} if lost else desired.lost - {node}
+        await self._keep_overrides(lambda: setattr(desired, "lost", before))
+        (runtime.lose_node if lost else runtime.restore_node)(node)
+        text, change = ("is made to fail", "lose") if lost else ("is made to come back", "restore")
+        self._parts.events.add("node.changed", f"node {node} {text}", data={"node": node, "change": change})
         return self.node(node)
 
     # moves
@@ -330,7 +335,7 @@ class Master:
     ) -> PipelineView:
         """Say what Nomad may do with the operators by itself; None leaves it as it is, a pin of None takes one away.
 
-        Raises `NotFoundError`, `InvalidRequestError`.
+        Raises `NotFoundError`, `InvalidRequestError`, and `ConflictError` for an operator that is about to move.
         """
         wanted = self._wanted(id)
         moves = wanted.moves if moves is None else moves
@@ -342,6 +347,8 @@ class Master:
                     f"nomad move {id} {name} {node}",
                     status=422,
                 )
+            if any(order.operator == name for order in wanted.orders):
+                raise under_way(name, id)
         kept = {name: node for name, node in wanted.pins.items() if name not in (pins or {})} | changed
         await self._parts.store.set_placing(id, moves=moves, pins=kept)
         wanted.moves, wanted.pins = moves, kept

@@ -85,7 +85,7 @@ class MoveLog:
         view = _planned(wanted.spec.id, order, wanted.node_of(operator))
         async with self._ordering:
             if any(other.operator == operator for other in wanted.orders):
-                raise _under_way(operator, wanted.spec.id)
+                raise under_way(operator, wanted.spec.id)
             await self._store.save_moves([view], self._keep)
             self._put(view)
             wanted.orders.append(order)
@@ -167,7 +167,7 @@ def check(
             f"pipeline {id!r} isn't running: its operators are moved while all of them work", status=409
         )
     if any(order.operator == operator for order in wanted.orders):
-        raise _under_way(operator, id)
+        raise under_way(operator, id)
     if len(wanted.orders) >= ORDERS_KEPT:
         raise ConflictError(f"{ORDERS_KEPT} moves of pipeline {id!r} wait already", status=409)
     if wanted.node_of(operator) == node:
@@ -241,7 +241,8 @@ def _planned(pipeline: str, order: MoveOrder, source: str) -> MoveView:
     )
 
 
-def _under_way(operator: str, pipeline: str) -> ConflictError:
+def under_way(operator: str, pipeline: str) -> ConflictError:
+    """What is to be said when an operator that moves, or is about to, can't be dealt with now."""
     return ConflictError(f"a move of operator {operator!r} is under way already: nomad moves {pipeline}", status=409)
 
 

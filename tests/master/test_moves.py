@@ -365,6 +365,8 @@ async def test_pins_and_moves_can_be_changed(cluster: Cluster) -> None:
         await master.change("p", pins={"square": None})
         assert cluster.operator("square").pin is None
         await master.move("p", "square", other_node(cluster))
+        with pytest.raises(ConflictError, match="a move of operator .square. is under way"):
+            await master.change("p", pins={"square": node})
         assert (await until_over(cluster)).state == "done"
     async with cluster.run() as master:
         assert not master.pipeline("p").moves
@@ -453,6 +455,31 @@ async def test_the_master_is_killed(cluster: Cluster, state: MoveState) -> None:
         assert ("move.rolled_back" in kinds) != switched
     async with cluster.run():  # and what it left is what the next one finds
         assert status(cluster).state == view.state
+
+
+async def test_a_roll_back_that_could_not_be_written_down_holds(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*args: Any) -> None:
+        raise StateError("the disk is full")
+
+    async with cluster.run(killed=True) as master:
+        await begin(cluster)
+        await held_in(cluster, MoveState.CONNECTING)
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "save_moves", full)
+            cluster.runtime.kill("p.square-e2")
+            assert (await until_over(cluster)).state == "rolled_back"
+            await cluster.until(lambda: not master._parts.loop._lanes)
+        cluster.pods.release()
+        cluster.runtime.kill("p.square-e1")
+        await cluster.until(lambda: cluster.operator("square").epoch == 3, passing=0.05)
+        await settled(cluster)
+    async with cluster.run():
+        view = await until_over(cluster)
+        assert view.state == "rolled_back"
+        await check_sound(cluster, view)
+        assert cluster.operator("square").epoch == 3
 
 
 async def test_an_order_that_was_not_begun_outlives_the_master(cluster: Cluster) -> None:
