@@ -63,9 +63,17 @@ async def master(tmp_path: Path) -> AsyncIterator[Master]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("phases", ["examples,coverage", pytest.param("fuzzing,stateful", marks=pytest.mark.slow)])
-async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path, phases: str) -> None:
-    """In the quick suite with all that its rules derive from the schema, else also with random requests and chains."""
+@pytest.mark.parametrize(
+    ("phases", "mode"),
+    [
+        ("examples,coverage", "positive"),
+        pytest.param("coverage", "negative", marks=pytest.mark.slow),
+        pytest.param("fuzzing,stateful", "all", marks=pytest.mark.slow),
+    ],
+)
+async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path, phases: str, mode: str) -> None:
+    """In the quick suite with all valid requests that its rules derive from the schema, else also with invalid ones,
+    random ones and chains."""
     await master.submit(bundle.make(build([numbers, square]), master.signing_key), id="test", start="edge", end="cloud")
     config = tmp_path / "schemathesis.toml"
     config.write_text(
@@ -100,7 +108,7 @@ async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path, phases
     async with serve(master) as url:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "schemathesis.cli", "--no-color", "--config-file", str(config)),
-            *("run", f"{url}/openapi.json", "--checks", "all", "--phases", phases),
+            *("run", f"{url}/openapi.json", "--checks", "all", "--phases", phases, "--mode", mode),
             cwd=tmp_path,
             # Not measured: nothing of Nomad's runs in it, and that would make it twice as slow.
             env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
