@@ -111,6 +111,8 @@ class Desired:
     """Directed pair of nodes -> how their link is emulated; others aren't."""
     speeds: dict[str, float] = field(default_factory=dict)
     """Node -> emulated speed, where it isn't the declared one."""
+    lost: set[str] = field(default_factory=set)
+    """Emulated nodes that are made to fail."""
     epoch_floor: int = 0
     """The highest epoch that a removed pipeline has used."""
     closing: bool = False

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nomad import bundle, pipeline
-from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
+from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, StateError
 from nomad.runtime.base import NodeInfo
 from tests.master.fakepods import OPERATORS, Cluster
 from tests.master.test_moves import THREE, settled
@@ -64,6 +64,29 @@ async def test_a_new_master_starts_it_where_it_went(cluster: Cluster) -> None:
     async with cluster.run():
         await settled(cluster)
         assert cluster.operator("square").node == node
+
+
+async def test_a_new_master_keeps_lost_what_was_lost(cluster: Cluster) -> None:
+    for lost in (True, False):
+        async with cluster.run() as master:
+            await (master.lose_node if lost else master.restore_node)("fog")
+        cluster.runtime.restore_node("fog")  # what pretends to be machines ends with the master
+        async with cluster.run() as master:
+            assert master.node("fog").ready is not lost
+            assert master.node("edge").ready
+
+
+async def test_a_loss_that_cannot_be_kept_does_not_happen(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(key: str, value: bytes) -> None:
+        raise StateError("the disk is full")
+
+    async with cluster.run() as master:
+        with monkeypatch.context() as patch:
+            patch.setattr(master._parts.store, "set_meta", full)
+            with pytest.raises(StateError):
+                await master.lose_node("fog")
+        assert master.node("fog").ready
+        assert not master._parts.desired.lost
 
 
 async def test_what_is_bound_to_a_lost_node_waits_for_it(cluster: Cluster) -> None:
