@@ -651,9 +651,10 @@ async def halves_async(x: int) -> AsyncIterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("middle", [plain, asynchronous, halves, halves_async], ids=lambda f: f.__name__)
-async def test_faults_of_all_kinds_at_any_time(middle: Any, tmp_path: Path, rng: random.Random) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+async def test_faults_of_all_kinds_at_any_time(middle: Any, times: int, tmp_path: Path, rng: random.Random) -> None:
     window = rng.choice([4, 30, 1000])
-    count = 300 if window == 4 else 1500
+    count = (150 if window == 4 else 600) * times
     pause = threading.Event()
     got: list[Any] = []
     kills = 0
