@@ -248,7 +248,8 @@ class Instance:
 
 
 def _in(link: InLink) -> dict[str, Any]:
-    return _link(link.receiver, "in", connected=link.connected)
+    shown = _link(link.receiver, "in", connected=link.connected or link.waiting)
+    return shown | {"state": "waiting"} if link.waiting else shown
 
 
 def _out(link: OutLink, now: float) -> dict[str, Any]:

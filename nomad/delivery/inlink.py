@@ -96,6 +96,11 @@ class InLink:
         """Whether a connection is in use."""
         return self._conn is not None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether none is in use, and a sender has proven itself that has nothing to send yet."""
+        return self._conn is None and bool(self._waiting)
+
     def welcome(self, hello: dict[str, Any]) -> dict[str, Any]:
         """What to answer a dialer, who hasn't proven itself yet."""
         try:

@@ -238,6 +238,9 @@ class DataLinkView:
     direction: str
     """"in" or "out"."""
     state: str = ""
+    """"open": messages flow. "waiting": the sender is connected and has nothing to send yet, as after a move while
+    nothing flows. The others are those of docs/delivery.md.
+    """
     connected: bool = False
     peer_epoch: int = 0
     """Of the instance at the other end that was heard last."""

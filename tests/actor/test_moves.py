@@ -52,6 +52,12 @@ def three(x: int) -> Iterator[tuple[int, int]]:
         yield x, k
 
 
+def shown(chain: Chain, number: int) -> tuple[str, bool]:
+    """The state of an operator's link from the one before it, and whether that is connected."""
+    link = chain[number].stats.links[0]
+    return link["state"], link["connected"]
+
+
 async def disorder(chain: Chain) -> int:
     """As the last operator counts it."""
     return int(chain.members[-1].instance.numbers()["links"][0]["disorder"])
@@ -159,9 +165,32 @@ async def test_an_idle_pipeline_moves_and_goes_on(tmp_path: Path) -> None:
         await until(lambda: chain[1].life.status("p:source>same")["epoch"] == 1)
         await old.kill()
         chain.introduce(1)
+        await until(lambda: shown(chain, 2) == ("open", True))
         go.set()
         await chain.finished()
     assert got == [0, 1]
+
+
+async def test_a_sender_that_has_said_nothing_yet_is_shown_as_waiting(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def source() -> Iterator[int]:
+        go.wait()
+        yield 0
+
+    got: list[int] = []
+    async with Chain([source, same, got.append], tmp_path) as chain:
+        await until(lambda: shown(chain, 2) == ("open", True))
+        await chain.prepare(1)
+        await chain.connected(1)
+        await chain[1].life.kill()
+        await until(lambda: shown(chain, 2) == ("waiting", True))
+        chain.switch(1)
+        chain[1].instance.set_role(Role.ACTIVE)
+        chain.introduce(1)
+        go.set()
+        await chain.finished()
+    assert got == [0]
 
 
 async def test_neighbours_move_while_nothing_flows(tmp_path: Path) -> None:
