@@ -78,9 +78,10 @@ def advance(world: World, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids="-".join)
-def test_nothing_is_lost_doubled_or_out_of_order(chain: tuple[str, str], seed: int) -> None:
+@pytest.mark.parametrize("histories", [12, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+def test_nothing_is_lost_doubled_or_out_of_order(chain: tuple[str, str], histories: int, seed: int) -> None:
     """Random histories; a failing one is repeated by its own seed, which is printed."""
-    for number in range(40):
+    for number in range(histories):
         own = seed + number
         rng = random.Random(own)
         world = World(*chain, failing=rng.random() < 0.5)
@@ -195,4 +196,10 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHistories.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+class TestManyHistories(Histories.TestCase):  # type: ignore[misc]
+    settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
