@@ -82,8 +82,11 @@ class Knowledge:
         """Seconds one way, and bytes per second or None: not known to be limited."""
         known = self.book.link(source, target)
         latency = self._of("latency", (min(source, target), max(source, target)), known.latency, 0.0)
-        bandwidth = self._of("bandwidth", (source, target), known.bandwidth, 0.0)
-        return latency, max(bandwidth, 1.0) if bandwidth else None
+        counted = known.counted
+        if counted is None:
+            return latency, None
+        bandwidth = self._of("bandwidth", (source, target), counted, 0.0) if counted.measured else counted.value
+        return latency, max(bandwidth, 1.0)
 
     def _of(self, kind: str, key: tuple[str, ...], estimate: Estimate | None, otherwise: float) -> float:
         level = self.levels.get((kind, key))

@@ -35,6 +35,12 @@ SETTLED_RATES = 3
 SLIGHT_WORK, SLIGHT_BYTES = 0.0005, 512.0
 """Deviations that no placement depends on, however large a share of the value they are."""
 
+AGREEING_SAMPLES, AGREEING_DEVIATION, MANY_SAMPLES = 4, 0.25, 20
+"""A bandwidth counts from so many samples on, once their deviation was at most this share of it; or from so many more.
+
+One or two say little: on a busy machine a link without a limit seems to be filled now and then.
+"""
+
 MOST = 1e18
 """What is more than that is no measurement, of whatever it is."""
 
@@ -88,6 +94,8 @@ class LinkEstimates:
     """Seconds one way: half of the round trip, since clocks of two nodes can't be compared. The same both ways."""
     bandwidth: Estimate | None = None
     """Bytes per second that it carries, from transfers that filled it."""
+    counted: Estimate | None = None
+    """The bandwidth to decide by: what is measured, once several samples have agreed; until then what is declared."""
     reached: float | None = None
     """Bytes per second that it carried lately without being filled: a lower bound, where the bandwidth isn't known."""
     derived: bool = False
@@ -147,6 +155,10 @@ class Book:
         self._placed_at = 0.0
         """When the coordinates last heard of a round trip."""
         self._bandwidth: dict[tuple[str, str], Estimate] = {}
+        self._declared: dict[tuple[str, str], Estimate] = {}
+        """Bandwidths, as a topology has them."""
+        self._agreed: set[tuple[str, str]] = set()
+        """Ways whose measured bandwidth counts."""
         self._reached: dict[tuple[str, str], float] = {}
         self._nodes: dict[str, dict[str, Estimate]] = {}
         self._samples: deque[Sample] = deque(maxlen=KEPT_SAMPLES)
@@ -161,7 +173,7 @@ class Book:
 
     def link(self, source: str, target: str) -> LinkEstimates:
         """What is known of the way from one node to another."""
-        pair = _pair(source, target)
+        pair, way = _pair(source, target), (source, target)
         latency, derived = self._latency.get(pair), False
         if latency is None or not latency.measured or latency.updated < self._placed_at - STALE_SECONDS:
             predicted = self._coordinates.predict(*pair) if self._coordinates is not None else None
@@ -170,8 +182,9 @@ class Book:
                 latency, derived = Estimate(round_trip / 2, error / 2, self._placed_at, 1), True
         return LinkEstimates(
             latency=latency,
-            bandwidth=self._bandwidth.get((source, target)),
-            reached=self._reached.get((source, target)),
+            bandwidth=self._bandwidth.get(way),
+            counted=(self._bandwidth if way in self._agreed else self._declared).get(way),
+            reached=self._reached.get(way),
             derived=derived,
         )
 
@@ -208,7 +221,7 @@ class Book:
     ) -> None:
         """What a topology says of a directed link. Of two directions that differ, the latency is the mean of both."""
         if bandwidth is not None and (source, target) not in self._bandwidth:
-            self._bandwidth[source, target] = prior(bandwidth, now)
+            self._bandwidth[source, target] = self._declared[source, target] = prior(bandwidth, now)
         if latency is not None:
             pair = _pair(source, target)
             known = self._latency.get(pair)
@@ -278,7 +291,10 @@ class Book:
         way = (source, target)
         if bandwidth is not None and _valid(bandwidth) and bandwidth > 0:
             known = self._bandwidth.get(way)
-            self._bandwidth[way] = smooth(known if known is not None and known.measured else None, bandwidth, now)
+            found = smooth(known if known is not None and known.measured else None, bandwidth, now)
+            self._bandwidth[way] = found
+            if _agree(found):
+                self._agreed.add(way)
             self._note("bandwidth", way, bandwidth, now)
         if reached is not None and _valid(reached):
             self._reached[way] = reached
@@ -317,11 +333,13 @@ class Book:
         tables: list[MutableMapping[tuple[str, str], Any]] = [
             self._latency,
             self._bandwidth,
+            self._declared,
             self._reached,
         ]
         for table in tables:
             for pair in [pair for pair in table if id in pair]:
                 del table[pair]
+        self._agreed = {way for way in self._agreed if id not in way}
         if self._coordinates is not None:
             self._coordinates.forget(id)
 
@@ -364,6 +382,12 @@ def _declare(estimates: dict[str, Estimate], now: float, **values: float | None)
         known = estimates.get(kind)
         if value is not None and (known is None or not known.measured):
             estimates[kind] = prior(value, now)
+
+
+def _agree(bandwidth: Estimate) -> bool:
+    """Whether it is more than a few samples that happened to be slow."""
+    close = bandwidth.deviation <= AGREEING_DEVIATION * bandwidth.value
+    return bandwidth.samples >= (AGREEING_SAMPLES if close else MANY_SAMPLES)
 
 
 def _slight(estimate: Estimate, deviation: float) -> bool:

@@ -269,3 +269,30 @@ def test_what_is_gone_is_forgotten() -> None:
     assert book.operator("p", "f") == OperatorEstimates()
     assert book.link("a", "b") == LinkEstimates()
     assert book.node("a") == NodeEstimates()
+
+
+def test_a_bandwidth_counts_once_several_samples_agree() -> None:
+    book = Book()
+    book.declare_link("a", "b", 0.0, bandwidth=1e7)
+    for k in range(3):
+        for target in ("b", "c"):
+            book.link_sample("a", target, float(k), bandwidth=1e6)
+    assert value(book.link("a", "b").bandwidth) == value(book.link("a", "c").bandwidth) == 1e6, "as measured"
+    assert value(book.link("a", "b").counted) == 1e7, "as declared"
+    assert book.link("a", "c").counted is None
+    for target in ("b", "c"):
+        book.link_sample("a", target, 3.0, bandwidth=1e6)
+        assert value(book.link("a", target).counted) == 1e6
+        for k in range(2):
+            book.link_sample("a", target, 4.0 + k, bandwidth=1e5 * (k + 1))
+        assert book.link("a", target).counted == book.link("a", target).bandwidth, "it is followed, though it jumps"
+    book.forget_node("a")
+    assert book.link("a", "b").counted is None
+
+
+def test_a_bandwidth_that_varies_counts_after_many_samples() -> None:
+    book = Book()
+    for k in range(20):
+        assert book.link("a", "b").counted is None
+        book.link_sample("a", "b", float(k), bandwidth=1e6 if k % 2 else 1e7)
+    assert book.link("a", "b").counted is not None
