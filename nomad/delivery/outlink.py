@@ -216,12 +216,12 @@ class OutLink:
     async def _dial(self) -> _Line:
         assert self._address is not None
         raw = await registry.connect(self._address)
-        self.sender.connected()
         line = None
         try:
+            self._check_here()
+            self.sender.connected()
             line = await self._greet(raw, self._address, self._shape)
-            if self._moved.is_set():
-                raise ConnectionBroken(f"link {self.sender.link}: the peer has moved")
+            self._check_here()
             self._use(line)
         except BaseException:
             if self._line is None or self._line is line:
@@ -229,6 +229,10 @@ class OutLink:
             raw.abort()
             raise
         return line
+
+    def _check_here(self) -> None:
+        if self._moved.is_set():  # and another connection may be in use already
+            raise ConnectionBroken(f"link {self.sender.link}: the peer has moved")
 
     async def _greet(self, raw: Connection, address: str, shape: Shape) -> _Line:
         """Shake hands. Raises `TransportError` or `DeliveryError`, and leaves nothing behind then."""

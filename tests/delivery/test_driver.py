@@ -391,6 +391,34 @@ async def test_a_connection_that_stands_by_comes_back_after_every_cut() -> None:
         await until(lambda: after.peers == (0, 0))
 
 
+async def test_a_dial_that_comes_too_late_leaves_the_next_instance_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer moves just when its old address answers again."""
+    dial = registry.connect
+    async with ends() as made:
+        inbound, address = await made.receiver()
+        after, there = await made.receiver(2)
+        out = made.sender()
+        out.set_peer(address, 1, PLAIN)
+        out.set_standby(there, 2, PLAIN)
+        await until(lambda: out.peers == (1, 2))
+
+        async def connect(to: str) -> Connection:
+            conn = await dial(to)
+            if to == address:
+                out.set_peer(there, 2, PLAIN)
+            return conn
+
+        monkeypatch.setattr(registry, "connect", connect)
+        out.cut()
+        await until(lambda: out.peers == (2, 0))
+        for number in range(20):
+            submit(out.sender, [number])
+            out.flush()
+            await until(lambda count=number: after.receiver.accepted > count)
+        assert (out.reconnects, out.sender.machine.state) == (1, State.OPEN)
+        await until(lambda: not inbound.connected)
+
+
 async def test_a_next_instance_that_is_too_old_is_refused() -> None:
     async with ends() as made:
         _, there = await made.receiver(2)
