@@ -12,7 +12,7 @@
 
 Run it:
 
-    pip install "nomad[examples]"
+    pip install ".[examples]"
     nomad up --node edge --node fog --node cloud &
     nomad submit examples/face_recognition.py
     nomad tail faces record
