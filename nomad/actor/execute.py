@@ -285,6 +285,35 @@ class Worker:
             job()
 
 
+def noting(kind: Kind, function: Callable[..., Any], done: Callable[[], None]) -> Callable[..., Any]:
+    """`function`, calling `done` after each value that it is done with."""
+
+    def call(value: Any) -> Any:
+        result = function(value)
+        done()
+        return result
+
+    async def call_async(value: Any) -> Any:
+        result = await function(value)
+        done()
+        return result
+
+    def generate(value: Any) -> Any:
+        yield from function(value)
+        done()
+
+    async def generate_async(value: Any) -> Any:
+        async for result in function(value):
+            yield result
+        done()
+
+    return {
+        Kind.ASYNC: call_async,
+        Kind.GENERATOR: generate,
+        Kind.ASYNC_GENERATOR: generate_async,
+    }.get(kind, call)
+
+
 def start_calls(worker: Worker, kind: Kind, function: Callable[..., Any], values: Iterable[Any], out: Handoff) -> None:
     """Call `function` for each value, in the worker.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nomad.actor.execute import GENERATOR_KINDS, Handoff, Worker, start_calls
+from nomad.actor.execute import GENERATOR_KINDS, Handoff, Worker, noting, start_calls
 from nomad.actor.journal import Journal
 from nomad.actor.meter import Meter
 from nomad.actor.mode import Mode
@@ -400,7 +400,7 @@ class Operator:
         values = chunk.values[at:] if at else chunk.values
         function = self._function
         if self._journal is not None:
-            function = _journaled(kind, function, self._journal, chunk, at)
+            function = noting(kind, function, _marks(self._journal, chunk, at))
         start_calls(self._worker, kind, function, values, out)
         called = 0
         try:
@@ -511,34 +511,11 @@ class Operator:
             await self._wake.wait()
 
 
-def _journaled(kind: Kind, function: Callable[..., Any], journal: Journal, chunk: Chunk, at: int) -> Callable[..., Any]:
-    """`function`, noting the position of each value that it is done with; called for the values in order."""
+def _marks(journal: Journal, chunk: Chunk, at: int) -> Callable[[], None]:
+    """Notes the position of one value after the other, from number `at` on."""
     numbers = iter(range(at, len(chunk.values)))
 
-    def done() -> None:
+    def mark() -> None:
         journal.mark(chunk.places.lane, chunk.places[next(numbers)])
 
-    def call(value: Any) -> Any:
-        result = function(value)
-        done()
-        return result
-
-    async def call_async(value: Any) -> Any:
-        result = await function(value)
-        done()
-        return result
-
-    def generate(value: Any) -> Any:
-        yield from function(value)
-        done()
-
-    async def generate_async(value: Any) -> Any:
-        async for result in function(value):
-            yield result
-        done()
-
-    return {
-        Kind.ASYNC: call_async,
-        Kind.GENERATOR: generate,
-        Kind.ASYNC_GENERATOR: generate_async,
-    }.get(kind, call)
+    return mark
