@@ -82,7 +82,7 @@ class Best:
 def best(scenario: Scenario, pipeline: Shaped, now: Conditions, *, fixed: dict[str, str] | None = None) -> Best:
     """The best placement under these conditions, or what `fixed` would be worth under them.
 
-    Raises `ScenarioError` when there is none, and `PlacementError` without NumPy or SciPy.
+    Raises `ScenarioError` when there is none.
     """
     answer = scheduler.plan(problem(scenario, pipeline, now, fixed or {}))
     if not answer["feasible"]:
