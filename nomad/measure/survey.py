@@ -178,7 +178,7 @@ class Survey:
             self._round = [
                 (node, other)
                 for node in nodes
-                for other in self._random.sample(nodes, NEIGHBOURS + 1)[:NEIGHBOURS]
+                for other in self._random.sample(nodes, min(NEIGHBOURS + 1, len(nodes)))[:NEIGHBOURS]
                 if other != node
             ]
             self._random.shuffle(self._round)

@@ -134,6 +134,16 @@ async def test_a_large_cluster_needs_few_probes_and_knows_all_pairs() -> None:
                 assert latency.value == pytest.approx(0.01, rel=0.6)
 
 
+async def test_a_large_cluster_of_which_few_nodes_are_left_is_measured_all_the_same() -> None:
+    world = World(65)
+    await world.run(1)
+    del world.nodes[3:]
+    world.needed = True
+    left = {(a, b) for _, a, b, _ in (await world.run(60))[-10:]}
+    assert left
+    assert {node for way in left for node in way} <= set(world.nodes)
+
+
 async def test_a_link_that_is_too_wide_to_measure_is_left_alone_after_a_while() -> None:
     world = World(2, bandwidth=None)
     probes = await world.run(300)
