@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,8 +49,9 @@ class Moving(Local):
         super().__init__(state)
         self.topology = topology.parse(TOPOLOGY)
 
-    async def begin(self, out: Path) -> None:
-        data = bundle.make(pipeline.build([ticking, double, writing(out)]), self.master.signing_key)
+    async def begin(self, out: Path, middle: Callable[[int], int] = double) -> None:
+        built = pipeline.build([ticking, pipeline.operator(middle, name="double"), writing(out)])
+        data = bundle.make(built, self.master.signing_key)
         await self.master.submit(data, id="p", start="edge", end="cloud", moves=False)
         await self.until(lambda: self.phase() == "running" and len(numbers(out)) > 50)
 
@@ -99,6 +100,41 @@ async def test_moves_under_load_lose_and_double_nothing(moving: Moving, tmp_path
         latencies = await moving.master.latencies("p")
         assert len(latencies) > 100
         assert all(0 < sample.latency < 10 for sample in latencies)
+        await moving.all_is_well(out)
+
+
+async def test_a_model_is_loaded_before_the_move_turns_to_it(moving: Moving, tmp_path: Path) -> None:
+    out, gone = tmp_path / "out", tmp_path / "broken"
+    broken = str(gone)
+
+    class Model:
+        factor = 0
+
+        def setup(self) -> None:
+            import os
+            import time
+
+            if os.path.exists(broken):
+                raise FileNotFoundError("no weights")
+            time.sleep(2.0)
+            self.factor = 2
+
+        def __call__(self, x: int) -> int:
+            return x * self.factor
+
+    async with Master(moving.settings, moving.topology) as moving.master:
+        await moving.begin(out, Model())
+        view = await moving.move()
+        assert (view.state, view.error, view.lost, view.doubled) == ("done", "", 0, 0)
+        assert next(phase.seconds for phase in view.phases if phase.name == "starting") > 2.0
+        assert view.pause is not None
+        assert view.pause < 1.0
+        gone.touch()
+        view = await moving.move()
+        assert (view.state, view.error) == (
+            "rolled_back",
+            "the new instance failed: FileNotFoundError: setup: no weights",
+        )
         await moving.all_is_well(out)
 
 
