@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nomad.errors import PlacementError
 from nomad.scheduler import plan
 from nomad.scheduler.planner import Planner
+from tests.amount import rest_slow
 from tests.scheduler import oracle, problems
 from tests.scheduler.problems import Problem, both, link, node
 
@@ -320,7 +321,7 @@ def test_a_problem_must_be_an_object() -> None:
 # -- several pipelines, changes, large clusters
 
 
-@pytest.mark.parametrize("seed", [1, 2, 11])
+@pytest.mark.parametrize("seed", rest_slow([1, 2, 11], quick=[1]))
 def test_several_pipelines_share_the_cluster(seed: int) -> None:
     problem = problems.joint(seed)
     answer = check(problem)
