@@ -143,11 +143,11 @@ async def test_an_address_may_be_taken_away() -> None:
         inbound, address = await made.receiver()
         out = made.sender()
         out.set_peer(address, 1, PLAIN)
-        await until(lambda: out.connected)
+        await until(lambda: out.connected and inbound.connected)
         out.set_peer(None, 1, PLAIN)
-        await until(lambda: not out.connected)
+        await until(lambda: not out.connected and not inbound.connected)
         out.set_peer(address, 1, PLAIN)
-        await until(lambda: out.connected)
+        await until(lambda: out.connected and inbound.connected)
         assert inbound.reconnects == 1
 
 
