@@ -183,8 +183,11 @@ def _contended(instance: Instance, states: _States, op: int) -> tuple[Floats, li
             way = instance.transfer[before, other][states.chosen[:, before], here]
             start = np.maximum(start, finishes[before] + way[:, None])
         finishes.append(start + own)
-        if not instance.outputs[other] or any(after >= op for after in instance.outputs[other]):
-            np.maximum(worst, finishes[other] + instance.onward[other][here][:, None], out=worst)
+        if not instance.outputs[other]:
+            np.maximum(worst, finishes[other], out=worst)
+        for after in instance.outputs[other]:
+            if after > op:  # what those that are placed cost it is in its finish already
+                np.maximum(worst, finishes[other] + instance.onward_by[other, after][here][:, None], out=worst)
     arrival: Floats | float = 0.0
     for before in instance.inputs[op]:
         arrival = np.maximum(arrival, finishes[before] + instance.transfer[before, op][states.chosen[:, before]])

@@ -147,10 +147,13 @@ class Instance:
         """Cost to go, as if each branch could choose its nodes for itself and no capacity were shared."""
         self.onward = np.zeros((self.size, self.places))
         """[operator, node]: at least this much from its finish there to the latest finish after it."""
+        self.onward_by: dict[tuple[int, int], Floats] = {}
+        """The same by way of one successor."""
         for op in range(self.size - 1, -1, -1):
             for after in self.outputs[op]:
                 way = self._with_contention(op, after) + (self.cost[after] + self.onward[after])
-                np.maximum(self.onward[op], way.min(axis=1), out=self.onward[op])
+                self.onward_by[op, after] = least = way.min(axis=1)
+                np.maximum(self.onward[op], least, out=self.onward[op])
         self.arrival = np.zeros((self.size, self.places))
         """[operator, node]: at least this much before its processing can begin there."""
         for op in range(self.size):
