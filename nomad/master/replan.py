@@ -71,6 +71,8 @@ class Replanner:
         """The pipelines that something may be remembered of."""
         self._looks: dict[str, Look] = {}
         self._moving: set[str] = set()
+        self._troubles: dict[str, str] = {}
+        """Why a pipeline couldn't be looked at the last time."""
 
     async def run(self) -> None:
         """Look after each round of heart-beats."""
@@ -82,8 +84,11 @@ class Replanner:
             for id, wanted in list(self._desired.pipelines.items()):
                 try:
                     await self._look(id, wanted)
+                    self._troubles.pop(id, None)
                 except NomadError as exc:
-                    log.warning("%s isn't replanned: %s", id, exc)
+                    self._trouble(id, str(exc), None)
+                except Exception as exc:  # noqa: BLE001 - advice on placement must not end what keeps pipelines at work
+                    self._trouble(id, f"{type(exc).__name__}: {exc}", exc)
             await self._clock.sleep(ROUND)
 
     def problem(self, wanted: DesiredPipeline) -> Mapping[str, Any]:
@@ -133,6 +138,12 @@ class Replanner:
 
     # -- inside
 
+    def _trouble(self, id: str, words: str, exc: Exception | None) -> None:
+        """A pipeline couldn't be looked at. Said once, not in every round."""
+        if self._troubles.get(id) != words:
+            self._troubles[id] = words
+            log.warning("%s isn't replanned: %s", id, words, exc_info=exc)
+
     def _listen(self) -> None:
         """Take in what was measured, and forget pipelines that were removed: others may have their names."""
         self._judge.listen()
@@ -141,6 +152,7 @@ class Replanner:
                 del self._known[id]
                 self._looks.pop(id, None)
                 self._moving.discard(id)
+                self._troubles.pop(id, None)
                 self._judge.forget(id)
         self._known.update(self._desired.pipelines)
 

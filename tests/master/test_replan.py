@@ -10,7 +10,9 @@ import pytest
 
 from nomad import scheduler
 from nomad.errors import InvalidRequestError
+from nomad.master.judge import Judge
 from nomad.runtime.base import NodeInfo
+from nomad.scheduler.drift import Decision
 from tests.master.fakepods import Cluster
 
 SPEEDS = {"edge": 0.2, "fog": 4.0, "cloud": 8.0}
@@ -182,3 +184,25 @@ async def test_another_pipeline_of_the_same_name_is_judged_by_itself(cluster: Cl
         assert problem["pipeline"]["rate"] == 1.0
         view = await master.explain("p")
         assert (view.considered, view.moves_left) == (None, 12)
+
+
+async def test_a_mistake_of_the_decision_ends_nothing_and_is_said_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster.run() as master:
+        life = await submitted(cluster)
+        await life.on(20)
+        decide = Judge.decide
+
+        def mistaken(*args: object) -> Decision:
+            raise ZeroDivisionError("of nothing")
+
+        monkeypatch.setattr(Judge, "decide", mistaken)
+        life.latency["edge", "cloud"] = 0.1
+        await life.on(5)
+        assert [r.message for r in caplog.records if "replanned" in r.message] == [
+            "p isn't replanned: ZeroDivisionError: of nothing"
+        ]
+        monkeypatch.setattr(Judge, "decide", decide)
+        while not master.moves("p"):
+            await life.on(0.5)
