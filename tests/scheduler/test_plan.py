@@ -137,7 +137,7 @@ def is_the_best(problem: Problem) -> None:
 
 
 @pytest.mark.slow
-@settings(few, max_examples=1500)
+@settings(few, max_examples=500)
 @given(tiny())
 def test_many_plans_are_the_best_there_are(problem: Problem) -> None:
     is_the_best(problem)
