@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import stat
 import threading
 import time
@@ -37,6 +38,8 @@ hypothesis.settings.load_profile(PROFILE)
 def pytest_configure() -> None:
     name, value = RUN.split("=")
     os.environ[name] = value
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background; its children inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
