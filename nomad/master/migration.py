@@ -85,6 +85,13 @@ def _says(text: str) -> Words:
 _OVER = "the pipeline, or the master, is being stopped"
 _LOST = "the target is lost"
 
+_BACK = (
+    Way(lambda f: not f.wanted, MoveState.ROLLED_BACK, _says(_OVER)),
+    Way(lambda f: not f.target_ready, MoveState.ROLLED_BACK, _says(_LOST)),
+    Way(lambda f: f.new_gone, MoveState.ROLLED_BACK, lambda f: f"the new instance {f.new_error}"),
+)
+"""What ends a move from the start of the new instance to the switch."""
+
 TABLE: Mapping[MoveState, Row] = {
     MoveState.PLANNED: Row(
         ways=(
@@ -99,9 +106,7 @@ TABLE: Mapping[MoveState, Row] = {
     ),
     MoveState.STARTING: Row(
         ways=(
-            Way(lambda f: not f.wanted, MoveState.ROLLED_BACK, _says(_OVER)),
-            Way(lambda f: not f.target_ready, MoveState.ROLLED_BACK, _says(_LOST)),
-            Way(lambda f: f.new_gone, MoveState.ROLLED_BACK, lambda f: f"the new instance {f.new_error}"),
+            *_BACK,
             Way(lambda f: f.old_gone and f.new_ready, MoveState.HANDING_OVER),
             Way(
                 lambda f: f.old_gone,
@@ -116,9 +121,7 @@ TABLE: Mapping[MoveState, Row] = {
     ),
     MoveState.CONNECTING: Row(
         ways=(
-            Way(lambda f: not f.wanted, MoveState.ROLLED_BACK, _says(_OVER)),
-            Way(lambda f: not f.target_ready, MoveState.ROLLED_BACK, _says(_LOST)),
-            Way(lambda f: f.new_gone, MoveState.ROLLED_BACK, lambda f: f"the new instance {f.new_error}"),
+            *_BACK,
             # With the old instance dead, nothing is gained by waiting: what is connected late dials by itself.
             Way(lambda f: f.old_gone, MoveState.HANDING_OVER),
             Way(lambda f: f.connected, MoveState.HANDING_OVER),
@@ -129,9 +132,7 @@ TABLE: Mapping[MoveState, Row] = {
     ),
     MoveState.HANDING_OVER: Row(
         ways=(
-            Way(lambda f: not f.wanted, MoveState.ROLLED_BACK, _says(_OVER)),
-            Way(lambda f: not f.target_ready, MoveState.ROLLED_BACK, _says(_LOST)),
-            Way(lambda f: f.new_gone, MoveState.ROLLED_BACK, lambda f: f"the new instance {f.new_error}"),
+            *_BACK,
             Way(lambda f: f.overheard, MoveState.SWITCHING),
             Way(lambda f: f.handed and f.active, MoveState.SWITCHING),
         ),
