@@ -116,6 +116,10 @@ class Assignment:
     window_bytes: int = 16 << 20
     workdir: str = ""
     """A folder of this operator's own that survives its processes (journal, set-aside messages)."""
+    requirements: list[str] = field(default_factory=list)
+    """Packages that are installed before its code is loaded, as pip takes them, each with its exact version."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that are set before its code is loaded."""
 
 
 @dataclass(slots=True)

@@ -132,6 +132,37 @@ class Pods:
 
 
 @dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """How a master works on a Kubernetes cluster; what `nomad master` is told."""
+
+    namespace: str = "nomad"
+    """Everything of Nomad's is in this one."""
+    identity: str = ""
+    """The name of the master's own pod."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Python's minor version -> the image of operators whose code was made with it."""
+    control: str = "tls://nomad-master:30001"
+    """Where pods and agents dial the master; the address that is reachable from all nodes."""
+    transport: str = "tls"
+    """Scheme of data links between pods: tls, or tcp in a network that is trusted."""
+    warm: int = 1
+    """Operator pods per node that are started and wait for an operator; 0 starts each pod when it is needed."""
+    warm_python: str = ""
+    """The version whose image they have; "" is the newest of `images`."""
+    lease_seconds: float = 13.0
+    """A master that hasn't renewed its lease for so long leads no more; one that ended is followed at once."""
+    renew_seconds: float = 10.0
+    """No more often: an idle master shall ask for hardly anything."""
+    node_grace: float = 10.0
+    """A node is lost once neither the cluster nor any process on it has been heard for so long."""
+    tolerations: tuple[Mapping[str, object], ...] = ()
+    """Of operator pods, beside those for nodes that don't answer."""
+    pull_policy: str = "IfNotPresent"
+    storage_class: str = ""
+    """Where operators' folders are kept; "" keeps them in the pod, and what is in them goes with it or is moved."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rest:
     """Where the REST interface listens."""
 
@@ -168,6 +199,7 @@ class Settings:
     control: str = ""
     """Address where pods dial the master; "" is a unix socket of its own."""
     history: History = field(default_factory=History)
+    kubernetes: Kubernetes = field(default_factory=Kubernetes)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, *, state: Path | None = None) -> Self:

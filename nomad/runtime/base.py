@@ -9,7 +9,7 @@ the pod itself once it has connected to the master's control address.
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -43,6 +43,22 @@ class PodSpec:
     """Raw Ed25519 public key (32 bytes) that signed bundles must match; given here and not over the control channel."""
     master_timeout: float
     """Seconds that the pod goes on without a master before it stops by itself."""
+    memory_mb: float = 64.0
+    """MiB that the operator asks for."""
+    cores: float | None = None
+    """Cores that it needs, as far as that was measured."""
+    python: str = ""
+    """`3.11`-style minor version that its code was made with; "" is any."""
+    image: str = ""
+    """The container image that it asks for; "" is the runtime's own."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of its process."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Variable -> `name/key` of the secret that it gets its value from, where the runtime has secrets."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """Name of a device, e.g. `nvidia.com/gpu` -> how many."""
+    requirements: tuple[str, ...] = ()
+    """Packages that its process has to have, as pip takes them; installed by the process itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +73,11 @@ class ObservedPod:
     exit_code: int | None = None
     """Negative: killed by that signal."""
     reason: str = ""
+    leaving: bool = False
+    """It was asked to end by somebody else than the master (a node that is drained, `kubectl delete pod`), and goes on
+    for a while: time to put another one in its place."""
+    outdated: bool = False
+    """It runs another image than a new pod would: time to replace it."""
 
 
 def reason_of(exit_code: int | None) -> str:
@@ -86,6 +107,13 @@ class NodeInfo:
     """`3.11`-style minor version of the pods there."""
     ready: bool = True
     """Pods can be started there; a node that isn't ready has lost the pods that it had."""
+    schedulable: bool = True
+    """New pods may be put there; what runs there goes on (a node that is cordoned isn't)."""
+    reachable: bool = True
+    """Pods elsewhere can dial those there; behind NAT they can't."""
+    zone: str = ""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """What pods there can ask for, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +163,13 @@ class Runtime(Protocol):
 
     def listen_address(self, pod_id: str) -> str:
         """Where a pod should listen for data links."""
+        ...
+
+    def pod_of(self, name: str) -> str | None:
+        """Which pod the process is that calls itself `name`: the same, where processes are started for one pod each.
+
+        "" for a process that waits to be given to one, None for one that isn't known.
+        """
         ...
 
     async def forget(self, pipeline: str) -> None:

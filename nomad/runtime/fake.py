@@ -123,6 +123,9 @@ class FakeRuntime:
     def listen_address(self, pod_id: str) -> str:
         return "inproc:"
 
+    def pod_of(self, name: str) -> str | None:
+        return name
+
     async def forget(self, pipeline: str) -> None:
         self.forgotten.append(pipeline)
         for pod in [pod for pod in self.pods.values() if pod.spec.pipeline == pipeline and pod.over.is_set()]:

@@ -217,6 +217,9 @@ class LocalRuntime:
             return f"{self._settings.transport}://{host}:0"
         return f"{self._settings.transport}:{self._socket(pod_id)}"
 
+    def pod_of(self, name: str) -> str | None:
+        return name
+
     async def forget(self, pipeline: str) -> None:
         mine = [pod for pod in self._pods.values() if pod.record.pipeline == pipeline]
         for pod in mine:

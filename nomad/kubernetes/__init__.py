@@ -1,0 +1,1 @@
+"""Nomad's share of a Kubernetes cluster: its names there, its client of the API, and the objects that it makes."""
