@@ -32,6 +32,7 @@ from nomad.master.moves import under_way
 from nomad.master.placing import check_pins, place
 from nomad.master.placing import view as placement_view
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
+from nomad.master.store import Store
 from nomad.master.tally import SAMPLES
 from nomad.master.views import (
     EventView,
@@ -59,12 +60,21 @@ class Master:
     """The whole master; one per state folder."""
 
     def __init__(
-        self, settings: Settings, topology: Topology, *, runtime: Runtime | None = None, clock: Clock | None = None
+        self,
+        settings: Settings,
+        topology: Topology,
+        *,
+        runtime: Runtime | None = None,
+        store: Store | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """Without a `runtime`, pods are processes of this machine."""
+        """Without a `runtime`, pods are processes of this machine; without a `store`, the state folder is it.
+
+        Both are closed with the master.
+        """
         self._settings = settings
         self._assembly: AbstractAsyncContextManager[Parts] = assemble(
-            settings, topology, runtime, clock or SystemClock()
+            settings, topology, runtime, clock or SystemClock(), store
         )
         self._opened: Parts | None = None
         self._submitting = asyncio.Lock()

@@ -1,6 +1,6 @@
 """Puts a master together and takes it apart again: opens, restores, wires, starts the tasks, and winds down.
 
-`assemble` is called by `app.Master`. After a crash of the master everything needed is in the state folder:
+`assemble` is called by `app.Master`. After a crash of the master everything needed is in the store:
 what is wanted, the epochs and pods that were asked for, and, with the runtime, the processes. After a
 normal end it is the same, but that pods were stopped first (unless they are to outlive the master).
 """
@@ -12,16 +12,14 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from nomad import bundle, credentials
 from nomad.clock import Clock
 from nomad.control import Shape
 from nomad.errors import RequestError, StateError
-from nomad.master import secret
 from nomad.master.enact import Enactor, Keys
 from nomad.master.events import EventLog
 from nomad.master.judge import Judge
@@ -32,6 +30,7 @@ from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
 from nomad.master.rehome import Homes
 from nomad.master.replan import Replanner
+from nomad.master.sqlite import SqliteStore
 from nomad.master.state import (
     Desired,
     History,
@@ -81,16 +80,21 @@ class Parts:
 
 @asynccontextmanager
 async def assemble(
-    settings: Settings, topology: Topology, runtime: Runtime | None, clock: Clock
+    settings: Settings, topology: Topology, runtime: Runtime | None, clock: Clock, store: Store | None = None
 ) -> AsyncIterator[Parts]:
-    """A running master. Without a `runtime` it has local processes. Raises `StateError` and `TransportError`."""
+    """A running master. Without a `runtime` it has local processes, without a `store` the state folder's.
+
+    The store is closed at the end. Raises `StateError` and `TransportError`.
+    """
     async with AsyncExitStack() as stack:
-        store = await Store.open(settings.state)
+        if store is None:
+            store = await SqliteStore.open(settings.state)
         stack.push_async_callback(store.close)
         meta = await store.meta()
-        token = secret.kept(settings.state / "token", credentials.new_token)
-        signing_key = _signing_key(settings.state / "signing_key")
-        pod_key = await _pod_key(store, meta)
+        token = await store.secret("token", credentials.new_token)
+        signing_key = await _key(store, "signing_key", bundle.new_signing_key)
+        # Earlier versions kept it among the small facts.
+        pod_key = await _key(store, "pod_key", lambda: meta.get("pod_key") or secrets.token_bytes(32))
         folder = sockets.open_folder(meta["sockets"].decode() if "sockets" in meta else None)
         stack.callback(sockets.remove_folder, folder)
         await store.set_meta("sockets", str(folder).encode())
@@ -272,22 +276,15 @@ def _digest(topology: Topology) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _signing_key(path: Path) -> bytes:
-    text = secret.kept(path, lambda: bundle.new_signing_key().hex())
+async def _key(store: Store, name: str, make: Callable[[], bytes]) -> bytes:
+    text = await store.secret(name, lambda: make().hex())
     try:
         key = bytes.fromhex(text)
     except ValueError:
         key = b""
     if len(key) != 32:
-        raise StateError(f"{path} must hold 64 hex digits; delete it to have a new key made")
+        raise StateError(f"the master's secret {name} must be 64 hex digits; delete it to have a new one made")
     return key
-
-
-async def _pod_key(store: Store, meta: dict[str, bytes]) -> bytes:
-    if "pod_key" not in meta:
-        meta["pod_key"] = secrets.token_bytes(32)
-        await store.set_meta("pod_key", meta["pod_key"])
-    return meta["pod_key"]
 
 
 def _restore(

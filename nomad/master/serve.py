@@ -23,6 +23,8 @@ from nomad.errors import UsageError
 from nomad.master import api
 from nomad.master.app import Master
 from nomad.master.http import server
+from nomad.master.store import Store
+from nomad.runtime.base import Runtime
 from nomad.settings import Rest, Settings
 from nomad.topology import Topology
 
@@ -41,14 +43,16 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(settings: Settings, topology: Topology) -> AsyncIterator[Served]:
-    """Run a master until the block ends.
+async def serve(
+    settings: Settings, topology: Topology, *, runtime: Runtime | None = None, store: Store | None = None
+) -> AsyncIterator[Served]:
+    """Run a master until the block ends, with its own `runtime` and `store` unless they are given.
 
     Raises `UsageError` when the port is taken or the host is none of this machine's, and what `Master` raises.
     """
     sock = _listen(settings.rest)
     try:
-        async with Master(settings, topology) as master:
+        async with Master(settings, topology, runtime=runtime, store=store) as master:
             loopback = settings.rest.host in LOOPBACK_NAMES
             app = api.application(
                 master,

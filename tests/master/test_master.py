@@ -23,7 +23,7 @@ from nomad.errors import (
     RequestError,
     StateError,
 )
-from nomad.master.store import Store
+from nomad.master.sqlite import SqliteStore
 from nomad.runtime.base import LinkInfo
 from nomad.topology import Topology
 from nomad.transport import registry
@@ -167,7 +167,7 @@ async def test_what_cannot_be_stored_is_not_run(working: Cluster, monkeypatch: p
     async def full(*args: Any) -> None:
         raise StateError("the disk is full")
 
-    monkeypatch.setattr(Store, "add_pipeline", full)
+    monkeypatch.setattr(SqliteStore, "add_pipeline", full)
     with pytest.raises(StateError, match="disk is full"):
         await working.submit("q")
     assert [view.id for view in working.master.pipelines()] == ["p"]
@@ -225,12 +225,12 @@ async def test_a_pod_that_cannot_be_started_is_tried_again(cluster: Cluster) -> 
 async def test_a_pod_whose_bundle_cannot_be_read_is_tried_again(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def damaged(store: Store, digest: str) -> bytes:
+    async def damaged(store: SqliteStore, digest: str) -> bytes:
         return b"not what was stored"
 
     async with cluster.run():
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "bundle", damaged)
+            patch.setattr(SqliteStore, "bundle", damaged)
             await cluster.submit()
             await cluster.until(lambda: "operator.failed" in cluster.kinds())
         assert "not a Nomad bundle" in cluster.master.pipeline("p").reason
@@ -321,14 +321,14 @@ async def test_a_removed_pipeline_leaves_nothing_and_its_id_is_free(working: Clu
 async def test_a_removal_that_cannot_be_stored_is_tried_again(
     working: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove, failures = Store.remove_pipeline, ["the disk is full", "still"]
+    remove, failures = SqliteStore.remove_pipeline, ["the disk is full", "still"]
 
-    async def full_at_first(store: Store, *args: Any) -> None:
+    async def full_at_first(store: SqliteStore, *args: Any) -> None:
         if failures:
             raise StateError(failures.pop())
         await remove(store, *args)
 
-    monkeypatch.setattr(Store, "remove_pipeline", full_at_first)
+    monkeypatch.setattr(SqliteStore, "remove_pipeline", full_at_first)
     removing = asyncio.create_task(working.master.remove("p"))
     await working.until(removing.done, passing=0.5)
     await removing
@@ -389,7 +389,7 @@ async def test_what_died_with_the_master_is_started_again(cluster: Cluster) -> N
 async def test_pods_of_a_pipeline_that_was_removed_meanwhile_are_ended(cluster: Cluster) -> None:
     async with cluster.run(killed=True):
         await cluster.submit_and_run()
-    store = await Store.open(cluster.settings.state)
+    store = await SqliteStore.open(cluster.settings.state)
     await store.remove_pipeline("p", 1)
     await store.close()
     async with cluster.run():
@@ -520,7 +520,7 @@ async def test_what_cannot_be_stored_is_not_changed(cluster: Cluster, monkeypatc
         raise StateError("the disk is full")
 
     async with cluster.run() as master:
-        monkeypatch.setattr(Store, "set_meta", full)
+        monkeypatch.setattr(SqliteStore, "set_meta", full)
         with pytest.raises(StateError):
             await master.set_link("edge", "cloud", latency=0.08)
         with pytest.raises(StateError):

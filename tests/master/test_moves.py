@@ -12,7 +12,7 @@ import pytest
 
 from nomad import bundle, pipeline
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, StateError
-from nomad.master.store import Store
+from nomad.master.sqlite import SqliteStore
 from nomad.master.views import MoveState, MoveView
 from nomad.runtime.base import NodeInfo
 from tests.master.fakepods import OPERATORS, Cluster
@@ -337,7 +337,7 @@ async def test_an_order_that_cannot_be_stored_is_none(cluster: Cluster, monkeypa
     async with cluster.run() as master:
         await begin(cluster)
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "save_moves", full)
+            patch.setattr(SqliteStore, "save_moves", full)
             with pytest.raises(StateError):
                 await master.move("p", "square", other_node(cluster))
         assert master.moves("p") == []
@@ -467,7 +467,7 @@ async def test_a_roll_back_that_could_not_be_written_down_holds(
         await begin(cluster)
         await held_in(cluster, MoveState.CONNECTING)
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "save_moves", full)
+            patch.setattr(SqliteStore, "save_moves", full)
             cluster.runtime.kill("p.square-e2")
             assert (await until_over(cluster)).state == "rolled_back"
             await cluster.until(lambda: not master._parts.loop._lanes)
@@ -586,7 +586,7 @@ async def test_a_switch_that_cannot_be_stored_is_none(cluster: Cluster, monkeypa
     async with cluster.run():
         await begin(cluster)
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "save_switch", full)
+            patch.setattr(SqliteStore, "save_switch", full)
             await cluster.master.move("p", "square", other_node(cluster))
             view = await until_over(cluster)
         assert view.state == "rolled_back"

@@ -16,8 +16,9 @@ from nomad.control import PodStats
 from nomad.errors import StateError
 from nomad.master import secret
 from nomad.master.events import EventLog
+from nomad.master.sqlite import _SCHEMA, DATABASE, VERSION, SqliteStore
 from nomad.master.state import Goal, Outcome
-from nomad.master.store import _SCHEMA, DATABASE, VERSION, Store, StoredOperator
+from nomad.master.store import StoredOperator
 from nomad.master.views import EventView, FailureView, MovePhase, MoveState, MoveView, PlacementView
 from nomad.pipeline import PipelineSpec
 from tests.master.worlds import wanted
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def test_everything_is_there_after_a_restart(folder: Path) -> None:
-    store = await Store.open(folder)
+    store = await SqliteStore.open(folder)
     pipeline = wanted()
     pipeline.warnings = ("other numpy",)
     failure = FailureView(1.0, "boom", "ValueError", "Traceback", 1, ["a", "b"])
@@ -45,7 +46,7 @@ async def test_everything_is_there_after_a_restart(folder: Path) -> None:
     await store.set_spec(spec)
     await store.close()
 
-    again = await Store.open(folder)
+    again = await SqliteStore.open(folder)
     (found,) = await again.pipelines()
     assert found.wanted == replace(pipeline, goal=Goal.STOP, spec=spec)
     assert (found.outcome, found.reason) == (Outcome.FAILED, "because")
@@ -56,7 +57,7 @@ async def test_everything_is_there_after_a_restart(folder: Path) -> None:
 
 
 async def test_a_pipeline_and_its_bundle_are_stored_together_or_not_at_all(folder: Path) -> None:
-    store = await Store.open(folder)
+    store = await SqliteStore.open(folder)
     await store.add_pipeline(wanted(), b"the bundle")
     with pytest.raises(StateError, match="can't be used: UNIQUE"):
         await store.add_pipeline(replace(wanted(), bundle="other"), b"another")
@@ -67,7 +68,7 @@ async def test_a_pipeline_and_its_bundle_are_stored_together_or_not_at_all(folde
 
 
 async def test_a_bundle_goes_with_the_last_pipeline_that_has_it(folder: Path) -> None:
-    store = await Store.open(folder)
+    store = await SqliteStore.open(folder)
     for id in ("p", "q"):
         await store.add_pipeline(wanted(id), b"the bundle")
         await store.save_operator(id, StoredOperator("square", 1, None, "", 0))
@@ -84,7 +85,7 @@ async def test_a_bundle_goes_with_the_last_pipeline_that_has_it(folder: Path) ->
 
 
 async def test_events_are_bounded_and_keep_their_numbers(folder: Path) -> None:
-    store = await Store.open(folder)
+    store = await SqliteStore.open(folder)
     log = EventLog(store, SystemClock(), [], 3)
     live = log.subscribe()
     first = log.add("a", "first")
@@ -98,7 +99,7 @@ async def test_events_are_bounded_and_keep_their_numbers(folder: Path) -> None:
     assert kept[-1] == EventView(5, kept[-1].time, "b", "number 3", "p", "square", first, {"n": 3})
     await store.close()
 
-    store = await Store.open(folder)
+    store = await SqliteStore.open(folder)
     log = EventLog(store, SystemClock(), await store.events(3), 3)
     assert log.add("c", "after a restart") == 6
     assert [event.id for event in log.list(None, 4, 10)] == [5, 6]
@@ -109,19 +110,19 @@ async def test_events_are_bounded_and_keep_their_numbers(folder: Path) -> None:
 
 
 async def test_only_one_master_at_a_time(folder: Path) -> None:
-    store = await Store.open(folder)
+    store = await SqliteStore.open(folder)
     with pytest.raises(StateError, match=rf"in use by another master \(pid {os.getpid()}\)"):
-        await Store.open(folder)
+        await SqliteStore.open(folder)
     await store.close()
-    await (await Store.open(folder)).close()
+    await (await SqliteStore.open(folder)).close()
 
 
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from nomad.master.store import Store
+from nomad.master.sqlite import SqliteStore
 async def main():
-    await Store.open(Path(sys.argv[1]))
+    await SqliteStore.open(Path(sys.argv[1]))
     print("open", flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())
@@ -140,11 +141,11 @@ def killed_holder(folder: Path) -> int:
 
 @pytest.mark.usefixtures("killed_holder")
 async def test_the_lock_of_a_killed_master_is_free(folder: Path) -> None:
-    await (await Store.open(folder)).close()
+    await (await SqliteStore.open(folder)).close()
 
 
 async def test_moves_pins_and_the_switch_are_kept(folder: Path) -> None:
-    store = await Store.open(folder)
+    store = await SqliteStore.open(folder)
     pipeline = wanted()
     pipeline.pins, pipeline.moves = {"square": "cloud"}, False
     await store.add_pipeline(pipeline, b"the bundle")
@@ -159,7 +160,7 @@ async def test_moves_pins_and_the_switch_are_kept(folder: Path) -> None:
     await store.set_placing("p", moves=True, pins={})
     await store.close()
 
-    again = await Store.open(folder)
+    again = await SqliteStore.open(folder)
     (found,) = await again.pipelines()
     assert found.moves == [*moves[2:4], last]
     assert found.operators == [square]
@@ -179,7 +180,7 @@ INSERT INTO operators VALUES ('p', 'square', 7, 'p.square-e7', 'p.square-e7', 2,
 
 
 async def test_a_folder_of_the_first_version_is_taken_over(folder: Path) -> None:
-    await (await Store.open(folder)).close()
+    await (await SqliteStore.open(folder)).close()
     (folder / DATABASE).unlink()
     old = wanted()
     with sqlite3.connect(folder / DATABASE) as database:
@@ -193,7 +194,7 @@ async def test_a_folder_of_the_first_version_is_taken_over(folder: Path) -> None
         database.execute(pipeline, [json.dumps(spec), placement])
         database.execute(operator)
     database.close()
-    store = await Store.open(folder)
+    store = await SqliteStore.open(folder)
     (found,) = await store.pipelines()
     assert found.wanted.spec == old.spec
     assert (found.wanted.moves, found.wanted.pins, found.moves) == (True, {}, [])
@@ -202,34 +203,34 @@ async def test_a_folder_of_the_first_version_is_taken_over(folder: Path) -> None
 
 
 async def test_a_newer_version_is_refused_and_left_as_it_is(folder: Path) -> None:
-    await (await Store.open(folder)).close()
+    await (await SqliteStore.open(folder)).close()
     with sqlite3.connect(folder / DATABASE) as database:
         database.execute(f"PRAGMA user_version = {VERSION + 1}")
     database.close()
     for _ in range(2):  # the lock is let go
         with pytest.raises(StateError, match="written by a newer Nomad"):
-            await Store.open(folder)
+            await SqliteStore.open(folder)
 
 
 async def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match=r"can't be used: (Not a directory|File exists).*--state"):
-        await Store.open(tmp_path / "file")
+        await SqliteStore.open(tmp_path / "file")
     with pytest.raises(StateError, match="can't be used: Not a directory"):
-        await Store.open(tmp_path / "file" / "below")
+        await SqliteStore.open(tmp_path / "file" / "below")
     (tmp_path / "state" / "lock").mkdir(parents=True)
     with pytest.raises(StateError, match="can't be used: Is a directory"):
-        await Store.open(tmp_path / "state")
+        await SqliteStore.open(tmp_path / "state")
 
 
 async def test_a_damaged_database(tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_bytes(b"this is no database, but some text that is long enough" * 100)
     with pytest.raises(StateError, match="not a database"):
-        await Store.open(tmp_path)
+        await SqliteStore.open(tmp_path)
 
 
 async def test_what_it_holds_is_nobody_elses(folder: Path) -> None:
-    store = await Store.open(folder)
+    store = await SqliteStore.open(folder)
     await store.set_meta("pod_key", b"secret")
     assert [name for name in ("", *os.listdir(folder)) if os.stat(folder / name).st_mode & 0o077] == []
     await store.close()
