@@ -19,6 +19,15 @@
     ├── MasterUnreachable          nobody answers at the master's address
     ├── StateError                 the state folder can't be used
     ├── PodStartError              a runtime couldn't start a pod
+    ├── ApiError                   Kubernetes' API refused; status, reason and its own sentence
+    │   ├── ApiUnauthorized        401
+    │   ├── ApiForbidden           403
+    │   ├── ApiNotFound            404
+    │   ├── ApiConflict            409: changed by somebody else meanwhile
+    │   │   └── ApiExists          409: there is one of that name already
+    │   ├── ApiGone                410: a resource version or a page that is too old
+    │   ├── ApiInvalid             400, 422
+    │   └── ApiUnavailable         nobody answers, 429 or 5xx: worth another try, later
     ├── TransportError
     │   ├── ConnectionClosed       closed by us
     │   ├── ConnectionBroken       closed or broken by the peer or the network
@@ -119,6 +128,64 @@ class StateError(NomadError):
 
 class PodStartError(NomadError):
     """A runtime couldn't start a pod: its node is unknown, or the system refused."""
+
+
+class ApiError(NomadError):
+    """Kubernetes' API refused a request.
+
+    `status` is the HTTP status (0: there was no answer), `reason` Kubernetes' word for it, the message its sentence,
+    `details` what it adds: the kind and name of the object, causes by field.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, reason: str = "", details: dict[str, Any] | None = None):
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.details = details or {}
+
+
+class ApiUnauthorized(ApiError):
+    """The API doesn't know who asks, or doesn't any more."""
+
+
+class ApiForbidden(ApiError):
+    """The account that asks has no right to; also what an admission policy or a quota refuses."""
+
+
+class ApiNotFound(ApiError):
+    """There is no such object, or no such kind of object."""
+
+
+class ApiConflict(ApiError):
+    """The object was changed, or replaced by another of its name, since it was read; or another owns the field."""
+
+
+class ApiExists(ApiConflict):
+    """There is an object of that name already."""
+
+
+class ApiGone(ApiError):
+    """A resource version, or the next page of a list, is too old to go on from: list again."""
+
+
+class ApiInvalid(ApiError):
+    """The object or the request isn't valid."""
+
+
+class ApiUnavailable(ApiError, ConnectionError):
+    """Nobody answers, or not now: try again, `retry_after` seconds later where the API said so."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        reason: str = "",
+        details: dict[str, Any] | None = None,
+        retry_after: float | None = None,
+    ):
+        super().__init__(message, status=status, reason=reason, details=details)
+        self.retry_after = retry_after
 
 
 class TransportError(NomadError, ConnectionError):

@@ -1,0 +1,455 @@
+"""Kubernetes' API, as plain JSON objects. The one file that knows Kubernetes' client.
+
+    async with Api.open() as api:
+        node = await api.get(paths.nodes("edge"))
+
+Used by the runtime, the store and the leader's lease. From kubernetes_asyncio come the ways to a cluster (service
+account, kubeconfig with all its kinds of credentials) and the HTTP session; its models aren't used. All
+errors are `ApiError`s. What the API asks to send again later (429, and 503 with Retry-After) is sent again here,
+a few times; all other failures are the caller's to judge.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import aiohttp
+
+from nomad.clock import Clock, SystemClock
+from nomad.errors import (
+    ApiConflict,
+    ApiError,
+    ApiExists,
+    ApiForbidden,
+    ApiGone,
+    ApiInvalid,
+    ApiNotFound,
+    ApiUnauthorized,
+    ApiUnavailable,
+    UsageError,
+)
+from nomad.kubernetes.names import FIELD_MANAGER
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+Items = list[Json]
+T = TypeVar("T")
+
+REQUEST = aiohttp.ClientTimeout(total=30.0, sock_connect=5.0)
+"""Of a plain request, in seconds."""
+
+SILENCE = 150.0
+"""Seconds without a byte after which a watch is taken for dead: bookmarks come about every minute."""
+
+ATTEMPTS = 5
+"""How often what the API asks to send again later is sent."""
+
+LONGEST_PAUSE = 10.0
+"""Seconds; an API that wants more patience than that is unavailable."""
+
+PAGE = 500
+"""Objects per page of a list: some megabytes."""
+
+_CONTENT = {
+    "apply": "application/apply-patch+yaml",  # JSON is YAML
+    "merge": "application/merge-patch+json",
+    "json": "application/json-patch+json",
+    "strategic": "application/strategic-merge-patch+json",
+}
+
+_ERRORS: dict[int, type[ApiError]] = {
+    400: ApiInvalid,
+    401: ApiUnauthorized,
+    403: ApiForbidden,
+    404: ApiNotFound,
+    409: ApiConflict,
+    410: ApiGone,
+    422: ApiInvalid,
+}
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+class Api:
+    """A cluster's API. Made by `open`."""
+
+    def __init__(self, login: _Login, clock: Clock, rng: random.Random) -> None:
+        self._login = login
+        self._clock = clock
+        self._rng = rng
+        self.requests = 0
+        """How many were sent so far, watches included."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        kubeconfig: str | Path | None = None,
+        context: str | None = None,
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> AsyncIterator[Api]:
+        """The cluster that this process runs in when it has a service account, else that of the kubeconfig: the file
+        given, or $KUBECONFIG, or ~/.kube/config. Raises `UsageError` when there is none. Asks the API nothing yet.
+        """
+        login = await _Login.open(kubeconfig, context)
+        try:
+            yield cls(login, clock or SystemClock(), rng or random.Random())
+        finally:
+            await login.close()
+
+    @property
+    def server(self) -> str:
+        """The API's URL, for messages."""
+        return self._login.server
+
+    async def get(self, path: str, params: Mapping[str, Any] | None = None) -> Json:
+        """An object, or whatever JSON is there."""
+        return await self._request("GET", path, params)
+
+    async def create(self, path: str, body: Json, params: Mapping[str, Any] | None = None) -> Json:
+        """Into the collection `path`. Raises `ApiExists`, unless it has a `generateName`."""
+        return await self._request("POST", path, params, body)
+
+    async def apply(self, path: str, body: Json, *, force: bool = True, manager: str = FIELD_MANAGER) -> Json:
+        """Server-side apply of the object at `path`: it is made, or the fields in `body` are set and owned.
+
+        Raises `ApiConflict` when another owns a field, unless `force`.
+        """
+        params = {"fieldManager": manager, "force": force}
+        return await self._request("PATCH", path, params, body, content=_CONTENT["apply"])
+
+    async def patch(
+        self,
+        path: str,
+        body: Json | Items,
+        *,
+        kind: Literal["merge", "json", "strategic"] = "merge",
+        manager: str = FIELD_MANAGER,
+    ) -> Json:
+        """With `metadata.resourceVersion` in a merge patch: raises `ApiConflict` when the object was changed since."""
+        return await self._request("PATCH", path, {"fieldManager": manager}, body, content=_CONTENT[kind])
+
+    async def replace(self, path: str, body: Json, *, manager: str = FIELD_MANAGER) -> Json:
+        """Raises `ApiConflict` when the object isn't any more at the `resourceVersion` in `body`."""
+        return await self._request("PUT", path, {"fieldManager": manager}, body)
+
+    async def delete(
+        self,
+        path: str,
+        *,
+        grace: int | None = None,
+        uid: str | None = None,
+        propagation: Literal["Background", "Foreground", "Orphan"] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """False: there is none. With `params` (a `labelSelector`) and the path of a collection: all that match.
+
+        `grace` in seconds. `uid`: raises `ApiConflict` when there is another object of that name by now.
+        """
+        body: Json = {"kind": "DeleteOptions", "apiVersion": "v1"}
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
+        if uid is not None:
+            body["preconditions"] = {"uid": uid}
+        if propagation is not None:
+            body["propagationPolicy"] = propagation
+        try:
+            await self._request("DELETE", path, params, body)
+        except ApiNotFound:
+            return False
+        return True
+
+    async def pages(
+        self, path: str, params: Mapping[str, Any] | None = None, *, limit: int = PAGE
+    ) -> AsyncIterator[Json]:
+        """A list, page by page (`items`, `metadata.resourceVersion`). Raises `ApiGone` when it took too long."""
+        query = {**(params or {}), "limit": limit}
+        while True:
+            page = await self._request("GET", path, query)
+            yield page
+            more = page["metadata"].get("continue")
+            if not more:
+                return
+            query["continue"] = more
+
+    async def collect(
+        self, path: str, take: Callable[[Json], T], params: Mapping[str, Any] | None = None, *, limit: int = PAGE
+    ) -> tuple[list[T], str]:
+        """`take` of each object of a list, and the list's resource version; only one page is held at a time.
+
+        A list whose next page is too old is begun again, as a single page, which can't grow too old.
+        """
+        for most in (limit, 0):
+            found: list[T] = []
+            version = ""
+            try:
+                async with aclosing(self.pages(path, params, limit=most)) as pages:  # type: ignore[type-var]
+                    async for page in pages:
+                        found += [take(item) for item in page.get("items") or ()]
+                        version = page["metadata"]["resourceVersion"]
+            except ApiGone:
+                if most:
+                    continue
+                raise
+            return found, version
+        raise AssertionError("unreachable")
+
+    async def list(self, path: str, params: Mapping[str, Any] | None = None) -> tuple[Items, str]:
+        """All objects of a list, and its resource version."""
+        return await self.collect(path, lambda item: item, params)
+
+    async def watch(
+        self, path: str, params: Mapping[str, Any] | None, resource_version: str, *, seconds: int = 300
+    ) -> AsyncIterator[Json]:
+        """Events (`type`: ADDED, MODIFIED, DELETED or BOOKMARK, and `object`) after `resource_version`.
+
+        Ends when the API ends it, which is after `seconds`. Raises `ApiGone` when the version is too old, and
+        `ApiUnavailable` when the connection breaks or falls silent.
+        """
+        query = {
+            **(params or {}),
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": seconds,
+        }
+        timeout = aiohttp.ClientTimeout(sock_connect=REQUEST.sock_connect, sock_read=SILENCE)
+        async with self._stream(path, query, timeout) as response:
+            async for line in _lines(response):
+                event = _event(line)
+                if event["type"] == "ERROR":
+                    _fail(event["object"].get("code", 0), event["object"], None)
+                yield event
+
+    async def lines(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncIterator[str]:
+        """What a path gives as text, line by line as it comes (`pods/log`); it may be silent for long."""
+        timeout = aiohttp.ClientTimeout(sock_connect=REQUEST.sock_connect)
+        async with self._stream(path, params, timeout) as response:
+            async for line in _lines(response):
+                yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+    # Inside
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None,
+        body: Json | Items | None = None,
+        *,
+        content: str = "application/json",
+    ) -> Json:
+        pause = 0.1
+        renewed = False
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                async with self._send(method, path, params, body, content, REQUEST) as response:
+                    return await _json(response)
+            except ApiUnauthorized:
+                if renewed:
+                    raise
+                renewed = True
+                await self._login.renew()  # its token may have run out
+            except ApiUnavailable as exc:
+                if exc.retry_after is None or exc.retry_after > LONGEST_PAUSE or attempt == ATTEMPTS:
+                    raise
+                # A little more than was asked for, and not all of those who wait at the same time.
+                await self._clock.sleep(max(exc.retry_after, pause) * self._rng.uniform(1.0, 1.5))
+                pause *= 2
+        raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def _stream(
+        self, path: str, params: Mapping[str, Any] | None, timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        async with self._send("GET", path, params, None, "application/json", timeout) as response:
+            _keep_alive(response)
+            yield response
+
+    @asynccontextmanager
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None,
+        body: Json | Items | None,
+        content: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer that isn't an error. Failures of the network, also while it is read, are `ApiUnavailable`."""
+        self.requests += 1
+        query = [(name, _text(value)) for name, value in (params or {}).items() if value is not None]
+        try:
+            response = await self._login.request(method, path, query, body, content, timeout)
+            try:
+                if response.status >= 400:
+                    text = await response.text()
+                    _fail(response.status, _status(text), response.headers.get("Retry-After"))
+                yield response
+            finally:
+                if response.content.at_eof():
+                    response.release()
+                else:
+                    response.close()
+        except TimeoutError as exc:
+            raise ApiUnavailable(f"{self.server} hasn't answered in time: {method} {path}") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            if isinstance(exc, ApiError):
+                raise
+            raise ApiUnavailable(f"{self.server} can't be reached: {exc}") from exc
+
+
+class _Login:
+    """The way to a cluster: where it is, who asks, and the HTTP session."""
+
+    def __init__(self, configuration: Any, load: Any, rest: Any) -> None:
+        self._configuration = configuration
+        self._load = load
+        self._rest = rest
+
+    @classmethod
+    async def open(cls, kubeconfig: str | Path | None, context: str | None) -> _Login:
+        # Takes half a second and 40 MB, all of its models included: only for those who have a cluster.
+        from kubernetes_asyncio import config
+        from kubernetes_asyncio.client import Configuration
+        from kubernetes_asyncio.client.rest import RESTClientObject
+
+        configuration = Configuration()
+        file = _kubeconfig(kubeconfig, context)
+        loader: Any = config  # is typed in part only
+
+        async def load() -> None:
+            if file is None:
+                loader.load_incluster_config(configuration)
+            else:
+                await loader.load_kube_config(file, context, configuration, persist_config=False)
+
+        try:
+            await load()
+            rest = RESTClientObject(configuration)
+        except (config.ConfigException, OSError, ValueError) as exc:
+            where = file or "the service account"
+            raise UsageError(f"there is no Kubernetes cluster to be reached by {where}: {exc}") from exc
+        return cls(configuration, load, rest)
+
+    @property
+    def server(self) -> str:
+        return str(self._configuration.host)
+
+    async def renew(self) -> None:
+        """Read the credentials again, or have them made again."""
+        try:
+            await self._load()
+        except Exception as exc:  # plugins that make credentials fail in their own ways
+            raise ApiUnauthorized(f"the credentials for {self.server} can't be renewed: {exc}", status=401) from exc
+
+    async def request(
+        self, method: str, path: str, query: list[tuple[str, str]], body: Any, content: str, timeout: Any
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": FIELD_MANAGER}
+        for setting in (await self._configuration.auth_settings()).values():
+            headers["Authorization"] = setting["value"]
+        if self._configuration.username:
+            headers["Authorization"] = self._configuration.get_basic_auth_token()
+        response: aiohttp.ClientResponse = await self._rest.request(
+            method,
+            f"{self.server}{path}",
+            query_params=query,
+            headers=headers,
+            body=body,
+            _preload_content=False,
+            _request_timeout=timeout,
+        )
+        return response
+
+    async def close(self) -> None:
+        await self._rest.close()
+
+
+def _kubeconfig(given: str | Path | None, context: str | None) -> str | None:
+    """The file that says where the cluster is; None: the service account does."""
+    if given is None and context is None and _ACCOUNT.exists():
+        return None
+    return str(given or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
+
+
+async def _json(response: aiohttp.ClientResponse) -> Json:
+    try:
+        found = json.loads(await response.read())
+    except ValueError as exc:
+        raise ApiUnavailable(f"{response.url.path} isn't answered with JSON: {exc}", status=response.status) from exc
+    return found if isinstance(found, dict) else {"value": found}
+
+
+def _event(line: bytes) -> Json:
+    try:
+        found: Json = json.loads(line)
+    except ValueError as exc:
+        raise ApiUnavailable(f"a watch broke off in the middle of an event: {exc}") from exc
+    return found
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Lines of whatever length, as they come."""
+    rest = b""
+    async for chunk in response.content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+    if rest:
+        yield rest
+
+
+def _status(text: str) -> Json:
+    """Kubernetes' own description of an error; a proxy before it answers with anything."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"message": text[:1000].strip()}
+
+
+def _fail(code: int, status: Json, retry_after: str | None) -> NoReturn:
+    """The error that an answer means."""
+    message = str(status.get("message") or f"HTTP status {code}")
+    reason, details = str(status.get("reason") or ""), status.get("details") or {}
+    if reason == "Expired":
+        code = 410
+    if code == 429 or code >= 500 or not code:
+        wait = retry_after or details.get("retryAfterSeconds")
+        try:
+            seconds = float(wait) if wait is not None else (1.0 if code == 429 else None)
+        except ValueError:
+            seconds = 1.0
+        raise ApiUnavailable(message, status=code, reason=reason, details=details, retry_after=seconds)
+    kind = ApiExists if reason == "AlreadyExists" else _ERRORS.get(code, ApiError)
+    raise kind(message, status=code, reason=reason, details=details)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    """A peer that has vanished without a word is noticed after half a minute, however little it had to say."""
+    connection = response.connection
+    sock = connection.transport.get_extra_info("socket") if connection and connection.transport else None
+    if sock is not None and hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+__all__ = ["Api", "Json"]
