@@ -26,7 +26,8 @@ demo: $(STAMPS)/examples
 	@$(BIN)/python examples/demo.py --seconds $(DEMO_SECONDS)
 
 test: $(STAMPS)/examples $(STAMPS)/test
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
+	@echo "Left out: the tests marked 'slow', and those marked 'kubernetes', which 'make test-kubernetes' runs."
+	$(BIN)/python -m pytest -m "not slow and not kubernetes" -n 2 --dist worksteal --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

@@ -28,6 +28,8 @@ SEED = int(os.environ.get("NOMAD_TEST_SEED") or random.SystemRandom().randrange(
 os.environ["NOMAD_TEST_SEED"] = str(SEED)  # the processes that pytest-xdist starts have the same
 RUN = f"NOMAD_TEST_RUN={uuid.uuid4().hex}"
 """In the environment of every process that a test starts, so that orphans are found too."""
+KEPT = "NOMAD_TEST_CLUSTER"
+"""In the environment of the processes of a test cluster, which outlives a test that stops and starts one of them."""
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
@@ -121,7 +123,8 @@ def ours(pid: int) -> str:
     try:
         process = psutil.Process(pid)
         child = process.ppid() == os.getpid()
-        if child or RUN in (f"{name}={value}" for name, value in process.environ().items()):
+        environment = process.environ()
+        if KEPT not in environment and (child or RUN in (f"{name}={value}" for name, value in environment.items())):
             return f"{pid} ({process.status()}): {' '.join(process.cmdline()) or process.name()}"
     except psutil.Error:  # ended in the meantime, or someone else's
         pass

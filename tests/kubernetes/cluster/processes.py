@@ -1,0 +1,138 @@
+"""Processes that outlive the one that started them, and a file that says which they are.
+
+What started them may be gone or have crashed: whoever opens the same file again can end them. A process is known by
+its pid and the time of its start, so that a pid that was given out again is never taken for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+MARK = "NOMAD_TEST_CLUSTER"
+"""In the environment of everything started here: the check for what a test left behind passes it over."""
+END_SECONDS = 20.0
+
+
+class ClusterError(Exception):
+    """A test cluster can't be brought up or did not do what was asked; the text says why."""
+
+
+class Processes:
+    """The processes of one cluster. `path` is where they are written down."""
+
+    def __init__(self, path: Path, logs: Path) -> None:
+        self._path = path
+        self._logs = logs
+        self._known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Start `command` in a session of its own, its output at the end of `<logs>/<name>.log`."""
+        if self.running(name):
+            raise ClusterError(f"{name} runs already")
+        self._logs.mkdir(parents=True, exist_ok=True)
+        inherited = {key: value for key, value in os.environ.items() if key != "NOMAD_TEST_RUN"}
+        log = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            pid = os.posix_spawnp(
+                command[0],
+                list(command),
+                {**inherited, MARK: "1", **(environment or {})},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, log, 1),
+                    (os.POSIX_SPAWN_DUP2, log, 2),
+                ],
+                setsid=True,
+            )
+        finally:
+            os.close(log)
+        self._known[name] = {"pid": pid, "started": psutil.Process(pid).create_time()}
+        self._write()
+
+    def running(self, name: str) -> bool:
+        process = self._process(name)
+        return process is not None and process.status() != psutil.STATUS_ZOMBIE
+
+    def names(self) -> list[str]:
+        return list(self._known)
+
+    def pid(self, name: str) -> int:
+        return int(self._known[name]["pid"])
+
+    def log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def wait(self, name: str, ready: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+        """Until `ready()`. Raises `ClusterError` with the end of the log when the process ends or takes too long."""
+        end = time.monotonic() + timeout
+        while not ready():
+            if not self.running(name) or time.monotonic() > end:
+                state = "takes too long" if self.running(name) else "ended"
+                tail = "\n  ".join(self.log(name).read_text(errors="replace").splitlines()[-15:])
+                raise ClusterError(f"{name} {state} ({what}); {self.log(name)} ends with\n  {tail}")
+            time.sleep(0.05)
+
+    def send(self, name: str, number: int) -> None:
+        if process := self._process(name):
+            process.send_signal(number)
+
+    def stop(self, *names: str, number: int = signal.SIGTERM) -> None:
+        """End these processes and wait; what does not end is killed. Unknown names are passed over."""
+        ending = {name: process for name in names if (process := self._process(name))}
+        for process in ending.values():
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                pass
+        _, alive = psutil.wait_procs(list(ending.values()), timeout=END_SECONDS)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=END_SECONDS)
+        for name in names:
+            self._known.pop(name, None)
+        self._write()
+
+    def stop_all(self, number: int = signal.SIGTERM) -> None:
+        """Last started, first ended."""
+        for name in reversed(self.names()):
+            self.stop(name, number=number)
+
+    def _process(self, name: str) -> psutil.Process | None:
+        known = self._known.get(name)
+        if known is None:
+            return None
+        try:
+            process = psutil.Process(known["pid"])
+            return process if abs(process.create_time() - known["started"]) < 0.5 else None
+        except psutil.NoSuchProcess:
+            return None
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._known))
+        partial.replace(self._path)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(ready: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+    """Raises `ClusterError`, saying `what` was waited for."""
+    end = time.monotonic() + timeout
+    while not ready():
+        if time.monotonic() > end:
+            raise ClusterError(f"waited {timeout:.0f} s for {what}")
+        time.sleep(0.1)
