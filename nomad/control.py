@@ -12,10 +12,12 @@ control only: data never passes through the master, except for the outputs that 
     finished   (a source ended, all of it settled)  request  id, method, args
     outputs    items: [bytes, ...], skipped
     reply      id, ok, value | error
+    leaving    (somebody else than the master wants it to end; it goes on for a while)
 
 In the handshake a pod says whether it has its assignment ("assigned"). It then also sends `ready`, if it is, after
 every connect, so that a master that was restarted knows it again. `peers` names the links that changed. A pod says its
-`status` after every connect and whenever it has changed: what a move waits for.
+`status` after every connect and whenever it has changed: what a move waits for. A process that was started before it
+was known for which operator says nothing but its name, and waits for its assignment.
 """
 
 from __future__ import annotations
@@ -196,11 +198,17 @@ def _plain(value: Any) -> Any:
 
 def assignment_from(message: dict[str, Any]) -> Assignment:
     """The `Assignment` in an "assign" message."""
-    fields = {k: v for k, v in message.items() if k != "type"}
+    fields = _known(Assignment, message)
     fields["links"] = [peer_from(p) for p in fields["links"]]
     return Assignment(**fields)
 
 
 def peer_from(data: dict[str, Any]) -> LinkPeer:
     """The `LinkPeer` in a map."""
-    return LinkPeer(**{**data, "shape": Shape(**data["shape"]), "standby_shape": Shape(**data["standby_shape"])})
+    shapes = {name: Shape(**_known(Shape, data[name])) for name in ("shape", "standby_shape")}
+    return LinkPeer(**{**_known(LinkPeer, data), **shapes})
+
+
+def _known(kind: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    """What this version knows of a map: while a cluster is being upgraded, the two ends have different versions."""
+    return {name: data[name] for name in kind.__dataclass_fields__ if name in data}

@@ -4,6 +4,9 @@ Three threads, so that no user function can hold up what must go on: the main th
 (heart-beats, orders), the data thread's loop runs links and actor, and the function's own thread runs
 whatever isn't known to be quick. The pod dials the master and goes on without it when it is away.
 
+A process may also be started before anybody knows for which operator: it dials in under its own name, loads what
+every operator needs and waits for an assignment like any other. In a container there is more to do: `Container`.
+
 Exit codes, for those who read logs (a user's function may end the process with any). What the master goes by is the
 message `failed`: with `fatal`, which is sent before 3 and 4, it doesn't start the operator again.
 """
@@ -14,6 +17,7 @@ import asyncio
 import ctypes
 import enum
 import functools
+import importlib
 import json
 import logging
 import os
@@ -23,10 +27,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableMapping
 from concurrent.futures import Future
-from dataclasses import asdict
-from typing import Any, TypeVar
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from nomad import control
 from nomad.actor.execute import SetupFailed
@@ -93,12 +99,47 @@ class Exit(enum.IntEnum):
 __doc__ = (__doc__ or "") + "\n".join(f"    {code.value}  {code.name.lower()}" for code in Exit)
 
 
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What a pod is told of the container that it runs in, if it does."""
+
+    address: str | None = None
+    """NOMAD_POD_IP: where others reach what listens here."""
+    ready_port: int | None = None
+    """NOMAD_READY_PORT: accepts connections while the actor can take messages; what a readiness probe looks at."""
+    serving: Path | None = None
+    """A file in NOMAD_WORK that is there from the assignment to the end of the process: as long as it is, a container
+    that is to end waits for the master, which has been told so by SIGUSR1, to put another one in its place.
+    """
+
+    @classmethod
+    def of(cls, environ: MutableMapping[str, str]) -> Self:
+        """As the environment describes it."""
+        port, folder = environ.get("NOMAD_READY_PORT"), environ.get("NOMAD_WORK")
+        return cls(
+            environ.get("NOMAD_POD_IP") or None,
+            int(port) if port else None,
+            Path(folder) / "serving" if folder else None,
+        )
+
+
+def boot_from(environ: MutableMapping[str, str]) -> dict[str, Any]:
+    """What a process is told at its start: in the file that NOMAD_BOOT names, else in NOMAD_POD. Both are removed, so
+    that neither the user's code nor what it starts inherits them.
+    """
+    path, text = environ.pop("NOMAD_BOOT", ""), environ.pop("NOMAD_POD", "")
+    boot: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8") if path else text)
+    return boot
+
+
 class Host:
     """The pod: waits for its assignment, runs it, and reports."""
 
-    def __init__(self, boot: dict[str, Any]):
+    def __init__(self, boot: dict[str, Any], container: Container | None = None):
         self._pod: str = boot["pod"]
-        self._epoch: int = boot["epoch"]
+        self._epoch: int = boot.get("epoch", 0)
+        """0 until it is known for which operator the process is."""
+        self._container = container or Container()
         self._control: str = boot["control"]
         self._key = bytes.fromhex(boot["key"])
         self._verify_key = bytes.fromhex(boot["verify_key"])
@@ -118,12 +159,16 @@ class Host:
         self._work: asyncio.Task[None] | None = None
         self._taps = Taps()
         self._requests: set[asyncio.Task[None]] = set()
+        self._leaving = False
+        """Somebody else than the master wants it to end."""
+        self._probed: asyncio.Server | None = None
 
     async def run(self) -> Exit:
         """Until the pod is to end; why it did."""
         loop = asyncio.get_running_loop()
         self._exit = loop.create_future()
         loop.add_signal_handler(signal.SIGTERM, self._end, Exit.STOPPED)
+        loop.add_signal_handler(signal.SIGUSR1, self._leave)
         tasks = [asyncio.create_task(job) for job in (self._talk(), self._beat(), self._forward())]
         try:
             return await self._exit
@@ -133,6 +178,8 @@ class Host:
             for task in (*tasks, *self._requests):
                 task.cancel()
             await asyncio.gather(*tasks, *self._requests, return_exceptions=True)
+            if self._probed is not None:
+                self._probed.close()
             if self._conn is not None:
                 self._send_outputs()
                 self._send_stats()  # the last: what the master keeps of this process
@@ -149,6 +196,12 @@ class Host:
                 return False
         self._data.close()
         return True
+
+    def gone(self) -> None:
+        """The very last: nobody needs to wait for this process."""
+        if self._container.serving is not None:
+            with suppress(OSError):
+                self._container.serving.unlink(missing_ok=True)
 
     # -- talking with the master
 
@@ -194,6 +247,8 @@ class Host:
 
     def _send_state(self) -> None:
         """What a master must know that has just been connected to, perhaps a new one."""
+        if self._leaving:
+            self._send({"type": "leaving"})
         if self._ready is not None:
             self._send(self._ready)
             self._status = None
@@ -205,7 +260,9 @@ class Host:
     def _receive(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "assign" and self._work is None:
-            self._work = asyncio.create_task(self._work_on(control.assignment_from(message)))
+            assignment = control.assignment_from(message)
+            self._epoch = assignment.epoch
+            self._work = asyncio.create_task(self._work_on(assignment))
         elif kind == "peers" and self._instance is not None:
             peers = [control.peer_from(p) for p in message["links"]]
             self._data.run(self._instance.set_peers, peers)
@@ -255,19 +312,25 @@ class Host:
 
     async def _work_on(self, assignment: Assignment) -> None:
         try:
+            if self._container.serving is not None:
+                self._container.serving.touch()
+            os.environ.update(assignment.environment)
             loaded = await asyncio.to_thread(self._load, assignment)
         except Exception as exc:  # noqa: BLE001 - a manifest may be signed and still not be one for this version
             self._fail(exc, Exit.CODE)
             return
         try:
             told = functools.partial(self._status_changed, asyncio.get_running_loop())
-            instance = await self._data.on_loop(lambda: Instance(assignment, loaded, SystemClock(), told))
+            instance = await self._data.on_loop(
+                lambda: Instance(assignment, loaded, SystemClock(), told, self._container.address)
+            )
             self._made = instance
             await asyncio.wrap_future(self._data.call(instance.setup()))
             address = await asyncio.wrap_future(self._data.call(instance.start()))
             self._instance = instance
             self._ready = {"type": "ready", "address": address, "pid": os.getpid()}
             self._send_state()
+            await self._let_probe()
             await asyncio.wrap_future(self._data.call(instance.run()))
         except SetupFailed as exc:
             self._fail(exc, Exit.CODE)
@@ -297,6 +360,13 @@ class Host:
             assignment.types,
         )
 
+    async def _let_probe(self) -> None:
+        """Accept connections on the port for probes, and close them at once."""
+        if self._container.ready_port is not None:
+            self._probed = await asyncio.start_server(
+                lambda reader, writer: writer.close(), self._container.address, self._container.ready_port
+            )
+
     def _fail(self, exc: BaseException, code: Exit) -> None:
         cause = exc.__cause__ if isinstance(exc, (OperatorFailed, SetupFailed)) and exc.__cause__ is not None else exc
         error = {**describe(cause), "message": message_of(exc)}
@@ -312,6 +382,11 @@ class Host:
             asyncio.get_running_loop().call_later(grace, self._end, Exit.STOPPED)
         else:
             self._end(Exit.STOPPED)
+
+    def _leave(self) -> None:
+        """Tell the master that this process is wanted to end, and go on until it says what to do."""
+        self._leaving = True
+        self._send({"type": "leaving"})
 
     @property
     def _ending(self) -> bool:
@@ -467,23 +542,33 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 def main() -> None:
     """Run the pod that the environment describes; doesn't return."""
-    boot = json.loads(os.environ.pop("NOMAD_POD"))
+    boot, container = boot_from(os.environ), Container.of(os.environ)
     sys.setswitchinterval(SWITCH_INTERVAL)
     _keep_large_buffers()
     _keep_signals_from_forks()
+    if not boot.get("epoch"):
+        _load_ahead()
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        host = runner.run(_make(boot))
+        host = runner.run(_make(boot, container))
         code = runner.run(host.run())
     ended = host.close()
     sys.stdout.flush()
     sys.stderr.flush()
+    host.gone()
     if not ended:
         os._exit(code)  # a function that hangs in its thread would keep the interpreter from ending
     sys.exit(code)
 
 
-async def _make(boot: dict[str, Any]) -> Host:
-    return Host(boot)
+async def _make(boot: dict[str, Any], container: Container) -> Host:
+    return Host(boot, container)
+
+
+def _load_ahead() -> None:
+    """Import, while there is time, what an operator is going to need."""
+    for name in ("nomad.bundle", "nomad.bundle.load", "cloudpickle", "numpy"):
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def _keep_signals_from_forks() -> None:

@@ -36,9 +36,16 @@ class Instance:
     """`setup`, `start`, then `run`; `close` in any case."""
 
     def __init__(
-        self, assignment: Assignment, loaded: LoadedOperator, clock: Clock, told: Callable[[], None] | None = None
+        self,
+        assignment: Assignment,
+        loaded: LoadedOperator,
+        clock: Clock,
+        told: Callable[[], None] | None = None,
+        advertise: str | None = None,
     ):
-        """`told` is called, in the loop, when what `status` says may have changed."""
+        """`told` is called, in the loop, when what `status` says may have changed. `advertise`: the host under which
+        peers reach what listens here, where that isn't the one it is bound to.
+        """
         self.spec = loaded.spec
         self.meter = Meter(assignment.speed)
         self.codec = Codec(loaded.types, loaded.codec)
@@ -59,7 +66,7 @@ class Instance:
         self._setup = setup_of(loaded.function)
         self._set_aside = SetAside(self._file(FILE))
         self.meter.set_aside(self._set_aside.count)
-        self._port = InPort(self._ins)
+        self._port = InPort(self._ins, advertise)
         self._tasks: list[asyncio.Task[None]] = []
         self.actor: Operator | Source = self._actor(loaded)
         self._told = told

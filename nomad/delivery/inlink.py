@@ -267,13 +267,15 @@ class InLink:
 class InPort:
     """Where an operator listens for all its incoming links."""
 
-    def __init__(self, links: dict[str, InLink]):
+    def __init__(self, links: dict[str, InLink], advertise: str | None = None):
+        """`advertise`: the host under which peers reach it, where that isn't the one it is bound to."""
         self._links = links
+        self._advertise = advertise
         self._listener: Listener | None = None
 
     async def listen(self, address: str) -> str:
         """Bind `address`; the address that peers should dial. Raises `TransportError`."""
-        self._listener = await registry.listen(address, self._accept)
+        self._listener = await registry.listen(address, self._accept, advertise=self._advertise)
         return self._listener.reachable
 
     async def close(self) -> None:

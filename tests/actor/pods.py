@@ -91,16 +91,30 @@ class Master:
         self.listener: Listener
         self.key = POD_KEY
 
-    def start(self, name: str, *, epoch: int = 1, control: str | None = None, master_timeout: float = 60.0) -> Pod:
-        """A new process; it dials in by itself."""
+    def start(
+        self,
+        name: str,
+        *,
+        epoch: int = 1,
+        control: str | None = None,
+        master_timeout: float = 60.0,
+        as_file: bool = False,
+        **environment: str,
+    ) -> Pod:
+        """A new process; it dials in by itself. `as_file`: what it is told at its start is in a file."""
         boot = {
             "pod": name, "epoch": epoch, "control": control or self.listener.reachable, "key": POD_KEY.hex(),
             "verify_key": VERIFY_KEY.hex(), "master_timeout": master_timeout,
         }  # fmt: skip
+        environment["NOMAD_POD"] = json.dumps(boot)
+        if as_file:
+            file = self.folder / f"{name}.boot"
+            file.write_text(environment.pop("NOMAD_POD"))
+            environment["NOMAD_BOOT"] = str(file)
         with open(self.folder / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "nomad.actor"], stdout=log, stderr=log, cwd=self.folder,
-                env={**os.environ, "NOMAD_POD": json.dumps(boot), "PYTHONPATH": os.getcwd()},
+                env={**os.environ, **environment, "PYTHONPATH": os.getcwd()},
             )  # fmt: skip
         self.pods[name] = Pod(name, process)
         return self.pods[name]
