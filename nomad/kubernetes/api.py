@@ -210,11 +210,17 @@ class Api:
         return await self.collect(path, lambda item: item, params)
 
     async def watch(
-        self, path: str, params: Mapping[str, Any] | None, resource_version: str, *, seconds: int = 300
+        self,
+        path: str,
+        params: Mapping[str, Any] | None,
+        resource_version: str,
+        *,
+        seconds: int = 300,
+        opened: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[Json]:
         """Events (`type`: ADDED, MODIFIED, DELETED or BOOKMARK, and `object`) after `resource_version`.
 
-        Ends when the API ends it, which is after `seconds`. Raises `ApiGone` when the version is too old, and
+        `opened` is called once the API has taken the request. Ends when the API ends it, which is after `seconds`. Raises `ApiGone` when the version is too old, and
         `ApiUnavailable` when the connection breaks or falls silent.
         """
         query = {
@@ -226,6 +232,7 @@ class Api:
         }
         timeout = aiohttp.ClientTimeout(sock_connect=REQUEST.sock_connect, sock_read=SILENCE)
         async with self._stream(path, query, timeout) as response:
+            opened()
             async for line in _lines(response):
                 event = _event(line)
                 if event["type"] == "ERROR":
