@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
-from nomad import units
+from nomad import needs, units
 from nomad.callables import (
     check_arity,
     check_callable,
@@ -87,8 +87,17 @@ class OperatorSpec:
     copy_outputs: bool = False
     """Copy large buffers (arrays) before they are sent, so that the function may reuse them."""
     image: str = ""
+    """The container image to run in, where the cluster has containers; "" is the cluster's own."""
     pin: str | None = None
     """The node that it stays on; None lets Nomad choose. The first and the last operator are pinned anyway."""
+    requirements: tuple[str, ...] = ()
+    """Packages that are installed for it before its code is loaded, as pip takes them."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of its process."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Variable -> `name/key` of the secret that it gets its value from."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """Name -> how many its node must have for it, e.g. of `nvidia.com/gpu`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +153,17 @@ class OperatorOptions(TypedDict, total=False):
     copy_outputs: bool | None
     """Copy arrays before they are sent, for functions that reuse their buffers; default False."""
     image: str | None
-    """The container image to run in, where the cluster has containers."""
+    """The container image to run in, where the cluster has containers; default: the cluster's own."""
     pin: str | None
     """The node that it is placed on and never moved from; default: Nomad chooses."""
+    requirements: Iterable[str] | None
+    """Packages that are installed for it on its node, e.g. ["numpy==2.1"]; default none."""
+    environment: Mapping[str, str] | None
+    """Variables of its process, set before its code is loaded; default none."""
+    secrets: Mapping[str, str] | None
+    """Variables that get their values from the cluster's secrets, e.g. {"DB_PASSWORD": "db/password"}; default none."""
+    devices: Mapping[str, int] | Iterable[str] | None
+    """What its node must have for it, e.g. {"nvidia.com/gpu": 1} or {"camera"}; default none."""
 
 
 class SourceOptions(OperatorOptions, total=False):
@@ -169,9 +186,9 @@ def operator(fn: Callable[..., Any] | None = None, /, **options: Unpack[Operator
     tested and pickled. Called with a function *and* options it leaves the function as it is and returns a
     `functools.partial` of it that carries them, so that one function can stand in a pipeline twice.
 
-    Options: name, memory, requires, on_error, retries, copy_outputs, image, pin; see `OperatorOptions`. One that is
-    left out or None is as an earlier decorator said, else the default. Raises `PipelineError` for a value that isn't
-    valid.
+    Options: name, memory, requires, on_error, retries, copy_outputs, image, pin, requirements, environment, secrets,
+    devices; see `OperatorOptions`. One that is left out or None is as an earlier decorator said, else the default.
+    Raises `PipelineError` for a value that isn't valid.
     """
     return _with_options(fn, options, OperatorOptions, {})
 
@@ -232,7 +249,12 @@ def build(
     for index, fn in enumerate(functions):
         kind, interval = _source_kind(fn, options[index], where[index]) if index == 0 else (_kind(fn), None)
         known = {k: v for k, v in options[index].items() if k not in ("name", "interval", "source")}
-        built.append(Operator(OperatorSpec(names[index], kind, interval, **known), fn))
+        spec = OperatorSpec(names[index], kind, interval, **known)
+        try:
+            needs.check_apart(spec.environment, spec.secrets)
+        except PipelineError as exc:
+            raise PipelineError(f"{where[index]}: {exc}") from None
+        built.append(Operator(spec, fn))
     return Pipeline(tuple(built), tuple(zip(names, names[1:], strict=False)), codec, check_profile(profile, names))
 
 
@@ -424,5 +446,9 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "image": ("image", _of_type("image", str)),
     "pin": ("pin", _pin_option),
     "interval": ("interval", _interval_option),
+    "requirements": ("requirements", needs.requirements),
+    "environment": ("environment", needs.environment),
+    "secrets": ("secrets", needs.secrets),
+    "devices": ("devices", needs.devices),
 }
 """Option -> the field it sets and the check that makes its value."""

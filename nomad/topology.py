@@ -1,7 +1,7 @@
 """The topology of an embedded cluster: its nodes and the links between them, as a YAML file or by names.
 
     nodes:
-      edge:  {speed: 0.25, cores: 2, memory: 2Gi, labels: [camera]}
+      edge:  {speed: 0.25, cores: 2, memory: 2Gi, labels: [near], devices: {camera: 1}}
       cloud: {}
     links:
       - {from: edge, to: cloud, latency: 20ms, bandwidth: 100Mbit, jitter: 2ms, loss: 0.001}
@@ -25,9 +25,9 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import ErrorDetails
 
-from nomad import units, yamlfile
+from nomad import needs, units, yamlfile
 from nomad.control import Shape
-from nomad.errors import TopologyError
+from nomad.errors import PipelineError, TopologyError
 from nomad.runtime.base import LinkInfo, NodeInfo
 from nomad.yamlfile import Document, Place
 
@@ -91,6 +91,13 @@ def _node_name(name: str) -> str:
     return name
 
 
+def _devices(value: Any) -> dict[str, int]:
+    try:
+        return needs.devices(value)
+    except PipelineError as exc:
+        raise ValueError(str(exc)) from None
+
+
 _Positive = Field(gt=0, allow_inf_nan=False)
 _NotNegative = Field(ge=0, allow_inf_nan=False)
 _NodeName = Annotated[str, AfterValidator(_node_name)]
@@ -105,6 +112,7 @@ class _Node(BaseModel):
     memory: Annotated[float, BeforeValidator(units.memory_mb), _Positive] = Field(default_factory=_machine_memory_mb)
     labels: frozenset[Annotated[str, Field(min_length=1)]] = frozenset()
     arch: str = Field(default_factory=platform.machine)
+    devices: Annotated[dict[str, int], BeforeValidator(_devices)] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +127,7 @@ class _Node(BaseModel):
             memory_mb=self.memory,
             arch=self.arch,
             labels=self.labels,
+            devices=self.devices,
             python=f"{sys.version_info.major}.{sys.version_info.minor}",
         )
 

@@ -12,7 +12,7 @@ from nomad.errors import TopologyError
 
 GOOD = """
 nodes:
-  edge: {speed: 0.25, cores: 2, memory: 2Gi, labels: [camera], arch: arm64}
+  edge: {speed: 0.25, cores: 2, memory: 2Gi, labels: [camera], arch: arm64, devices: {camera: 1}}
   fog: {memory: 512}
   cloud:
 links:
@@ -35,6 +35,7 @@ def test_a_file_becomes_nodes_and_directed_links(tmp_path: Path) -> None:
         frozenset({"camera"}),
         "arm64",
     )
+    assert edge.devices == {"camera": 1}
     assert (fog.speed, fog.memory_mb) == (1.0, 512)
     assert cloud.cores == os.cpu_count()
     assert cloud.memory_mb > 0
@@ -61,10 +62,11 @@ def test_the_two_directions_of_a_link_do_not_share_a_shape() -> None:
         ("links: []", "'nodes' is missing"),
         ("nodes: {a: }\nlinkz: []", "line 2, linkz: unknown key 'linkz'; did you mean 'links'"),
         ("nodes:\n  a: {sped: 3}", "line 2, nodes.a.sped: unknown key 'sped'; did you mean 'speed'"),
-        ("nodes:\n  a: {qqq: 3}", "known: speed, cores, memory, labels, arch"),
+        ("nodes:\n  a: {qqq: 3}", "known: speed, cores, memory, labels, arch, devices"),
         ("nodes: {a: {speed: 0}}", "nodes.a.speed: input should be greater than 0"),
         ("nodes: {a: {speed: .inf}}", "finite"),
         ("nodes: {a: {memory: lots}}", "or like 256Mi"),
+        ("nodes: {a: {devices: {camera: 0}}}", "nodes.a.devices: devices: camera is 0"),
         ("nodes: {a: {labels: gpu}}", "nodes.a.labels: must be a list"),
         ("nodes: {a: 3}", "nodes.a: must be a map"),
         ("nodes: {1: }", "put it in quotes"),

@@ -14,6 +14,7 @@ import site
 import sys
 import sysconfig
 import urllib.parse
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -123,13 +124,25 @@ class _Installed:
         return Path(urllib.parse.unquote(urllib.parse.urlsplit(direct_url["url"]).path))
 
 
-def check_environment(bundle: Bundle) -> list[str]:
+def check_environment(bundle: Bundle, pythons: Collection[str] = ()) -> list[str]:
     """Sentences about packages whose version differs here from the one that the bundle was made with.
+
+    Operators run as this process does, or, where `pythons` says for which versions of Python there are images, in one
+    of those, or in one that they name: what is in it isn't known here. What operators have installed isn't looked for.
 
     Raises `EnvironmentMismatch` when the Python version differs or a package is missing, with what to do about it.
     """
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if bundle.python != here:
+    if pythons and bundle.python not in pythons:
+        if all(op.image for op in bundle.operators):
+            return []
+        there = ", ".join(sorted(pythons, key=lambda version: [int(part) for part in version.split(".")]))
+        raise EnvironmentMismatch(
+            f"the bundle was made with Python {bundle.python}, and compiled functions only run on the version that "
+            f"made them, but this cluster has images for Python {there}: submit with one of these, have an image "
+            f"built for {bundle.python}, or name an image of your own for each operator with @operator(image=...)"
+        )
+    if not pythons and bundle.python != here:
         raise EnvironmentMismatch(
             f"the bundle was made with Python {bundle.python}, but the operators run on Python {here}, and compiled "
             f"functions only run on the version that made them: submit with Python {here}, "
@@ -137,8 +150,13 @@ def check_environment(bundle: Bundle) -> list[str]:
         )
     from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
+    from packaging.utils import canonicalize_name
+
     missing, warnings = [], []
+    brought = _brought(bundle)
     for dist, wanted in sorted(bundle.packages.items()):
+        if canonicalize_name(dist) in brought:
+            continue
         try:
             found = version(dist)
         except PackageNotFoundError:
@@ -154,14 +172,37 @@ def check_environment(bundle: Bundle) -> list[str]:
             continue
         if found != wanted:
             warnings.append(f"the bundle was made with {dist} {wanted}, but the operators run with {found}")
-    if missing:
+    if missing and (pythons or brought):
+        source = "a requirement brings it or the image has it" if pythons else "a requirement brings it"
+        warnings += [
+            f"the bundle needs {item}, which isn't installed here: operators have it only if {source}"
+            for item in missing
+        ]
+    elif missing:
         are = "is" if len(missing) == 1 else "are"
         install = " ".join(f"'{item.replace(' (', '==').rstrip(')')}'" for item in missing)
         raise EnvironmentMismatch(
             f"the bundle needs {', '.join(missing)}, which {are} not installed where the operators run: "
             f"pip install {install} there, and submit again"
         )
+    for text in sorted({text for op in bundle.operators for text in op.requirements if not _exact(text)}):
+        warnings.append(f"the requirement {text} names no single version: nodes may install different ones")
     return warnings
+
+
+def _exact(requirement: str) -> bool:
+    from packaging.requirements import Requirement
+
+    return any(
+        part.operator in ("==", "===") and not part.version.endswith("*") for part in Requirement(requirement).specifier
+    )
+
+
+def _brought(bundle: Bundle) -> frozenset[str]:
+    """The packages that operators have installed by name; what these need in turn isn't known before."""
+    from packaging.requirements import Requirement
+
+    return frozenset(Requirement(text).name for op in bundle.operators for text in op.requirements)
 
 
 def _file(name: str) -> Path | None:

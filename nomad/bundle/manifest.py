@@ -14,13 +14,15 @@ from nomad.pipeline import Kind, OnError, OperatorSpec
 
 FORMAT = 1
 
+ADDED = frozenset(("pin", "requirements", "environment", "secrets", "devices"))
+"""Fields of an operator that the first masters didn't know."""
+
 
 def operator_entry(spec: OperatorSpec, sha256: str) -> dict[str, Any]:
     """An operator as it stands in the manifest."""
-    entry = {**asdict(spec), "requires": sorted(spec.requires), "sha256": sha256}
-    if spec.pin is None:  # so that masters which don't know pins read it
-        del entry["pin"]
-    return entry
+    entry = {**asdict(spec), "requires": sorted(spec.requires), "requirements": list(spec.requirements)}
+    # What isn't asked for isn't in it: masters that don't know an option read manifests without it.
+    return {key: value for key, value in entry.items() if value or key not in ADDED} | {"sha256": sha256}
 
 
 def operator_spec(entry: dict[str, Any]) -> OperatorSpec:
@@ -29,6 +31,7 @@ def operator_spec(entry: dict[str, Any]) -> OperatorSpec:
     fields["kind"] = Kind(fields["kind"])
     fields["on_error"] = OnError(fields["on_error"])
     fields["requires"] = frozenset(fields["requires"])
+    fields["requirements"] = tuple(fields.get("requirements", ()))
     return OperatorSpec(**fields)
 
 

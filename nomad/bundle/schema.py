@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nomad import needs
 from nomad.bundle.manifest import FORMAT
-from nomad.errors import BundleError
+from nomad.errors import BundleError, PipelineError
 from nomad.pipeline import CODECS, OPERATOR_NAME, PROFILE_FIELDS, Kind, OnError
 
 _SOURCES = {Kind.PERIODIC, Kind.ASYNC_PERIODIC, Kind.SOURCE_GENERATOR, Kind.ASYNC_SOURCE_GENERATOR}
@@ -35,12 +36,29 @@ class _Operator(_Strict):
     copy_outputs: bool
     image: Text
     pin: Text | None = None
+    requirements: list[Text] = []
+    environment: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    devices: dict[str, int] = {}
     sha256: Sha256
 
     @model_validator(mode="after")
     def _interval_if_periodic(self) -> _Operator:
         if (self.interval is not None) != (self.kind in _PERIODIC):
             raise ValueError("an interval belongs to a periodic source, and only there")
+        return self
+
+    @model_validator(mode="after")
+    def _needs(self) -> _Operator:
+        try:
+            for check in (needs.requirements, needs.environment, needs.secrets, needs.devices):
+                if check(given := getattr(self, check.__name__)) != (
+                    tuple(given) if isinstance(given, list) else given
+                ):
+                    raise ValueError(f"{check.__name__} aren't in their normal form")
+            needs.check_apart(self.environment, self.secrets)
+        except PipelineError as exc:
+            raise ValueError(str(exc)) from None
         return self
 
 

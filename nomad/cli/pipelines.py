@@ -99,12 +99,26 @@ async def show(cluster: Cluster, out: Out, pipeline: str) -> None:
     out.note("")
     for operator in view.operators:
         out.note(f"{operator.name} is on {operator.node}: {operator.placement.summary}")
+        if asked := _asked(operator):
+            out.note(f"  it asks for {asked}")
         if operator.moving_to:
             out.note(f"  it is being moved to {operator.moving_to}")
         if operator.reason:
             out.note(f"  {operator.state}: {operator.reason}")
     for operator in view.operators:
         _show_failure(out, view, operator)
+
+
+def _asked(operator: OperatorView) -> str:
+    """What it needs beside its code, in words; values of variables aren't shown."""
+    parts = [
+        (f"the image {operator.image}",) if operator.image else (),
+        operator.requirements,
+        (f"{name} set" for name in operator.environment),
+        (f"{name} from the secret {reference}" for name, reference in operator.secrets.items()),
+        (name if count == 1 else f"{count} {name}" for name, count in operator.devices.items()),
+    ]
+    return ", ".join(text for part in parts for text in part)
 
 
 def _show_estimates(out: Out, view: PipelineView) -> None:

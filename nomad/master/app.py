@@ -270,7 +270,10 @@ class Master:
         """
         parts = self._parts
         found = await asyncio.to_thread(bundle.read, data, bundle.public_key(parts.signing_key))
-        warnings = await asyncio.to_thread(bundle.check_environment, found)
+        warnings = await asyncio.to_thread(bundle.check_environment, found, self._settings.kubernetes.images.keys())
+        lacking = await parts.runtime.missing_secrets({name for op in found.operators for name in op.secrets.values()})
+        if lacking:
+            raise InvalidRequestError("; ".join(lacking), status=422)
         for name, node in (("start", start), ("end", end)):
             self._check_usable(node, f"the {name} node")
         async with self._submitting:
@@ -294,7 +297,7 @@ class Master:
                 moves=moves,
                 pins=self._checked_pins(spec, {op.name: op.pin for op in spec.operators if op.pin} | dict(pins or {})),
             )
-            check_pins(spec, list(parts.observed.nodes.values()), wanted.bound)
+            check_pins(spec, list(parts.observed.nodes.values()), wanted.bound, parts.replanner.devices_taken(wanted))
             placed = await asyncio.to_thread(place, parts.replanner.problem(wanted))
             wanted.placement = placed.views
             if placed.warning:

@@ -47,7 +47,7 @@ from nomad.master.views import MoveState, MoveView
 from nomad.measure.book import Book
 from nomad.pipeline import PipelineSpec
 from nomad.runtime import sockets
-from nomad.runtime.base import Emulated, NodeInfo, ObservedPod, PodPhase, Runtime
+from nomad.runtime.base import Distant, Emulated, NodeInfo, ObservedPod, PodPhase, Runtime
 from nomad.settings import Settings
 from nomad.tasks import Tasks, alongside
 from nomad.topology import Topology
@@ -122,12 +122,14 @@ async def assemble(
         for wanted in desired.pipelines.values():
             declare_profile(book, wanted.spec, clock.now())
         keys = Keys(pod_key, bundle.public_key(signing_key))
-        port = PodPort(
-            observer,
-            lambda pod: keys.of_pod(pod) if loop.requested.operator_of(pod) else None,
-            settings.heartbeats,
-            settings.history,
-        )
+
+        def pod_of(name: str) -> str | None:
+            """The pod that a process is, if it is wanted; "" for one that waits for a pod."""
+            pod = runtime.pod_of(name)
+            return pod if not pod or loop.requested.operator_of(pod) else None
+
+        heard = runtime.heard if isinstance(runtime, Distant) else lambda name: None
+        port = PodPort(observer, keys.of, pod_of, settings.heartbeats, settings.history, heard=heard)
 
         def over(pipeline: str) -> None:
             if wanted := desired.pipelines.get(pipeline):
@@ -171,6 +173,7 @@ async def assemble(
             tallier=tallier,
             homes=Homes(desired, observed, book, loop.is_over),
             observer=observer,
+            book=book,
             observed=observed,
             desired=desired,
             requested=lambda: loop.requested,

@@ -41,6 +41,7 @@ from nomad.master.state import Desired, DesiredPipeline, History, Observed, Requ
 from nomad.master.store import Store, StoredOperator
 from nomad.master.tally import Tallier
 from nomad.master.views import PlacementView
+from nomad.measure.book import Book
 from nomad.runtime.base import PodSpec, Runtime
 from nomad.settings import Settings
 
@@ -55,12 +56,21 @@ class Keys:
     """The master's secrets, as far as pods need them."""
 
     pods: bytes
-    """Every pod's own key is derived from this one and its id, so that none needs to be kept."""
+    """The key of each process is derived from this one and what it calls itself, so that none needs to be kept."""
     verify: bytes
     """Public key that bundles must be signed with."""
 
-    def of_pod(self, pod: str) -> bytes:
-        return hmac.new(self.pods, pod.encode(), hashlib.sha256).digest()
+    def of(self, name: str) -> bytes:
+        """The key of the process that calls itself so; where processes are started for one pod each, its pod's id."""
+        return hmac.new(self.pods, name.encode(), hashlib.sha256).digest()
+
+
+def cores(book: Book, pipeline: str, operator: str, node: str) -> float | None:
+    """Cores that an operator keeps busy on a node, as far as that was measured."""
+    known, speed = book.operator(pipeline, operator), book.node(node).speed
+    if known.work is None or known.departure is None or speed is None or not known.work.measured:
+        return None
+    return known.work.value * known.departure.value / max(speed.value, 1e-6)
 
 
 Homes = Callable[[DesiredPipeline, str, str], Awaitable[PlacementView]]
@@ -85,6 +95,7 @@ class Enactor:
         tallier: Tallier,
         homes: Homes,
         observer: Observer,
+        book: Book,
         observed: Observed,
         desired: Desired,
         requested: Callable[[], Requested],
@@ -101,6 +112,7 @@ class Enactor:
         self._tallier = tallier
         self._homes = homes
         self._observer = observer
+        self._book = book
         self._observed = observed
         self._desired = desired
         self._requested = requested
@@ -141,7 +153,12 @@ class Enactor:
                 pass  # only to be noted
 
     async def _start(self, action: Start) -> None:
+        wanted = self._desired.pipelines.get(action.pipeline)
+        if wanted is None:
+            return
+        op = next(op for op in wanted.spec.operators if op.name == action.operator)
         try:
+            code = await self._bundle(wanted.bundle)
             # Before anything runs, so that its epoch is never given again.
             await self._save(action.pipeline, action.operator)
             await self._runtime.start(
@@ -152,11 +169,20 @@ class Enactor:
                     epoch=action.epoch,
                     node=action.node,
                     control=self._control,
-                    key=self._keys.of_pod(action.pod),
+                    key=self._keys.of(action.pod),
                     verify_key=self._keys.verify,
                     master_timeout=self._settings.pods.master_timeout,
+                    memory_mb=op.memory_mb,
+                    cores=cores(self._book, action.pipeline, action.operator, action.node),
+                    python=code.python,
+                    image=op.image,
+                    environment=op.environment,
+                    secrets=op.secrets,
+                    devices=op.devices,
+                    requirements=op.requirements,
                 )
             )
+            self._port.seat(action.pod)
         except NomadError as exc:
             self._observer.start_failed(action.pod, str(exc))
 

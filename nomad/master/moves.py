@@ -18,6 +18,7 @@ from nomad.clock import Clock
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
 from nomad.master.actions import Moving
 from nomad.master.events import EventLog
+from nomad.master.problem import missing
 from nomad.master.state import ORDERS_KEPT, DesiredPipeline, MoveOrder, Observed, Requested, Tally
 from nomad.master.store import Store
 from nomad.master.views import MovePhase, MoveState, MoveView, PlacementView
@@ -173,9 +174,9 @@ def check(
     if wanted.node_of(operator) == node:
         raise InvalidRequestError(f"operator {operator!r} is on {node} already", status=422)
     target, spec = observed.nodes[node], specs[operator]
-    if missing := sorted(spec.requires - target.labels):
+    if lacking := missing(spec, target, {}):
         raise InvalidRequestError(
-            f"operator {operator!r} requires {', '.join(missing)}, which {node} doesn't have", status=422
+            f"operator {operator!r} requires {', '.join(lacking)}, which {node} doesn't have", status=422
         )
     free = target.memory_mb - used_memory_mb.get(node, 0.0)
     if spec.memory_mb > free:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nomad.errors import InvalidRequestError
+from nomad.master.problem import missing
 from nomad.master.views import PlacementView
 from nomad.pipeline import PipelineSpec
 from nomad.runtime.base import NodeInfo
@@ -59,21 +60,27 @@ def place(problem: Mapping[str, Any]) -> Placement:
     )
 
 
-def check_pins(spec: PipelineSpec, nodes: Sequence[NodeInfo], pins: Mapping[str, str]) -> None:
-    """To the scheduler a pin is an order; a user who names both a node and a label that it lacks is told.
+def check_pins(
+    spec: PipelineSpec,
+    nodes: Sequence[NodeInfo],
+    pins: Mapping[str, str],
+    devices: Mapping[str, Mapping[str, int]] | None = None,
+) -> None:
+    """To the scheduler a pin is an order; a user who names both a node and a label or device that it lacks is told.
 
-    Raises `InvalidRequestError` (422).
+    `devices`: of each node what others have of its devices. Raises `InvalidRequestError` (422).
     """
-    labels = {node.id: node.labels for node in nodes}
+    taken = devices or {}
+    lacks = {op.name: {node.id: missing(op, node, taken.get(node.id, {})) for node in nodes} for op in spec.operators}
     ends = {spec.operators[-1].name: "the pipeline's end", spec.operators[0].name: "the pipeline's start"}
     for op in spec.operators:
         node = pins.get(op.name)
-        missing = sorted(op.requires - labels[node]) if node is not None else []
+        lacking = lacks[op.name][node] if node is not None else []
         which = ends.get(op.name, "it is pinned there")
-        if missing:
-            having = sorted(id for id, has in labels.items() if op.requires <= has)
+        if lacking:
+            having = sorted(id for id, lack in lacks[op.name].items() if not lack)
             raise InvalidRequestError(
-                f"operator {op.name!r} requires {', '.join(missing)}, which its node {node!r} ({which}) "
+                f"operator {op.name!r} requires {', '.join(lacking)}, which its node {node!r} ({which}) "
                 f"doesn't have; {'nodes that do: ' + ', '.join(having) if having else 'no node does'}",
                 status=422,
                 problem={
@@ -97,7 +104,7 @@ def view(reason: Mapping[str, Any], *, pinned: bool) -> PlacementView:
 
 
 def _refused(reasons: Mapping[str, Any]) -> InvalidRequestError:
-    near = ", ".join(f"{lack['node']} lacks {lack['lacks']}" for lack in reasons["nearest"])
+    near = ", ".join(f"{lack['node']} lacks {_told(lack['lacks'])}" for lack in reasons["nearest"])
     text = f"there is nowhere to place the pipeline: {reasons['text']}{f' ({near})' if near else ''}"
     if way_out := _WAYS_OUT.get(reasons["constraint"]):
         text += f". {way_out}"
@@ -106,8 +113,13 @@ def _refused(reasons: Mapping[str, Any]) -> InvalidRequestError:
     )
 
 
+def _told(lacks: str) -> str:
+    """To the scheduler devices are labels, too."""
+    return lacks.replace("label device", "device")
+
+
 _WAYS_OUT = {
     "memory": "Stop another pipeline, ask for less with @operator(memory=...), or add a node",
-    "requires": "Give a node the labels, or require less",
+    "requires": "Give a node the labels or devices, or require less",
     "pin": "Pin fewer operators, or pin them elsewhere",
 }

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nomad import needs
 from nomad.measure.book import Book
 from nomad.measure.estimate import Estimate
-from nomad.pipeline import PipelineSpec
+from nomad.pipeline import OperatorSpec, PipelineSpec
 from nomad.runtime.base import NodeInfo
 from nomad.scheduler.drift import Signal
 
@@ -109,7 +110,9 @@ def build(
     where the source is known to be held back.
     """
     there = {node.id: node for node in sorted(nodes, key=lambda node: node.id)}
+    others = list(others)
     cpu, memory, flows = _taken(others, knowledge)
+    devices = devices_taken(others)
     operators = [knowledge.operator(spec, number) for number in range(len(spec.operators))]
     links = []
     for source in there:
@@ -128,7 +131,7 @@ def build(
                 "speed": speeds[node.id],
                 "cores": node.cores,
                 "memory_mb": node.memory_mb,
-                "labels": sorted(node.labels),
+                "labels": sorted(node.labels | _devices(spec, node, devices.get(node.id, {}))),
                 "arch": node.arch,
                 "used_cpu": min(cpu.get(node.id, 0.0), speeds[node.id] * node.cores),
                 "used_memory_mb": min(memory.get(node.id, 0.0), node.memory_mb),
@@ -146,7 +149,7 @@ def build(
                     "output_bytes": known.output_bytes,
                     "memory_mb": op.memory_mb,
                     "selectivity": known.selectivity,
-                    "requires": sorted(op.requires),
+                    "requires": sorted(requires(op)),
                     "pin": pins.get(op.name),
                     "serial": True,
                 }
@@ -155,6 +158,39 @@ def build(
             "edges": [list(edge) for edge in spec.edges],
         },
     }
+
+
+def requires(op: OperatorSpec) -> frozenset[str]:
+    """What a node must have for an operator: labels, and devices in words."""
+    return op.requires | needs.device_labels(op.devices)
+
+
+def missing(op: OperatorSpec, node: NodeInfo, taken: Mapping[str, int]) -> list[str]:
+    """What of `requires` a node hasn't got, when other operators there have `taken` so many of its devices."""
+    return sorted(requires(op) - node.labels - needs.offered(op.devices, _left(node, taken), node.labels))
+
+
+def devices_taken(placed: Iterable[Placed]) -> dict[str, dict[str, int]]:
+    """Node -> device -> how many operators there have."""
+    found: dict[str, dict[str, int]] = {}
+    for pipeline in placed:
+        for op in pipeline.spec.operators:
+            for name, count in op.devices.items():
+                there = found.setdefault(pipeline.nodes[op.name], {})
+                there[name] = there.get(name, 0) + count
+    return found
+
+
+def _devices(spec: PipelineSpec, node: NodeInfo, taken: Mapping[str, int]) -> frozenset[str]:
+    """What a node has of the devices that operators of a pipeline need, in the words of `requires`."""
+    found: frozenset[str] = frozenset()
+    for op in spec.operators:
+        found |= needs.offered(op.devices, _left(node, taken), node.labels)
+    return found
+
+
+def _left(node: NodeInfo, taken: Mapping[str, int]) -> dict[str, int]:
+    return {name: count - taken.get(name, 0) for name, count in node.devices.items()}
 
 
 def rates(spec: PipelineSpec, knowledge: Knowledge) -> dict[str, float]:

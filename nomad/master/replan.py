@@ -23,7 +23,7 @@ from nomad.master.judge import Judge, Scene
 from nomad.master.loop import Loop
 from nomad.master.moves import MoveLog
 from nomad.master.placing import view
-from nomad.master.problem import Placed
+from nomad.master.problem import Placed, devices_taken
 from nomad.master.state import Desired, DesiredPipeline, Goal, Observed
 from nomad.master.views import ConsideredView, ExplainedOperatorView, ExplainView
 from nomad.scheduler.drift import Decision, Order, Situation
@@ -217,19 +217,25 @@ class Replanner:
         at_work = all(state is not None and state.ready_at is not None for state in states)
         return at_work and there.issuperset(self._placement(wanted).values())
 
-    def _placement(self, wanted: DesiredPipeline) -> dict[str, str]:
-        return {name: placed.node for name, placed in wanted.placement.items()}
+    def devices_taken(self, wanted: DesiredPipeline) -> dict[str, dict[str, int]]:
+        """Of each node the devices that other pipelines have there."""
+        return devices_taken(self._others(wanted))
 
-    def _scene(self, wanted: DesiredPipeline) -> Scene:
-        others = [
+    def _others(self, wanted: DesiredPipeline) -> list[Placed]:
+        return [
             Placed(other.spec, self._placement(other))
             for id, other in self._desired.pipelines.items()
             if other is not wanted and not self._loop.is_over(id)
         ]
+
+    def _placement(self, wanted: DesiredPipeline) -> dict[str, str]:
+        return {name: placed.node for name, placed in wanted.placement.items()}
+
+    def _scene(self, wanted: DesiredPipeline) -> Scene:
         nodes = tuple(node for node in self._observed.nodes.values() if node.ready)
         there = {node.id for node in nodes}
         pins = {name: node for name, node in wanted.bound.items() if node in there}
-        return Scene(wanted.spec, self._placement(wanted), pins, nodes, tuple(others))
+        return Scene(wanted.spec, self._placement(wanted), pins, nodes, tuple(self._others(wanted)))
 
     def _situation(self, wanted: DesiredPipeline) -> Situation:
         self._listen()

@@ -82,6 +82,9 @@ def nodes(desired: Desired, requested: Requested, observed: Observed, book: Book
             python=node.python,
             operators=placed.get(node.id, []),
             ready=node.ready,
+            devices=dict(node.devices),
+            schedulable=node.schedulable,
+            reachable=node.reachable,
             estimates=estimates.node(book, node.id, now),
         )
         for node in observed.nodes.values()
@@ -162,10 +165,11 @@ def _operator(
         reason = _waiting(wanted, name, id, observed) or reason
     mine = move if move is not None and move.order.operator == name else None
     other = observed.pods.get(mine.second.pod) if mine is not None and mine.second.pod else None
+    spec = next(spec for spec in wanted.spec.operators if spec.name == name)
     return OperatorView(
         id=id,
         name=name,
-        kind=next(spec.kind for spec in wanted.spec.operators if spec.name == name),
+        kind=spec.kind,
         node=op.node if op.pod and op.node else wanted.node_of(name),
         state=shown,
         pod=op.last_pod,
@@ -179,6 +183,11 @@ def _operator(
         reason=reason,
         moving_to=mine.order.node if mine is not None and not mine.switched and not mine.state.final else None,
         pin=wanted.bound.get(name),
+        image=spec.image,
+        requirements=list(spec.requirements),
+        environment=dict(spec.environment),
+        secrets=dict(spec.secrets),
+        devices=dict(spec.devices),
         estimates=estimates.operator(book, wanted.spec.id, name, now),
     )
 

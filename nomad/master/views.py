@@ -209,6 +209,12 @@ class NodeView:
     """Operator ids, `pipeline.name`."""
     ready: bool = True
     """Pods can be started there; False while the node is lost."""
+    devices: dict[str, int] = field(default_factory=dict)
+    """Name of a device -> how many of it operators there can have."""
+    schedulable: bool = True
+    """Operators may be placed there; a node that is cordoned keeps those that it has."""
+    reachable: bool = True
+    """Pods elsewhere can dial those there; behind NAT they can't."""
     estimates: NodeEstimatesView = field(default_factory=NodeEstimatesView)
 
 
@@ -350,6 +356,16 @@ class OperatorView:
     """The node that it is being moved to now."""
     pin: str | None = None
     """The node that it is bound to."""
+    image: str = ""
+    """The container image that it asks for; "" is the cluster's own."""
+    requirements: list[str] = field(default_factory=list)
+    """Packages that are installed for it."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of its process."""
+    secrets: dict[str, str] = field(default_factory=dict)
+    """Variable -> `name/key` of the secret that it gets its value from."""
+    devices: dict[str, int] = field(default_factory=dict)
+    """Name of a device -> how many of it its node must have for it."""
     estimates: OperatorEstimatesView = field(default_factory=OperatorEstimatesView)
 
 

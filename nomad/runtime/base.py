@@ -9,7 +9,7 @@ the pod itself once it has connected to the master's control address.
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -58,7 +58,7 @@ class PodSpec:
     devices: Mapping[str, int] = field(default_factory=dict)
     """Name of a device, e.g. `nvidia.com/gpu` -> how many."""
     requirements: tuple[str, ...] = ()
-    """Packages that its process has to have, as pip takes them; installed by the process itself."""
+    """Packages that its process has to have, as pip takes them; it sees to that itself, once it has its assignment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +172,25 @@ class Runtime(Protocol):
         """
         ...
 
+    async def missing_secrets(self, references: Collection[str]) -> Sequence[str]:
+        """Of secrets (`name/key`) that pods are to have: a sentence for each that they can't be given, saying why."""
+        ...
+
     async def forget(self, pipeline: str) -> None:
         """Delete what is left of a pipeline that has no running pods: work folders, logs, records."""
         ...
 
     async def close(self) -> None:
         """Release what this object holds (watchers, tasks); pods go on."""
+        ...
+
+
+@runtime_checkable
+class Distant(Protocol):
+    """What a runtime offers beside that when it may lose sight of nodes that the master goes on hearing."""
+
+    def heard(self, name: str) -> None:
+        """The process of this name (`pod_of`), or the agent of a node (`agent:<node>`), has just said something."""
         ...
 
 

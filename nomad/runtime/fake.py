@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nomad.clock import Clock, SystemClock
@@ -61,8 +61,13 @@ class FakeRuntime:
         self.fail_starts: list[str] = []
         """Reasons; each makes one start raise."""
         self.start_delay = 0.0
+        self.secrets: set[str] = set()
+        """`name/key` of those that there are."""
         self.stop_delay = 0.0
         """Seconds that a pod takes to end when it is asked to; beyond the grace it is killed."""
+
+    async def missing_secrets(self, references: Collection[str]) -> Sequence[str]:
+        return [f"there is no secret {name}" for name in sorted(set(references) - self.secrets)]
 
     @property
     def nodes(self) -> Sequence[NodeInfo]:

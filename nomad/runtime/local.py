@@ -8,6 +8,7 @@ until their operator has `keep_ended` newer ones or the pipeline is forgotten.
     <state>/run/<pod>.json                  what is known of a pod
     <state>/logs/<pipeline>/<pod>.log       what it printed (and <pod>.log.1, the older part)
     <state>/pods/<pipeline>/<operator>/     the operator's own folder, which survives its processes
+    <state>/secrets/<name>/<key>            a secret, put there by the user, readable for nobody else
 
 Called by the master's loop only. Knows nothing of pipelines but their names.
 """
@@ -21,8 +22,9 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -156,7 +158,7 @@ class LocalRuntime:
         try:
             logfile.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             prefix = self._seat(spec.node).prefix
-            started = process.Gated([*prefix, *self._argv], _environment(spec), logfile.path)
+            started = process.Gated([*prefix, *self._argv], self._environment(spec), logfile.path)
         except OSError as exc:
             raise PodStartError(f"pod {spec.id} can't be started: {exc}") from exc
         born = process.birth(started.pid) or ""
@@ -220,6 +222,15 @@ class LocalRuntime:
     def pod_of(self, name: str) -> str | None:
         return name
 
+    async def missing_secrets(self, references: Collection[str]) -> Sequence[str]:
+        found = []
+        for reference in sorted(set(references)):
+            try:
+                self._secret(reference)
+            except PodStartError as exc:
+                found.append(str(exc))
+        return found
+
     async def forget(self, pipeline: str) -> None:
         mine = [pod for pod in self._pods.values() if pod.record.pipeline == pipeline]
         for pod in mine:
@@ -234,6 +245,23 @@ class LocalRuntime:
         self._changes.close()
 
     # Inside
+
+    def _environment(self, spec: PodSpec) -> dict[str, str]:
+        secrets = {name: self._secret(reference) for name, reference in spec.secrets.items()}
+        return {**_environment(spec), **secrets}
+
+    def _secret(self, reference: str) -> str:
+        """What a secret holds, but a line's end at its own end. Raises `PodStartError` that names its file."""
+        path = self._state / "secrets" / reference
+        try:
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode) or mode & 0o077:
+                raise PodStartError(f"the secret {reference} can be read by others: chmod 600 {path}")
+            return path.read_text(encoding="utf-8").removesuffix("\n")
+        except FileNotFoundError:
+            raise PodStartError(f"there is no secret {reference}: put it into the file {path}, with mode 600") from None
+        except (OSError, ValueError) as exc:
+            raise PodStartError(f"the secret {reference} can't be read from {path}: {exc}") from None
 
     def _seat(self, node: str) -> Seat:
         return self._settings.seats.get(node, Seat())
@@ -329,7 +357,7 @@ def _environment(spec: PodSpec) -> dict[str, str]:
     }
     kept = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
     # Unbuffered, so that what an operator prints is seen when it prints it, and isn't lost in a crash.
-    return {**kept, "PYTHONUNBUFFERED": "1", "NOMAD_POD": json.dumps(boot)}
+    return {**kept, **spec.environment, "PYTHONUNBUFFERED": "1", "NOMAD_POD": json.dumps(boot)}
 
 
 def _read(path: Path) -> _Record | None:

@@ -54,6 +54,34 @@ def test_the_same_modules_from_another_distribution_are_a_warning():
         bundle.check_environment(needing(packages={"a-lib": "1"}, imports={"a-lib": ("no_such_module",)}))
 
 
+def requiring(*texts: str, **changes) -> bundle.Bundle:
+    first, second = MADE.operators
+    return needing(operators=(first, dataclasses.replace(second, requirements=texts)), **changes)
+
+
+def test_what_operators_have_installed_is_not_asked_for():
+    assert bundle.check_environment(requiring("a-lib==1.0", packages={"A_lib": "1.0"})) == []
+    (warning,) = bundle.check_environment(requiring("a-lib==1.0", packages={"a-lib": "1.0", "b-lib": "2.0"}))
+    assert warning.startswith("the bundle needs b-lib (2.0), which isn't installed here")
+
+
+def test_requirements_that_leave_the_version_open_are_a_warning():
+    for text in ("a-lib", "a-lib==1.*", "a-lib>=1"):
+        (warning,) = bundle.check_environment(requiring(text))
+        assert text in warning
+    assert bundle.check_environment(requiring("a-lib===1", "b==2")) == []
+
+
+def test_where_images_are_for_other_versions_of_python():
+    assert bundle.check_environment(needing(python="3.99"), ["3.9", "3.99"]) == []
+    with pytest.raises(EnvironmentMismatch, match=r"has images for Python 3\.9, 3\.11: submit with one of these"):
+        bundle.check_environment(needing(python="3.99"), ["3.11", "3.9"])
+    images = tuple(dataclasses.replace(op, image="my/own") for op in MADE.operators)
+    assert bundle.check_environment(needing(python="3.99", operators=images), ["3.11"]) == []
+    (warning,) = bundle.check_environment(needing(packages={"a-lib": "1"}), [HERE])
+    assert "the image has it" in warning
+
+
 @pytest.mark.parametrize(
     ("name", "origin"),
     [

@@ -59,6 +59,20 @@ def test_a_pin_travels_and_is_left_out_where_there_is_none():
     assert b'"pin"' not in packed(print).manifest_bytes
 
 
+def test_what_an_operator_needs_travels_and_is_left_out_where_it_needs_nothing():
+    needy = operator(
+        requirements=["numpy==2.1"], environment={"A": "b"}, secrets={"P": "db/password"}, devices={"camera": 2}
+    )(lambda x: x)
+    made = packed(needy)
+    assert made.operators[1].requirements == ("numpy==2.1",)
+    assert made.operators[1].environment == {"A": "b"}
+    assert made.operators[1].secrets == {"P": "db/password"}
+    assert made.operators[1].devices == {"camera": 2}
+    for word in (b'"requirements"', b'"environment"', b'"secrets"', b'"devices"'):
+        assert word in made.manifest_bytes
+        assert word not in packed(print).manifest_bytes
+
+
 def test_the_same_pipeline_gives_the_same_bytes():
     pipeline = build([numbers, math.sqrt, print])
     assert bundle.make(pipeline, KEY) == bundle.make(pipeline, KEY)

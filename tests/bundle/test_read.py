@@ -227,3 +227,20 @@ def test_code_that_fails_to_load():
     with pytest.raises(errors.BundleError, match="operator 'double' can't be loaded.*FileNotFoundError") as caught:
         load("double", manifest=data, signature=signing.sign(data, KEY), code=code)
     assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("requirements", ["NumPy"], "normal form"),
+        ("requirements", ["-r /etc/passwd"], "not valid"),
+        ("environment", {"PYTHONPATH": "/tmp"}, "PYTHONPATH can't be set"),
+        ("secrets", {"A": "nothing"}, "must refer to a secret"),
+        ("devices", {"camera": 0}, "1 or more"),
+        ("devices", {"camera": "1"}, "valid integer"),
+    ],
+)
+def test_what_an_operator_needs_is_checked_again(field, value, says):
+    entry = {**MANIFEST["operators"][1], field: value}
+    operators = [MANIFEST["operators"][0], entry, MANIFEST["operators"][2]]
+    assert says in refused(signed({**MANIFEST, "operators": operators}))

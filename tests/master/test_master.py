@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from nomad.errors import (
     StateError,
 )
 from nomad.master.sqlite import SqliteStore
-from nomad.runtime.base import LinkInfo
+from nomad.runtime.base import LinkInfo, NodeInfo
 from nomad.topology import Topology
 from nomad.transport import registry
 from tests.master.fakepods import NODES, OPERATORS, Cluster
@@ -145,6 +146,38 @@ async def test_what_cannot_run_is_refused_and_nothing_is_left_of_it(working: Clu
     assert [view.id for view in master.pipelines()] == ["p"]
     assert len(working.runtime.started) == 3
     assert "q" not in {event.pipeline for event in master.events()}
+
+
+async def test_pods_are_asked_for_with_what_operators_need(cluster: Cluster) -> None:
+    runtime = cluster.runtime
+    runtime._nodes = [NodeInfo("edge", devices={"camera": 1}), NodeInfo("cloud", labels=frozenset({"screen"}))]
+    source = pipeline.operator(OPERATORS[0], devices={"camera"}, image="my/own", memory="100Mi")
+    sink = pipeline.operator(OPERATORS[2], devices={"screen"}, environment={"A": "b"}, secrets={"P": "db/password"})
+    async with cluster.run() as master:
+        data = bundle.make(pipeline.build([source, OPERATORS[1], sink]), master.signing_key)
+        with pytest.raises(InvalidRequestError, match="there is no secret db/password"):
+            await bad_submit(cluster, data=data)
+        runtime.secrets = {"db/password"}
+        with pytest.raises(
+            InvalidRequestError, match="requires device screen, which its node 'edge'.*nodes that do: cloud"
+        ):
+            await bad_submit(cluster, data=data, end="edge")
+        view = await bad_submit(cluster, data=data)
+        first, _, last = view.operators
+        assert (first.image, first.devices) == ("my/own", {"camera": 1})
+        assert (last.environment, last.secrets) == ({"A": "b"}, {"P": "db/password"})
+        await cluster.until(lambda: cluster.phase("q") == "running")
+        specs = {pod.spec.operator: pod.spec for pod in runtime.pods.values()}
+        assert (specs[first.name].image, specs[first.name].memory_mb) == ("my/own", 100)
+        assert specs[first.name].python == f"{sys.version_info.major}.{sys.version_info.minor}"
+        assert specs[last.name].secrets == {"P": "db/password"}
+        # Its camera is taken now, and the others are in use as well.
+        with pytest.raises(InvalidRequestError, match="requires device camera, which its node 'edge'.*no node does"):
+            await bad_submit(cluster, data=data, id="r")
+        needy = [OPERATORS[0], pipeline.operator(OPERATORS[1], devices={"nvidia.com/gpu": 2}), OPERATORS[2]]
+        data = bundle.make(pipeline.build(needy), master.signing_key)
+        with pytest.raises(InvalidRequestError, match=r"2 devices nvidia.com/gpu \(.*edge lacks"):
+            await bad_submit(cluster, data=data, id="r")
 
 
 async def test_the_second_of_two_equal_submissions_at_once_is_refused(cluster: Cluster) -> None:

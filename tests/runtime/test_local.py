@@ -113,6 +113,32 @@ async def test_secrets_stay_with_the_master(harness: LocalHarness, monkeypatch: 
     }
 
 
+async def test_a_pod_has_its_variables_and_secrets(harness: LocalHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # longer than the log that is kept here
+    runtime = await harness.open()
+    file = harness.state / "secrets" / "db" / "password"
+    (missing,) = await runtime.missing_secrets(["db/password"])
+    assert missing == f"there is no secret db/password: put it into the file {file}, with mode 600"
+    file.parent.mkdir(parents=True)
+    file.write_text("hidden\n")
+    file.chmod(0o644)
+    (missing,) = await runtime.missing_secrets(["db/password", "db/password"])
+    assert missing == f"the secret db/password can be read by others: chmod 600 {file}"
+    asked = replace(spec("environment"), environment={"MODE": "fast"}, secrets={"PASSWORD": "db/password"})
+    with pytest.raises(PodStartError, match="chmod 600"):
+        await runtime.start(asked)
+    file.chmod(0o600)
+    assert await runtime.missing_secrets(["db/password"]) == []
+    await runtime.start(asked)
+
+    async def printed() -> bool:
+        return bool(await runtime.logs("p.environment-e1"))
+
+    await until(printed)
+    seen_there = json.loads("\n".join(await runtime.logs("p.environment-e1")))
+    assert (seen_there["MODE"], seen_there["PASSWORD"]) == ("fast", "hidden")
+
+
 async def test_a_pod_runs_and_listens_where_its_node_has_its_seat(harness: LocalHarness) -> None:
     harness.settings = Pods(transport="tcp", seats={"here": Seat(("env", "SEAT=taken"), "10.77.0.9")})
     runtime = await harness.open()
