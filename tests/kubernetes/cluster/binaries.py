@@ -27,7 +27,7 @@ VERSION_FLAGS = {
     "k8s.io/component-base/version.gitTreeState": "clean",
     "k8s.io/kubectl/pkg/util/version.gitVersion": KUBERNETES_VERSION,
 }
-PACKAGES = {"hyperkube": ".", "helm": "helm.sh/helm/v3/cmd/helm", "kwok": "sigs.k8s.io/kwok/cmd/kwok"}
+PACKAGES = {"hyperkube": ".", "coredns": ".", "helm": "helm.sh/helm/v3/cmd/helm", "kwok": "sigs.k8s.io/kwok/cmd/kwok"}
 """What to build in the folder of that name, which has the go.mod."""
 
 
@@ -86,11 +86,10 @@ def compile_to(target: Path, folder: Path, package: str) -> None:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"go could not build {target.name}:\n{done.stderr[-4000:]}")
-    if target.name == "hyperkube":
-        for program in KUBERNETES:
-            link = target.parent / program
-            link.unlink(missing_ok=True)
-            link.symlink_to(target.name)
+    for program in KUBERNETES if target.name == "hyperkube" else ():
+        link = target.parent / program
+        link.unlink(missing_ok=True)
+        link.symlink_to(target.name)
     partial.replace(target)
     print(f"built {target.name} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
