@@ -131,6 +131,8 @@ class Observer:
             state.role, state.ends = _status(message)
         elif kind == "finished":
             state.finished = True
+        elif kind == "leaving":
+            state.says_leaving = True
         elif kind == "failed":
             state.error, state.fatal = _error(message.get("error")), message.get("fatal") is True
             self._failed(operator, state.error)

@@ -1,8 +1,11 @@
 """The master's end of the control channels: pods dial in, prove themselves, and are heard, told and asked.
 
-One channel per pod; a new connection of the same pod replaces the old one. What pods say of themselves
-goes to the `Observer`; replies go to whoever asked, live outputs to whoever tails. Knows nothing of what
-is wanted: the loop decides what is said, and is told by the observer when a connection comes or goes.
+One channel per process; a new connection of the same process replaces the old one. Which pod a process is says the
+runtime: one that was started before anybody knew for which operator keeps its channel here, and is `seat`ed once the
+runtime has given it to a pod. What pods say of themselves goes to the `Observer`; replies go to whoever asked, live
+outputs to whoever tails. Processes that are no pods (agents, relays) dial in here too, and are handed to `Guests`.
+Knows nothing of what is wanted: the loop decides what is said, and is told by the observer when a connection comes or
+goes.
 """
 
 from __future__ import annotations
@@ -10,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 from nomad import control
 from nomad.control import Assignment, LinkPeer
@@ -31,11 +34,15 @@ MAX_ERROR = 2_000
 """Characters of a pod's refusal that are passed on."""
 
 
-class _Channel:
-    """One connection of one pod."""
+class Channel:
+    """One connection of one process."""
 
-    def __init__(self, number: int, conn: Connection) -> None:
+    def __init__(self, number: int, name: str, conn: Connection) -> None:
         self.number = number
+        self.name = name
+        """What the process calls itself."""
+        self.pod = ""
+        """The pod that it is; "" for one that waits to be given to one, and for guests."""
         self.conn = conn
         self._requests: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count(1)
@@ -81,19 +88,57 @@ class _Channel:
                 reply.set_exception(RequestError("the operator's process has gone away; try again", status=503))
 
 
+class Guests(Protocol):
+    """Who looks after processes of one kind that are no pods: those that call themselves `<kind>:<name>`.
+
+    A process that connects again has a new channel; the old one is taken away first. Over a channel it is told and
+    asked; its replies don't come by here.
+    """
+
+    def connected(self, name: str, hello: dict[str, Any], channel: Channel) -> None:
+        """A process is there; `name` is without its kind, `hello` what it said in the handshake."""
+        ...
+
+    def said(self, name: str, message: dict[str, Any]) -> None:
+        """What it says by itself. `ValueError` cuts it off."""
+        ...
+
+    def disconnected(self, name: str, channel: Channel) -> None:
+        """It is gone."""
+        ...
+
+
 class PodPort:
     """Where pods dial in. `listen` first, `close` last."""
 
     def __init__(
-        self, observer: Observer, key_for: Callable[[str], bytes | None], settings: Heartbeats, tail: History
+        self,
+        observer: Observer,
+        key_of: Callable[[str], bytes],
+        pod_of: Callable[[str], str | None],
+        settings: Heartbeats,
+        tail: History,
+        *,
+        heard: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """`key_for`: the key of a wanted pod, None for any other. `tail`: how much is kept per reader of outputs."""
+        """`key_of`: the key of a process, by what it calls itself. `pod_of`: the pod that it is, if that is wanted; ""
+        for one that waits, None for any other. `tail`: how much is kept per reader of outputs. `heard` is called with
+        the name of each process that has said anything.
+        """
         self._observer = observer
-        self._key_for = key_for
+        self._key_of = key_of
+        self._pod_of = pod_of
         self._settings = settings
         self._tail = tail
+        self._heard = heard
         self._listener: Listener | None = None
-        self._channels: dict[str, _Channel] = {}
+        self._channels: dict[str, Channel] = {}
+        """By pod."""
+        self._waiting: dict[str, Channel] = {}
+        """By the name of the process, of those that are no pod yet."""
+        self._guests: dict[str, Guests] = {}
+        self._visiting: dict[str, Channel] = {}
+        """By the name of the process, kind included."""
         self._numbers = itertools.count(1)
         self._outputs: dict[str, Fanout[bytes]] = {}
 
@@ -102,11 +147,28 @@ class PodPort:
         self._listener = await registry.listen(address, self._serve)
         return self._listener.reachable
 
+    def receive(self, kind: str, guests: Guests) -> None:
+        """From now on processes that call themselves `<kind>:<name>` are let in, and handed on."""
+        self._guests[kind] = guests
+
     async def close(self) -> None:
         for outputs in self._outputs.values():
             outputs.close()
         if self._listener is not None:
             await self._listener.close()
+
+    @property
+    def waiting(self) -> Collection[str]:
+        """Names of the processes that are connected and no pod yet."""
+        return self._waiting.keys()
+
+    def seat(self, pod: str) -> None:
+        """The runtime has given a pod to some process: if that is connected already, it is the pod's from now on."""
+        for name, channel in self._waiting.items():
+            if self._pod_of(name) == pod:
+                del self._waiting[name]
+                self._seated(channel, pod, assigned=False)
+                return
 
     # What the loop says. Each returns whether it went on its way.
 
@@ -161,39 +223,91 @@ class PodPort:
 
     async def _serve(self, conn: Connection) -> None:
         try:
-            pod, hello, frames = await shake_listener(
+            name, hello, frames = await shake_listener(
                 conn, self._key_for, lambda identity, hello: {}, self._settings.handshake_timeout
             )
         except DeliveryError as exc:
-            log.warning("a pod was turned away: %s", exc)
+            log.warning("a process was turned away: %s", exc)
             return
-        if self._key_for(pod) is None:
+        channel = Channel(next(self._numbers), name, conn)
+        if not self._admit(channel, hello):
             return  # it was given up while it proved itself
-        operator = pod.rpartition("-e")[0]
-        channel = _Channel(next(self._numbers), conn)
+        try:
+            while True:
+                self._heard(name)
+                for frame in frames:
+                    self._receive(channel, control.unpack(bytes(frame[0])))
+                frames = await conn.recv()
+        except (ValueError, TypeError) as exc:
+            log.warning("%s is cut off, it said something that isn't valid: %s", channel.pod or name, exc)
+        finally:
+            channel.end()
+            self._dismiss(channel)
+
+    def _key_for(self, name: str) -> bytes | None:
+        if self._guests_of(name) is None and self._pod_of(name) is None:
+            return None
+        return self._key_of(name)
+
+    def _guests_of(self, name: str) -> Guests | None:
+        kind, colon, _ = name.partition(":")
+        return self._guests.get(kind) if colon else None
+
+    def _admit(self, channel: Channel, hello: dict[str, Any]) -> bool:
+        """Let a process in that has proved who it is; False when nobody wants it any more."""
+        name, assigned = channel.name, hello.get("assigned") is True
+        if (guests := self._guests_of(name)) is not None:
+            if before := self._visiting.get(name):
+                before.end()
+                self._dismiss(before)
+            self._visiting[name] = channel
+            guests.connected(name.partition(":")[2], hello, channel)
+            return True
+        pod = self._pod_of(name)
+        if pod:
+            self._seated(channel, pod, assigned=assigned)
+        elif pod is not None and not assigned:
+            if before := self._waiting.get(name):
+                before.end()
+            self._waiting[name] = channel
+        else:
+            return False
+        return True
+
+    def _seated(self, channel: Channel, pod: str, *, assigned: bool) -> None:
+        channel.pod = pod
         if before := self._channels.get(pod):
             before.end()
         self._channels[pod] = channel
-        self._observer.connected(pod, channel.number, assigned=hello.get("assigned") is True)
-        try:
-            while True:
-                for frame in frames:
-                    self._receive(channel, pod, operator, control.unpack(bytes(frame[0])))
-                frames = await conn.recv()
-        except (ValueError, TypeError) as exc:
-            log.warning("pod %s is cut off, it said something that isn't valid: %s", pod, exc)
-        finally:
-            channel.end()
-            if self._channels.get(pod) is channel:
-                del self._channels[pod]
-            self._observer.disconnected(pod, channel.number)
+        self._observer.connected(pod, channel.number, assigned=assigned)
 
-    def _receive(self, channel: _Channel, pod: str, operator: str, message: dict[str, Any]) -> None:
+    def _dismiss(self, channel: Channel) -> None:
+        """A connection is over."""
+        for channels, key in (
+            (self._channels, channel.pod),
+            (self._waiting, channel.name),
+            (self._visiting, channel.name),
+        ):
+            if channels.get(key) is channel:
+                del channels[key]
+                if channels is self._visiting and (guests := self._guests_of(channel.name)) is not None:
+                    guests.disconnected(channel.name.partition(":")[2], channel)
+        if channel.pod:
+            self._observer.disconnected(channel.pod, channel.number)
+
+    def _receive(self, channel: Channel, message: dict[str, Any]) -> None:
+        pod, operator = channel.pod, channel.pod.rpartition("-e")[0]
         match message["type"]:
-            case "outputs":
-                self._publish(operator, message)
             case "reply":
                 channel.replied(message)
+            case _ if channel.name in self._visiting:
+                self._guests[channel.name.partition(":")[0]].said(channel.name.partition(":")[2], message)
+            case "leaving" if not pod:
+                pass  # there is nothing that it would leave behind
+            case _ if not pod:
+                raise ValueError("it says what only a pod says, and isn't one")
+            case "outputs":
+                self._publish(operator, message)
             case "ready":
                 self._observer.said(pod, operator, message)
                 if len(self._outputs.get(operator, ())):

@@ -264,6 +264,7 @@ class PodState:
     rate: float | None = None
     """Messages processed per second, smoothed over the last heart-beats."""
     finished: bool = False
+    says_leaving: bool = False
     error: dict[str, str] | None = None
     """type, message and traceback of what it reported last."""
     fatal: bool = False
@@ -276,6 +277,11 @@ class PodState:
     """It is written down that this is its operator's present pod, after a move."""
     switch_error: str = ""
     """Why that couldn't be written down."""
+
+    @property
+    def leaving(self) -> bool:
+        """Somebody else than the master wants it to end; it goes on for a while, so that another can take over."""
+        return self.says_leaving or (self.runtime is not None and self.runtime.leaving)
 
     @property
     def exited(self) -> bool:

@@ -63,7 +63,7 @@ async def test_a_process_that_waits_becomes_an_operator(here: Master) -> None:
     )  # fmt: skip
     await pod.until(lambda: pod.conn, "it dials in")
     assert pod.hello["epoch"] == 0
-    assert pod.hello["assigned"] is False
+    assert not pod.hello["assigned"]
     assert not answers(port)
     assert not (folder / "serving").exists()
 
@@ -79,7 +79,7 @@ async def test_a_process_that_waits_becomes_an_operator(here: Master) -> None:
     pod.conn.abort()  # type: ignore[union-attr]
     await pod.says("leaving", times=2)
     assert pod.hello["epoch"] == 7
-    assert pod.hello["assigned"] is True
+    assert pod.hello["assigned"]
     assert (folder / "serving").exists(), "it goes on until it is told to stop"
     pod.tell({"type": "stop", "drain": False, "grace": 1.0})
     assert await pod.ended() == 0
