@@ -31,7 +31,8 @@
     ├── TransportError
     │   ├── ConnectionClosed       closed by us
     │   ├── ConnectionBroken       closed or broken by the peer or the network
-    │   └── FrameTooLarge          refused before anything was sent or allocated
+    │   ├── FrameTooLarge          refused before anything was sent or allocated
+    │   └── CertificateError       this process has no certificates for TLS, or they can't be used
     └── DeliveryError
         ├── ProtocolError          the peer sent what the state table doesn't allow
         ├── HandshakeError         the peer couldn't prove that it holds the key
@@ -202,6 +203,10 @@ class ConnectionBroken(TransportError):
 
 class FrameTooLarge(TransportError):
     """A frame exceeds the transport's limit."""
+
+
+class CertificateError(TransportError):
+    """This process has no certificates for TLS, or they can't be used."""
 
 
 class DeliveryError(NomadError):

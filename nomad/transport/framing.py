@@ -4,6 +4,8 @@
     prefix  = u32 length of the head, u32 number of parts      (little endian)
     lengths = one u64 per part
 
+An `END` in place of a prefix says that no more frames come: for streams that can't be closed in one direction only.
+
 `encode` is called by writers of stream transports, `Splitter` by their readers. A splitter is made
 for `asyncio.BufferedProtocol`: it says where the next bytes shall go, so that the kernel copies a
 large payload straight to the buffer that is delivered. Sizes are checked before anything is
@@ -21,6 +23,7 @@ from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS, Buffer, Frame
 from nomad.transport.pool import Pool, fresh
 
 PREFIX = struct.Struct("<II")
+END = PREFIX.pack(0, 0xFFFFFFFF)
 IN_PLACE_BYTES = 1 << 16
 """A head or part from this size on is received into a buffer of its own."""
 JOIN_BYTES = 1 << 14
@@ -102,6 +105,10 @@ def _header(sizes: list[int]) -> bytes:
     return layout.pack(sizes[0], parts, *sizes[1:])
 
 
+class Ended(Exception):
+    """The stream said that no more frames come."""
+
+
 class _Stage(Enum):
     """What the next piece of the stream is."""
 
@@ -114,7 +121,7 @@ class Splitter:
     """Splits a stream into frames: fill `get_buffer()`, then tell `buffer_updated(n)`.
 
     Small buffers come out as exact-size `bytes`, large ones as read-only `memoryview`s of memory
-    that nobody else uses. After an exception the stream is out of step and the splitter is useless.
+    that nobody else uses. After an exception the splitter is useless.
     """
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
@@ -150,7 +157,8 @@ class Splitter:
     def buffer_updated(self, count: int, frames: list[Frame]) -> None:
         """Take the `count` bytes that were put in the buffer, and append to `frames` those that they complete.
 
-        Raises `FrameTooLarge` when the stream announces a frame over a limit, after appending those before it.
+        Raises, after appending the frames before it, `FrameTooLarge` when the stream announces one over a limit, and
+        `Ended` when it says that no more come.
         """
         scratch, start, end = self._scratch, 0, self._end
         if self._target is None:
@@ -229,6 +237,9 @@ class Splitter:
             self._buffers.append(piece)
         elif self._stage is _Stage.PREFIX:
             self._head_size, parts = PREFIX.unpack(piece)
+            if piece == END:
+                self._end = 0
+                raise Ended
             if parts > MAX_PARTS:
                 raise FrameTooLarge(f"the peer announced a frame of {parts} parts; the limit is {MAX_PARTS}")
             self._stage, self._want = _Stage.LENGTHS, 8 * parts

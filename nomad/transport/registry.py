@@ -22,6 +22,7 @@ GROUP = "nomad.transports"
 _OWN = {
     "inproc": "nomad.transport.inproc:InprocTransport",
     "tcp": "nomad.transport.tcp:TcpTransport",
+    "tls": "nomad.transport.tls:TlsTransport",
     "unix": "nomad.transport.tcp:UnixTransport",
     "zmq+ipc": "nomad.transport.zmq:ZmqIpcTransport",
     "zmq+tcp": "nomad.transport.zmq:ZmqTcpTransport",

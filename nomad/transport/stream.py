@@ -1,7 +1,7 @@
-"""A connection over a byte stream of the event loop: TCP or a unix socket.
+"""A connection over a byte stream of the event loop: TCP, TLS or a unix socket.
 
-Used by `nomad.transport.tcp`. Works on asyncio's own loops and on uvloop. It must not copy a large
-buffer: those are handed to the kernel as they are, and received in place (see `framing.Splitter`).
+Used by `nomad.transport.tcp` and `nomad.transport.tls`. Works on asyncio's own loops and on uvloop. It must not copy a
+large buffer: those are handed to the kernel as they are, and received in place (see `framing.Splitter`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nomad.errors import FrameTooLarge
 from nomad.transport import base
 from nomad.transport.base import HIGH_WATER, Frame
 from nomad.transport.endpoint import Endpoint
-from nomad.transport.framing import FRAME_OVERHEAD, SCRATCH_BYTES, Splitter, encode
+from nomad.transport.framing import END, FRAME_OVERHEAD, SCRATCH_BYTES, Ended, Splitter, encode
 
 RECEIVE_LIMIT = 2 << 20
 """Bytes of received frames waiting for `recv` above which nothing more is read."""
@@ -73,7 +73,10 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
             self._end()
             self._read(True)
             if not self._transport.is_closing():
-                self._transport.write_eof()
+                if self._transport.can_write_eof():
+                    self._transport.write_eof()
+                else:
+                    self._transport.write(END)
         self._end()
         try:
             async with asyncio.timeout(base.CLOSE_SECONDS):
@@ -128,6 +131,9 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
             self._splitter.buffer_updated(nbytes, self._received)
         except FrameTooLarge as exc:
             self._break(f"{self._peer} doesn't speak this protocol: {exc}", exc)
+            return
+        except Ended:
+            self.eof_received()
             return
         frames = len(self._received) - before
         self._waiting_bytes += nbytes + FRAME_OVERHEAD * frames

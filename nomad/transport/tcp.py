@@ -1,8 +1,8 @@
 """`tcp://host:port` and `unix:/path`: the stream transports.
 
-Found by `nomad.transport.registry`. Sockets are made and bound here, everything else is in
-`nomad.transport.stream`. A unix socket is for its owner alone (mode 0600), and is removed when its
-listener closes.
+Found by `nomad.transport.registry`; `nomad.transport.tls` builds on them. Sockets are made and bound here,
+everything else is in `nomad.transport.stream`. A unix socket is for its owner alone (mode 0600), and is removed when
+its listener closes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from nomad.transport.address import format_host_port, parse_host_port, parse_path, reachable
+from nomad.transport.address import format_host_port, parse_host_port, parse_path, reachable, scheme_of
 from nomad.transport.base import Capabilities, Connection, Listener, OnConnection
 from nomad.transport.listening import Handlers
 from nomad.transport.mapping import cannot_listen, dialling
@@ -35,27 +35,17 @@ class TcpTransport:
         host, port = parse_host_port(address)
         async with dialling(address, timeout):
             _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: StreamConnection(_set_up_tcp), host, port
+                lambda: StreamConnection(set_up_tcp), host, port
             )
         return connection
 
     async def listen(self, address: str, on_connection: OnConnection, *, advertise: str | None = None) -> Listener:
-        host, port = parse_host_port(address, listening=True)
-        reachable(self.scheme, host, port, advertise)  # refuses a bad name before anything is bound
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            family, kind, proto, _, sockaddr = found[0]
-            sock = _bound_socket(family, kind, proto, sockaddr)
-        except OSError as exc:
-            raise cannot_listen(address, exc) from exc
-        host, port = sock.getsockname()[:2]
-        bound = format_host_port(self.scheme, host, port)
+        sock, bound, dialled = await bound_for(address, advertise)
         handlers = Handlers(on_connection, bound)
-        server = await loop.create_server(
-            lambda: StreamConnection(_set_up_tcp, handlers.start), sock=sock, backlog=BACKLOG
+        server = await asyncio.get_running_loop().create_server(
+            lambda: StreamConnection(set_up_tcp, handlers.start), sock=sock, backlog=BACKLOG
         )
-        return StreamListener(server, handlers, bound, reachable(self.scheme, host, port, advertise))
+        return StreamListener(server, handlers, bound, dialled)
 
 
 class UnixTransport:
@@ -119,6 +109,26 @@ class StreamListener:
         await self._handlers.close()
 
 
+async def bound_for(address: str, advertise: str | None) -> tuple[socket.socket, str, str]:
+    """A socket bound to `scheme://host:port`, the address that this is, and the one that peers should dial.
+
+    Raises `TransportError` or `AddressError`.
+    """
+    scheme = scheme_of(address)
+    host, port = parse_host_port(address, listening=True)
+    reachable(scheme, host, port, advertise)  # refuses a bad name before anything is bound
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, proto, _, sockaddr = found[0]
+        sock = _bound_socket(family, kind, proto, sockaddr)
+    except OSError as exc:
+        raise cannot_listen(address, exc) from exc
+    host, port = sock.getsockname()[:2]
+    return sock, format_host_port(scheme, host, port), reachable(scheme, host, port, advertise)
+
+
 def _bound_socket(family: int, kind: int, proto: int, sockaddr: object) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
@@ -131,7 +141,8 @@ def _bound_socket(family: int, kind: int, proto: int, sockaddr: object) -> socke
     return sock
 
 
-def _set_up_tcp(transport: asyncio.Transport) -> tuple[str, str]:
+def set_up_tcp(transport: asyncio.Transport, scheme: str = "tcp") -> tuple[str, str]:
+    """Set the options of a new stream's socket; its local and peer address."""
     sock = transport.get_extra_info("socket")
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -139,7 +150,8 @@ def _set_up_tcp(transport: asyncio.Transport) -> tuple[str, str]:
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     names = [transport.get_extra_info(end) for end in ("sockname", "peername")]
-    local, peer = [format_host_port("tcp", *name[:2]) if name else "tcp:" for name in names]  # gone already: no name
+    gone = f"{scheme}:"
+    local, peer = [format_host_port(scheme, *name[:2]) if name else gone for name in names]
     return local, peer
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from nomad.control import Shape
-from nomad.transport import base
+from nomad.transport import base, tls
 from nomad.transport.registry import transport_for
 from nomad.transport.shaping import ShapedTransport
+from tests.certificates import authority, put
 from tests.contract.loops import LOOPS
 from tests.contract.transport import CHECKS, Check
 
 ADDRESSES = {
     "inproc": "inproc:",
     "tcp": "tcp://127.0.0.1:0",
+    "tls": "tls://127.0.0.1:0",
     "unix": "unix:{folder}/socket",
     "zmq+tcp": "zmq+tcp://127.0.0.1:0",
     "zmq+ipc": "zmq+ipc:{folder}/socket",
@@ -27,13 +30,20 @@ ADDRESSES = {
 
 LATENCY = Shape(latency=0.003, jitter=0.001)
 # Shaping is the same code on every loop.
-RUNS = [(backend, loop, None) for backend in ADDRESSES for loop in LOOPS]
+RUNS: list[tuple[str, str, Shape | None]] = [(backend, loop, None) for backend in ADDRESSES for loop in LOOPS]
 RUNS += [(backend, list(LOOPS)[-1], LATENCY) for backend in ADDRESSES if "pyzmq" not in backend]
 
 
 def name(run: tuple[str, str, Shape | None]) -> str:
     backend, loop, shape = run
     return f"{backend}-{loop}" + ("-shaped" if shape else "")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    tls.use(put(tmp_path_factory.mktemp("tls"), authority()))
+    yield
+    tls.use(None)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=name)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.contract.loops import LOOPS
 
-ON_ALL_LOOPS = {"test_tcp", "test_zmq"}
+ON_ALL_LOOPS = {"test_tcp", "test_tls", "test_zmq"}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
