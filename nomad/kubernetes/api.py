@@ -220,8 +220,8 @@ class Api:
     ) -> AsyncIterator[Json]:
         """Events (`type`: ADDED, MODIFIED, DELETED or BOOKMARK, and `object`) after `resource_version`.
 
-        `opened` is called once the API has taken the request. Ends when the API ends it, which is after `seconds`. Raises `ApiGone` when the version is too old, and
-        `ApiUnavailable` when the connection breaks or falls silent.
+        `opened` is called once the API has taken the request. Ends when the API ends it, which is after `seconds`.
+        Raises `ApiGone` when the version is too old, and `ApiUnavailable` when the connection breaks or falls silent.
         """
         query = {
             **(params or {}),

@@ -1,0 +1,79 @@
+"""Who may send to whom in the cluster's network: what a pipeline's graph says, and nothing else. Pure.
+
+Called by `nomad.runtime.kubernetes`. Operators are denied everything by default; each policy here allows something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from nomad.kubernetes import names
+from nomad.runtime.manifests import Json, common, label, object_name, selector
+
+
+def network_policies(
+    pipeline: str, edges: Sequence[tuple[str, str]], *, owner: Json | None, either_way: bool = False
+) -> list[Json]:
+    """What the operators of a pipeline may send to each other: what its graph says. One policy for each.
+
+    A receiver is dialled by its senders; with `either_way` also the other way round, as it is where some nodes can
+    only dial out. What all operators may (`operators_policy`) isn't repeated here.
+    """
+    found = []
+    for operator in dict.fromkeys(name for edge in edges for name in edge):
+        before = {a for a, b in edges if b == operator}
+        behind = {b for a, b in edges if a == operator}
+        both = before | behind
+        chosen = {**selector(names.OPERATOR), names.PIPELINE_LABEL: label(pipeline)}
+        spec = {
+            "podSelector": {"matchLabels": {**chosen, names.OPERATOR_LABEL: label(operator)}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": _edges("from", chosen, both if either_way else before),
+            "egress": _edges("to", chosen, both if either_way else behind),
+        }
+        labels = {**common(names.OPERATOR), names.PIPELINE_LABEL: label(pipeline)}
+        found.append(_policy(object_name(pipeline, operator), labels, spec, owner))
+    return found
+
+
+def operators_policy() -> Json:
+    """What every operator's process may: reach the master, the agents, the relay and the cluster's names; be reached
+    by nobody but those that its pipeline's own policies name.
+    """
+    parts = (
+        (names.MASTER, names.CONTROL_PORT),
+        (names.AGENT, names.AGENT_PORT),
+        (names.RELAY, names.RELAY_PORT),
+    )
+    egress: list[Json] = [
+        {"to": [{"podSelector": {"matchLabels": selector(part)}}], "ports": [_port(port)]} for part, port in parts
+    ]
+    egress.append({"to": [{"namespaceSelector": {}}], "ports": [_port(53), _port(53, "UDP")]})
+    spec = {
+        "podSelector": {"matchLabels": selector(names.OPERATOR)},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [],
+        "egress": egress,
+    }
+    return _policy("nomad-operators", common(names.OPERATOR), spec, None)
+
+
+def _edges(direction: str, chosen: Mapping[str, str], operators: Iterable[str]) -> list[Json]:
+    peers = [
+        {"podSelector": {"matchLabels": {**chosen, names.OPERATOR_LABEL: label(operator)}}}
+        for operator in sorted(operators)
+    ]
+    return [{direction: peers, "ports": [_port(names.DATA_PORT)]}] if peers else []
+
+
+def _policy(name: str, labels: Mapping[str, str], spec: Json, owner: Json | None) -> Json:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "labels": dict(labels), **({"ownerReferences": [owner]} if owner else {})},
+        "spec": spec,
+    }
+
+
+def _port(port: int, protocol: str = "TCP") -> Json:
+    return {"port": port, "protocol": protocol}
