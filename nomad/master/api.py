@@ -208,9 +208,9 @@ def get_node(master: Master, node: str) -> views.NodeView:
     return master.node(node)
 
 
-@api("PATCH", "/nodes/{node}", tag="cluster", raises=(404,))
+@api("PATCH", "/nodes/{node}", tag="cluster", raises=(404, 409))
 async def change_node(master: Master, node: str, body: NodeChange) -> views.NodeView:
-    """Change a node's speed."""
+    """Change how fast an emulated node is."""
     return await master.update_node(node, speed=body.speed)
 
 
@@ -241,7 +241,7 @@ def get_link(master: Master, source: str, target: str) -> views.LinkView:
     raise NotFoundError(f"there is no link from {source!r} to {target!r}")
 
 
-@api("PATCH", "/links/{source}/{target}", tag="cluster", raises=(404,))
+@api("PATCH", "/links/{source}/{target}", tag="cluster", raises=(404, 409))
 async def change_link(master: Master, source: str, target: str, body: LinkChange) -> views.LinkView:
     """Change how a directed link is emulated; pipelines that run feel it at once."""
     unlimited = body.bandwidth == "unlimited"

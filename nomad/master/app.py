@@ -62,15 +62,14 @@ class Master:
     def __init__(
         self,
         settings: Settings,
-        topology: Topology,
+        topology: Topology | None,
         *,
         runtime: Runtime | None = None,
         store: Store | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Without a `runtime`, pods are processes of this machine; without a `store`, the state folder is it.
-
-        Both are closed with the master.
+        """Without a `runtime`, pods are processes of this machine; without a `store`, the state folder is it. Both are
+        closed with the master. Without a `topology` the cluster is a real one, whose runtime knows it.
         """
         self._settings = settings
         self._assembly: AbstractAsyncContextManager[Parts] = assemble(
@@ -143,8 +142,9 @@ class Master:
         """Change how a directed link is emulated, at once.
 
         None leaves a field as it is; `unlimited` takes the bandwidth limit away. Seconds, bytes per second.
-        Raises `NotFoundError`, `InvalidRequestError`.
+        Raises `NotFoundError`, `InvalidRequestError`, and `ConflictError` where links are real.
         """
+        topology = self._emulated("the links of this cluster are real: they are measured, and can't be set")
         self._check_node(source)
         self._check_node(target)
         if source == target:
@@ -157,21 +157,25 @@ class Master:
         _check_shape(shape)
         before = desired.shapes.get((source, target))
         desired.shapes[source, target] = shape
-        await self._keep_overrides(lambda: _put_back(desired.shapes, (source, target), before))
+        await self._keep_overrides(topology, lambda: _put_back(desired.shapes, (source, target), before))
         self._parts.events.add(
             "link.changed", f"the link from {source} to {target} was changed", data={"source": source, "target": target}
         )
         return next(view for view in self.links() if (view.source, view.target) == (source, target))
 
     async def update_node(self, node: str, *, speed: float) -> NodeView:
-        """Change how fast a node is emulated, at once. Raises `NotFoundError`, `InvalidRequestError`."""
+        """Change how fast a node is emulated, at once.
+
+        Raises `NotFoundError`, `InvalidRequestError`, and `ConflictError` where nodes are real.
+        """
+        topology = self._emulated("the nodes of this cluster are real: their speed is measured, and can't be set")
         self._check_node(node)
         if not 0 < speed < float("inf"):
             raise InvalidRequestError(f"speed must be a number above 0, not {speed:g}", status=422)
         speeds = self._parts.desired.speeds
         before = speeds.get(node)
         speeds[node] = speed
-        await self._keep_overrides(lambda: _put_back(speeds, node, before))
+        await self._keep_overrides(topology, lambda: _put_back(speeds, node, before))
         self._parts.events.add("node.changed", f"the speed of {node} is now {speed:g}", data={"node": node})
         return self.node(node)
 
@@ -187,13 +191,14 @@ class Master:
         return await self._emulate(node, lost=False)
 
     async def _emulate(self, node: str, *, lost: bool) -> NodeView:
-        self._check_node(node)
-        runtime = self._parts.runtime
+        refusal = "the nodes of this cluster are real: they can't be made to fail"
+        topology, runtime = self._emulated(refusal), self._parts.runtime
         if not isinstance(runtime, Emulated):
-            raise ConflictError("the nodes of this cluster are real: they can't be made to fail", status=409)
+            raise ConflictError(refusal, status=409)
+        self._check_node(node)
         desired = self._parts.desired
         before, desired.lost = desired.lost, desired.lost | {node} if lost else desired.lost - {node}
-        await self._keep_overrides(lambda: setattr(desired, "lost", before))
+        await self._keep_overrides(topology, lambda: setattr(desired, "lost", before))
         (runtime.lose_node if lost else runtime.restore_node)(node)
         text, change = ("is made to fail", "lose") if lost else ("is made to come back", "restore")
         self._parts.events.add("node.changed", f"node {node} {text}", data={"node": node, "change": change})
@@ -539,9 +544,15 @@ class Master:
         self._parts.loop.caused(id, self._parts.events.add(kind, message, pipeline=id, data=data))
         self._parts.woken.set()
 
-    async def _keep_overrides(self, undo: Any) -> None:
+    def _emulated(self, refusal: str) -> Topology:
+        """The topology of a cluster that is emulated. Raises `ConflictError` on any other."""
+        if self._parts.topology is None:
+            raise ConflictError(refusal, status=409)
+        return self._parts.topology
+
+    async def _keep_overrides(self, topology: Topology, undo: Any) -> None:
         try:
-            await self._parts.store.set_meta("overrides", overrides(self._parts.desired, self._parts.topology))
+            await self._parts.store.set_meta("overrides", overrides(self._parts.desired, topology))
         except BaseException:
             undo()
             raise

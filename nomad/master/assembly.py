@@ -1,6 +1,8 @@
 """Puts a master together and takes it apart again: opens, restores, wires, starts the tasks, and winds down.
 
-`assemble` is called by `app.Master`. After a crash of the master everything needed is in the store:
+`assemble` is called by `app.Master`, with a topology for a cluster that pretends to be one, without for a real one. Of
+that everything comes from its runtime: which nodes there are changes while it runs, and nothing can be set by hand.
+After a crash of the master everything needed is in the store:
 what is wanted, the epochs and pods that were asked for, and, with the runtime, the processes. After a
 normal end it is the same, but that pods were stopped first (unless they are to outlive the master).
 """
@@ -12,9 +14,10 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 from nomad import bundle, credentials
 from nomad.clock import Clock
@@ -47,7 +50,7 @@ from nomad.master.views import MoveState, MoveView
 from nomad.measure.book import Book
 from nomad.pipeline import PipelineSpec
 from nomad.runtime import sockets
-from nomad.runtime.base import Distant, Emulated, NodeInfo, ObservedPod, PodPhase, Runtime
+from nomad.runtime.base import Distant, Emulated, LinkInfo, NodeInfo, ObservedPod, PodPhase, Runtime
 from nomad.settings import Settings
 from nomad.tasks import Tasks, alongside
 from nomad.topology import Topology
@@ -61,7 +64,8 @@ class Parts:
 
     settings: Settings
     clock: Clock
-    topology: Topology
+    topology: Topology | None
+    """None: the cluster is real."""
     store: Store
     runtime: Runtime
     desired: Desired
@@ -78,50 +82,73 @@ class Parts:
     signing_key: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What a master keeps to itself."""
+
+    token: str
+    signing_key: bytes
+    keys: Keys
+
+    @classmethod
+    async def of(cls, store: Store) -> Self:
+        """Those that are in a store; made where they aren't there yet. Raises `StateError`."""
+        token = await store.secret("token", credentials.new_token)
+        signing_key = await _key(store, "signing_key", bundle.new_signing_key)
+        kept = (await store.meta()).get("pod_key")  # where earlier versions had it
+        pod_key = await _key(store, "pod_key", lambda: kept or secrets.token_bytes(32))
+        return cls(token, signing_key, Keys(pod_key, bundle.public_key(signing_key)))
+
+
 @asynccontextmanager
 async def assemble(
-    settings: Settings, topology: Topology, runtime: Runtime | None, clock: Clock, store: Store | None = None
+    settings: Settings, topology: Topology | None, runtime: Runtime | None, clock: Clock, store: Store | None = None
 ) -> AsyncIterator[Parts]:
     """A running master. Without a `runtime` it has local processes, without a `store` the state folder's.
 
-    The store is closed at the end. Raises `StateError` and `TransportError`.
+    Both are closed at the end. Raises `StateError` and `TransportError`.
     """
+    assert topology is not None or (runtime is not None and settings.control)
     async with AsyncExitStack() as stack:
         if store is None:
             store = await SqliteStore.open(settings.state)
         stack.push_async_callback(store.close)
+        if runtime is not None:
+            stack.push_async_callback(runtime.close)
         meta = await store.meta()
-        token = await store.secret("token", credentials.new_token)
-        signing_key = await _key(store, "signing_key", bundle.new_signing_key)
-        # Earlier versions kept it among the small facts.
-        pod_key = await _key(store, "pod_key", lambda: meta.get("pod_key") or secrets.token_bytes(32))
-        folder = sockets.open_folder(meta["sockets"].decode() if "sockets" in meta else None)
-        stack.callback(sockets.remove_folder, folder)
-        await store.set_meta("sockets", str(folder).encode())
-        here = runtime is None
+        own = await Secrets.of(store)
+        listen, here = settings.control, runtime is None
+        if here or not listen:
+            folder = sockets.open_folder(meta["sockets"].decode() if "sockets" in meta else None)
+            stack.callback(sockets.remove_folder, folder)
+            await store.set_meta("sockets", str(folder).encode())
+            listen = listen or f"unix:{folder}/master"
         if runtime is None:
             from nomad.runtime.local import LocalRuntime
 
+            assert topology is not None
             runtime = await LocalRuntime.open(topology.nodes, settings.state, folder, settings.pods)
-        stack.push_async_callback(runtime.close)
+            stack.push_async_callback(runtime.close)
 
         events = EventLog(store, clock, await store.events(settings.history.events), settings.history.events)
         stack.push_async_callback(_last_events, events)
         desired, observed, woken = Desired(), Observed(), asyncio.Event()
         desired.epoch_floor = int(meta.get("epoch_floor", b"0"))
-        restore_overrides(desired, topology, meta.get("overrides"), shaped=settings.pods.shaped)
+        if topology is not None:
+            restore_overrides(desired, topology, meta.get("overrides"), shaped=settings.pods.shaped)
         if isinstance(runtime, Emulated):
             for node in sorted(desired.lost):
                 runtime.lose_node(node)
         observed.nodes = {node.id: node for node in runtime.nodes}
         book = Book()
-        declare_cluster(book, topology, runtime.nodes, clock.now())
+        declare_nodes(book, runtime.nodes, clock.now())
+        declare_links(book, () if topology is None else topology.links, clock.now())
         observer = Observer(observed, book, clock, woken.set, settings.heartbeats.overdue)
         moves = MoveLog(store, events, clock, settings.reconcile.moving.kept)
         requested = _restore(desired, observer, moves, await store.pipelines(), clock)
         for wanted in desired.pipelines.values():
             declare_profile(book, wanted.spec, clock.now())
-        keys = Keys(pod_key, bundle.public_key(signing_key))
+        keys = own.keys
 
         def pod_of(name: str) -> str | None:
             """The pod that a process is, if it is wanted; "" for one that waits for a pod."""
@@ -159,7 +186,9 @@ async def assemble(
         for pod in await runtime.list():
             observer.runtime(pod)
         _miss(requested, observed, observer)
-        control = await port.listen(settings.control or f"unix:{folder}/master")
+        control = await port.listen(listen)
+        if topology is None:
+            control = settings.kubernetes.control
         stack.push_async_callback(port.close)
         tallier = Tallier(port, observer, clock, settings.reconcile.moving)
         stack.push_async_callback(tallier.close)
@@ -206,8 +235,8 @@ async def assemble(
             replanner=replanner,
             port=port,
             woken=woken,
-            token=token,
-            signing_key=signing_key,
+            token=own.token,
+            signing_key=own.signing_key,
         )
         if here:
             measuring = Tasks()
@@ -226,13 +255,17 @@ async def assemble(
                     await _wind_down(parts)
 
 
-def declare_cluster(book: Book, topology: Topology, nodes: Iterable[NodeInfo], now: float) -> None:
-    """What the topology says of nodes and links, until they are measured. What it was changed to since isn't looked at:
-    that has to be measured, as on any cluster.
+def declare_nodes(book: Book, nodes: Iterable[NodeInfo], now: float) -> None:
+    """What is said of nodes, until they are measured. What they were changed to since isn't looked at: that has to be
+    measured, as on any cluster.
     """
     for node in nodes:
         book.declare_node(node.id, now, speed=node.speed)
-    for link in topology.links:
+
+
+def declare_links(book: Book, links: Iterable[LinkInfo], now: float) -> None:
+    """What is said of links, until they are measured."""
+    for link in links:
         book.declare_link(link.source, link.target, now, latency=link.shape.latency, bandwidth=link.shape.bandwidth)
 
 
@@ -367,15 +400,26 @@ NODES_EVERY = 0.5
 
 
 async def _watch_nodes(parts: Parts) -> None:
+    known: Sequence[NodeInfo] = ()
     while True:
-        for node in parts.observer.nodes(parts.runtime.nodes):
-            text = f"node {node.id} is {'there' if node.ready else 'lost'}"
-            event = parts.events.add(f"node.{'ready' if node.ready else 'lost'}", text, data={"node": node.id})
-            for id, pipeline in parts.loop.requested.pipelines.items():
-                for name, op in pipeline.operators.items():
-                    if op.node == node.id:
-                        parts.loop.caused(id, event, name)
+        nodes = parts.runtime.nodes
+        if nodes is not known:  # of a thousand nodes it says the same again and again
+            known, before = nodes, parts.observed.nodes
+            _tell_of_nodes(parts, nodes)
+            declare_nodes(parts.book, (node for node in nodes if node.id not in before), parts.clock.now())
+            for id in before.keys() - parts.observed.nodes.keys():
+                parts.book.forget_node(id)
         await parts.clock.sleep(NODES_EVERY)
+
+
+def _tell_of_nodes(parts: Parts, nodes: Sequence[NodeInfo]) -> None:
+    for node in parts.observer.nodes(nodes):
+        text = f"node {node.id} is {'there' if node.ready else 'lost'}"
+        event = parts.events.add(f"node.{'ready' if node.ready else 'lost'}", text, data={"node": node.id})
+        for id, pipeline in parts.loop.requested.pipelines.items():
+            for name, op in pipeline.operators.items():
+                if op.node == node.id:
+                    parts.loop.caused(id, event, name)
 
 
 LAST_WORDS = 1.0

@@ -130,7 +130,9 @@ class Runtime(Protocol):
 
     @property
     def nodes(self) -> Sequence[NodeInfo]:
-        """The nodes as they are now, those that are lost included; asked for again and again."""
+        """The nodes as they are now, those that are lost included. Asked for twice a second: where there are many of
+        them, it is the same object again for as long as nothing has changed.
+        """
         ...
 
     async def start(self, spec: PodSpec) -> None:

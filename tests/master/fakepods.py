@@ -231,7 +231,7 @@ class Cluster:
         self.clock = VirtualClock()
         self.pods = Pods()
         self.runtime = FakeRuntime(nodes, host=self.pods.host, clock=self.clock)
-        self.topology = Topology(tuple(nodes))
+        self.topology: Topology | None = Topology(tuple(nodes))
         self.settings = replace(Settings(state=state), control=f"inproc:{uuid.uuid4().hex}")
         self.master: Master
 
