@@ -1,0 +1,78 @@
+#!/bin/sh
+# Removes what init.sh, startup.sh and the master have made, and nothing else: pipelines with their pods, masters, agents,
+# services, Secrets, accounts and rights; the namespace, if init.sh made it and nobody else has put anything there; the custom
+# resource, if no other namespace has pipelines. May be run again.
+#
+#   images/k8s/cleanup.sh
+#
+#   NAMESPACE   Default: nomad
+#   TIMEOUT     Seconds that pipelines get to end by themselves. Default: 60
+#   KUBECTL     another program than kubectl; the cluster is the one that it speaks to
+set -eu
+# shellcheck source=images/k8s/common.sh
+. "$(dirname "$0")/common.sh"
+arguments "$@"
+TIMEOUT=${TIMEOUT:-60}
+check
+
+remaining() { in_namespace get pipelines.nomad.dev --output name; }
+
+remove() { # kinds, with commas between
+    in_namespace delete "$1" --selector "$OURS" --ignore-not-found --wait=false
+}
+
+if exists namespace "$NAMESPACE"; then
+    if in_namespace get secrets --selector owner=helm,name=nomad --output name | grep -q .; then
+        fail "this was installed by Helm: helm uninstall nomad --namespace $NAMESPACE, and then this once more"
+    fi
+    if exists crd pipelines.nomad.dev && [ -n "$(remaining)" ]; then
+        say "Pipelines: asked to end"
+        in_namespace delete pipelines.nomad.dev --all --wait=false
+        if ! in_namespace wait --for=delete pipelines.nomad.dev --all --timeout="${TIMEOUT}s" >/dev/null 2>&1; then
+            echo "    Not all ended by themselves within $TIMEOUT s; they are ended without the master."
+        fi
+    fi
+
+    say "Masters, agents and services"
+    remove deployments,daemonsets,services,poddisruptionbudgets
+    in_namespace wait --for=delete pods --selector "$OURS,app.kubernetes.io/component=master" --timeout=60s >/dev/null 2>&1 ||
+        true
+    # Nobody is left who would take the finalizers away, or make new pods.
+    if exists crd pipelines.nomad.dev; then
+        for pipeline in $(remaining); do
+            in_namespace patch "$pipeline" --type=merge --patch '{"metadata":{"finalizers":null}}' || true
+        done
+    fi
+
+    say "Pods, Secrets, accounts, rights and policies"
+    remove pods
+    remove secrets,configmaps,persistentvolumeclaims,leases.coordination.k8s.io
+    remove networkpolicies,rolebindings,roles,serviceaccounts
+    in_namespace wait --for=delete pods --selector "$OURS" --timeout=60s >/dev/null 2>&1 || true
+fi
+
+"$KUBECTL" delete clusterrolebindings "$NAMESPACE-nodes" "$NAMESPACE-token-review" --ignore-not-found
+"$KUBECTL" delete clusterroles "$NAMESPACE-nodes" --ignore-not-found
+
+if exists crd pipelines.nomad.dev; then
+    elsewhere=$("$KUBECTL" get pipelines.nomad.dev --all-namespaces --output 'jsonpath={.items[*].metadata.namespace}')
+    if [ -z "$elsewhere" ]; then
+        "$KUBECTL" delete crd pipelines.nomad.dev --ignore-not-found
+    else
+        echo "    The custom resource stays: there are pipelines in other namespaces ($elsewhere)."
+    fi
+fi
+
+if exists namespace "$NAMESPACE" && ours_is_namespace; then
+    others=$(in_namespace get all,secrets,configmaps,persistentvolumeclaims,serviceaccounts \
+        --selector 'app.kubernetes.io/name!=nomad' --output name |
+        grep -v -e '^configmap/kube-root-ca.crt$' -e '^serviceaccount/default$' || true)
+    if [ -z "$others" ]; then
+        say "The namespace $NAMESPACE"
+        "$KUBECTL" delete namespace "$NAMESPACE" --ignore-not-found
+    else
+        echo "    The namespace $NAMESPACE stays, for there is something in it that isn't Nomad's:"
+        echo "$others" | sed 's/^/        /'
+    fi
+fi
+say "Nomad is gone"

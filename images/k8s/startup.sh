@@ -1,0 +1,77 @@
+#!/bin/sh
+# Starts Nomad in a namespace that init.sh has prepared: two masters, an agent on each node, and the services. Waits until a
+# master leads and says how to reach it. Run it again to change images: nothing that flows is lost.
+#
+#   IMAGE=example.com/me/nomad-master:1 OPERATOR_IMAGES=3.11=example.com/me/nomad-operator:1-py3.11 images/k8s/startup.sh
+#
+#   IMAGE             the master's image. Default: nomad-master:dev, as images/build.sh names it
+#   OPERATOR_IMAGES   Python version=image of operators, with commas between; agents run in the last one.
+#                     Default: 3.11=nomad-operator:dev-py3.11
+#   NAMESPACE         Default: nomad
+#   TIMEOUT           Seconds that it waits for a master to lead. Default: 180
+#   KUBECTL           another program than kubectl; the cluster is the one that it speaks to
+#
+# What else can be set is in the Helm chart, images/k8s/chart.
+set -eu
+# shellcheck source=images/k8s/common.sh
+. "$(dirname "$0")/common.sh"
+arguments "$@"
+IMAGE=${IMAGE:-nomad-master:dev}
+OPERATOR_IMAGES=${OPERATOR_IMAGES:-3.11=nomad-operator:dev-py3.11}
+TIMEOUT=${TIMEOUT:-180}
+for pair in $(echo "$OPERATOR_IMAGES" | tr , ' '); do
+    case $pair in
+        3.[0-9]*=?*) ;;
+        *) fail "OPERATOR_IMAGES is like 3.11=IMAGE,3.12=IMAGE, not $OPERATOR_IMAGES" ;;
+    esac
+done
+check
+if ! exists crd pipelines.nomad.dev || ! exists serviceaccount nomad-master --namespace "$NAMESPACE"; then
+    fail "the namespace $NAMESPACE isn't prepared: run images/k8s/init.sh first (with the same NAMESPACE)"
+fi
+
+# The images in place of the chart's own: one line --images per version, the last one's image for agents.
+with_images() {
+    awk -v master="$IMAGE" -v operators="$OPERATOR_IMAGES" '
+        BEGIN { count = split(operators, pair, ","); agent = pair[count]; sub(/^[^=]*=/, "", agent) }
+        /^ *image: nomad-master:/ { sub(/image: .*/, "image: " master) }
+        /^ *image: nomad-operator:/ { sub(/image: .*/, "image: " agent) }
+        /^ *- --images=/ {
+            indent = $0; sub(/- --images=.*/, "", indent)
+            for (i = 1; i <= count; i++) print indent "- --images=" pair[i]
+            next
+        }
+        { print }'
+}
+
+say "Masters, agents and services in the namespace $NAMESPACE"
+manifest 2-nomad.yaml | with_images | "$KUBECTL" apply --server-side --filename -
+
+say "Waiting until a master leads"
+end=$(($(date +%s) + TIMEOUT))
+until [ -n "$(in_namespace get endpointslices --selector kubernetes.io/service-name=nomad-master \
+    --output 'jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].addresses}')" ]; do
+    if [ "$(date +%s)" -ge "$end" ]; then
+        in_namespace get pods --selector "$OURS,app.kubernetes.io/component=master" >&2 || true
+        in_namespace get events --field-selector type=Warning --sort-by .lastTimestamp 2>/dev/null | tail -n 5 >&2 || true
+        fail "no master leads after $TIMEOUT s. See: $KUBECTL --namespace $NAMESPACE logs deployment/nomad-master"
+    fi
+    sleep 1
+done
+in_namespace rollout status deployment/nomad-master --timeout "${TIMEOUT}s"
+
+port=$(in_namespace get service nomad-rest --output 'jsonpath={.spec.ports[0].nodePort}')
+node=$("$KUBECTL" get nodes --output 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
+cat <<END
+==> Nomad runs.
+
+    Its REST interface is port $port of every node, for instance:
+        export NOMAD_MASTER=http://$node:$port
+    From where nodes can't be reached, in another terminal (then NOMAD_MASTER isn't needed):
+        $KUBECTL --namespace $NAMESPACE port-forward service/nomad-master 30000
+
+    The token and the key that signs your code are in the Secret nomad-master. For this shell:
+        eval "\$(NAMESPACE=$NAMESPACE images/k8s/credentials.sh)"
+    Then:
+        nomad nodes
+END
