@@ -62,7 +62,10 @@ class Observer:
     # What the runtime sees
 
     def runtime(self, pod: ObservedPod) -> None:
-        self._state(pod.id).runtime = pod
+        state = self._state(pod.id)
+        state.runtime = pod
+        if pod.failed:
+            state.start_error = pod.reason
         self._wake()
 
     def start_failed(self, pod: str, reason: str) -> None:

@@ -78,6 +78,8 @@ class ObservedPod:
     for a while: time to put another one in its place."""
     outdated: bool = False
     """It runs another image than a new pod would: time to replace it."""
+    failed: bool = False
+    """It has ended without ever having run, `reason` says why: on another node it may."""
 
 
 def reason_of(exit_code: int | None) -> str:
