@@ -6,8 +6,8 @@ control only: data never passes through the master, except for the outputs that 
 
     pod -> master                                   master -> pod
     ready      address, pid                         assign   one Assignment
-    heartbeat  stats (see `PodStats`), error        peers    links: [LinkPeer, ...], speed, role
-    status     role, links: [LinkStatus, ...]
+    heartbeat  stats (see `PodStats`), error        peers    links: [LinkPeer, ...], speed, role, called
+    status     role, links: [LinkStatus, ...], called
     failed     error, fatal                         stop     drain: bool, grace: seconds
     finished   (a source ended, all of it settled)  request  id, method, args
     outputs    items: [bytes, ...], skipped
@@ -16,8 +16,9 @@ control only: data never passes through the master, except for the outputs that 
 
 In the handshake a pod says whether it has its assignment ("assigned"). It then also sends `ready`, if it is, after
 every connect, so that a master that was restarted knows it again. `peers` names the links that changed. A pod says its
-`status` after every connect and whenever it has changed: what a move waits for. A process that was started before it
-was known for which operator says nothing but its name, and waits for its assignment.
+`status` after every connect and whenever it has changed: what a move waits for. `called` is, for each lane, the last
+position that a last operator was called for: a halted one says it, and its successor is told. A process that was
+started before it was known for which operator says nothing but its name, and waits for its assignment.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ class Role(StrEnum):
     STANDBY = "standby"
     """The next one: loaded, listening and connected; sends nothing by itself."""
     RETIRED = "retired"
-    """The one before: goes on with what it has received until it isn't heard any more, and sets nothing aside."""
+    """The one before: goes on with what it has received until it isn't heard any more, and sets nothing aside. A
+    source has ended what made its messages."""
+    HALTED = "halted"
+    """The one before, where nobody behind it recognises doubles. A last operator calls its function no more; a source
+    makes nothing more, and all that it made is settled. It goes on if it becomes active again."""
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,6 +170,43 @@ class SetAside:
         """The next operators have the results of runs up to this one."""
         with self._open() as db:
             db.execute("DELETE FROM rerun WHERE number <= ?", (number,))
+
+    def part(self, offset: int, most: int) -> tuple[bytes, bool]:
+        """Up to `most` bytes of the file from `offset` on, and whether there are more. Nothing may change meanwhile."""
+        if self._path is None or self._db is None:
+            return b"", False
+        if not offset:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with open(self._path, "rb") as file:
+            file.seek(offset)
+            data = file.read(most)
+            return data, file.seek(0, os.SEEK_END) > offset + len(data)
+
+    def take(self, offset: int, data: bytes, *, last: bool) -> None:
+        """A part of another store's file, which is this one's after the last. Raises `NomadError`."""
+        if self._path is None:
+            if data:
+                raise NomadError("there is no folder to keep messages in that were set aside")
+            return
+        beside = f"{self._path}.new"
+        try:
+            with open(beside, "r+b" if offset else "wb") as file:
+                if file.seek(0, os.SEEK_END) != offset:
+                    raise NomadError(f"a part is missing before byte {offset} of what was set aside")
+                file.write(data)
+            if not last:
+                return
+            self.close()
+            for suffix in ("-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path + suffix)
+            if offset or data:
+                os.replace(beside, self._path)
+            else:
+                os.unlink(beside)
+        except OSError as exc:
+            raise NomadError(f"what was set aside can't be kept: {exc}") from exc
+        self.reload()
 
     def close(self) -> None:
         """Close the file."""

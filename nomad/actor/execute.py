@@ -120,8 +120,10 @@ class Handoff:
         while len(self.items) >= self.limit and not self._stopped:
             space = self._async_space[1]
             space.clear()
+            self._full = True
             if len(self.items) >= self.limit and not self._stopped:
                 await space.wait()
+            self._full = False
         if self._stopped:
             raise Stopped
         self.since = time.perf_counter()
@@ -152,6 +154,16 @@ class Handoff:
         if self._ready is not None and not items and not self.finished:
             self._ready.clear()
         return taken
+
+    def allow(self, limit: int) -> None:
+        """How many values may wait from now on; with 0 the thread waits once it has handed over another one."""
+        self.limit = limit
+        self._free()
+
+    @property
+    def resting(self) -> bool:
+        """Nothing waits to be taken, and nothing more comes before it is allowed."""
+        return not self.items and (self.finished or self._full)
 
     def stop(self) -> None:
         """Make the thread give up at its next value."""

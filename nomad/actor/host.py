@@ -267,7 +267,7 @@ class Host:
             peers = [control.peer_from(p) for p in message["links"]]
             self._data.run(self._instance.set_peers, peers)
             if "role" in message:
-                self._data.run(self._instance.set_role, Role(message["role"]))
+                self._data.run(self._instance.set_role, Role(message["role"]), message.get("called") or ())
             if "speed" in message:
                 self._data.run(self._instance.meter.set_speed, float(message["speed"]))
         elif kind == "stop":
@@ -304,6 +304,11 @@ class Host:
             return instance.meter.samples(float(args.get("after") or 0.0))
         if method == "numbers":
             return await self._data.on_loop(instance.numbers)
+        if method == "export":
+            return await asyncio.to_thread(instance.hand_out, int(args["offset"]))
+        if method == "import":
+            offset, data = int(args["offset"]), bytes(args["data"])
+            return await asyncio.to_thread(instance.take_in, offset, data, last=bool(args["last"]))
         if method == "cut":
             return await self._data.on_loop(instance.cut)
         raise NomadError(f"a pod doesn't know the request {method!r}")

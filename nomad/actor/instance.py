@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,11 +22,16 @@ from nomad.callables import setup_of
 from nomad.clock import Clock
 from nomad.control import Assignment, LinkPeer, LinkStatus, PodStats, Role
 from nomad.delivery.codec import Codec
+from nomad.delivery.frames import Position
 from nomad.delivery.inlink import InLink, InPort
 from nomad.delivery.outlink import OutLink
 from nomad.delivery.receiver import Receiver
 from nomad.delivery.sender import Sender
+from nomad.errors import NomadError
 from nomad.setaside import FILE, SetAside
+
+PART = 4 << 20
+"""Bytes of what is set aside that are handed over at a time."""
 
 CLOSE_SECONDS = 0.5
 """How long a call of the user's function may take to return when the instance closes."""
@@ -72,6 +77,7 @@ class Instance:
         self._told = told
         for link in self._links():
             link.changed, link.met = self.actor.wake, self._met
+        self.actor.halted = self._met
         if isinstance(self.actor, Operator):
             self.actor.reruns.noted = self._met
 
@@ -104,9 +110,11 @@ class Instance:
                 inlink.set_peer(peer.peer_epoch, peer.shape)
                 inlink.set_standby(peer.standby_epoch, peer.standby_shape)
 
-    def set_role(self, role: Role) -> None:
-        """What this instance may do while its operator moves. A source doesn't move."""
+    def set_role(self, role: Role, called: Sequence[tuple[int, int, bytes]] = ()) -> None:
+        """What this instance may do while its operator moves. `called`: what the one before said in its `status`."""
         if isinstance(self.actor, Operator):
+            self.actor.set_role(role, {lane: Position(origin, path) for lane, origin, path in called})
+        else:
             self.actor.set_role(role)
         self._met()
 
@@ -117,8 +125,12 @@ class Instance:
             for direction, side in (("in", self._ins), ("out", self._outs))
             for name, link in side.items()
         ]
-        role = self.actor.role if isinstance(self.actor, Operator) else Role.ACTIVE
-        return {"role": str(role), "links": [asdict(link) for link in links]}
+        called = self.actor.called if isinstance(self.actor, Operator) else {}
+        return {
+            "role": str(self.actor.role),
+            "links": [asdict(link) for link in links],
+            "called": [(lane, *position) for lane, position in called.items()],
+        }
 
     def numbers(self) -> dict[str, Any]:
         """How far each link is, in the numbers of its sender; for counting what a move lost or doubled.
@@ -161,6 +173,25 @@ class Instance:
     def drop(self, ids: list[int] | None) -> dict[str, int]:
         """Forget messages that were set aside."""
         return {"dropped": 0 if isinstance(self.actor, Source) else self.actor.reruns.drop(ids)}
+
+    def hand_out(self, offset: int) -> dict[str, Any]:
+        """What is set aside, as it is in its file: some bytes from `offset` on, and whether there are more.
+
+        Raises `NomadError` unless this instance has retired: the file changes.
+        """
+        if self.actor.role not in (Role.RETIRED, Role.HALTED):
+            raise NomadError("only an instance that has retired gives away what it has set aside")
+        data, more = self._set_aside.part(offset, PART)
+        return {"data": data, "more": more}
+
+    def take_in(self, offset: int, data: bytes, *, last: bool) -> None:
+        """What another instance gave away, part by part; it counts once the last one is here.
+
+        Raises `NomadError` unless this instance stands by, or when it can't be kept.
+        """
+        if self.actor.role is not Role.STANDBY:
+            raise NomadError("only an instance that stands by takes what another one has set aside")
+        self._set_aside.take(offset, data, last=last)
 
     def cut(self) -> None:
         """Break all connections, as a fault would; they come back by themselves."""
@@ -228,7 +259,10 @@ class Instance:
     def _actor(self, loaded: LoadedOperator) -> Operator | Source:
         spec, clock = loaded.spec, self._clock
         if not self._ins:
-            return Source(spec, loaded.function, self.outbox, self._worker, self.meter, clock, self._assignment.epoch)
+            mine = self._assignment
+            return Source(
+                spec, loaded.function, self.outbox, self._worker, self.meter, clock, mine.epoch, Role(mine.role)
+            )
         (inbox,) = self._ins.values()
         return Operator(
             spec,

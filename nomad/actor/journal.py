@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Mapping
 
 from nomad.delivery.frames import LANES, MOST_PATH, NOWHERE, Position
 
@@ -51,6 +52,13 @@ class Journal:
             if position > NOWHERE:
                 positions[lane] = position
         return positions
+
+    def advance(self, positions: Mapping[int, Position]) -> None:
+        """Another instance was done with these; what is noted already and ahead of them stays."""
+        known = self.positions()
+        for lane, position in positions.items():
+            if position > known.get(lane, NOWHERE):
+                self.mark(lane, position)
 
     def mark(self, lane: int, position: Position) -> None:
         """`position` is done with. Written beside the valid slot, then made valid by one store."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from nomad.actor.rerun import Reruns
 from nomad.clock import Clock
 from nomad.control import Role
 from nomad.delivery.codec import Codec
+from nomad.delivery.driver import nothing
 from nomad.delivery.frames import MOST_PATH, NOWHERE, Places, Position, step
 from nomad.delivery.inlink import InLink
 from nomad.delivery.receiver import Batch
@@ -84,6 +85,13 @@ class Operator:
         self._role = role
         self._active = asyncio.Event()
         """Set while the messages set aside are this instance's."""
+        self._may_call = asyncio.Event()
+        """Set unless it has been halted."""
+        self._may_call.set()
+        self._call: Handoff | None = None
+        """Calls under way in the function's thread."""
+        self.halted: Callable[[], None] = nothing
+        """Called when the last call of one that was to halt has ended."""
         self._successor = role is Role.STANDBY
         """It takes another instance's place, and hasn't caught up with that one yet."""
         self._hold: asyncio.TimerHandle | None = None
@@ -132,22 +140,42 @@ class Operator:
 
     @property
     def role(self) -> Role:
-        """What it is. One that is to retire is active until the store knows what comes of the run under way."""
-        return Role.ACTIVE if self._role is Role.RETIRED and self.reruns.writing else self._role
+        """What it is. One that is to retire is active until the store knows what comes of the run under way, and one
+        that is to halt has retired until the call under way has ended.
+        """
+        if self._role in (Role.RETIRED, Role.HALTED) and self.reruns.writing:
+            return Role.ACTIVE
+        return Role.RETIRED if self._role is Role.HALTED and self._call is not None else self._role
 
-    def set_role(self, role: Role) -> None:
-        """What it may do from now on."""
+    @property
+    def called(self) -> dict[int, Position]:
+        """Of a last operator that has halted: the last position in each lane that its function was called for."""
+        return self._journal.positions() if self._journal is not None and self.role is Role.HALTED else {}
+
+    def set_role(self, role: Role, called: Mapping[int, Position] | None = None) -> None:
+        """What it may do from now on. `called`: of the instance before, see the property."""
         if role is self._role:
             return
+        if role is Role.ACTIVE and self._role is Role.STANDBY and self._journal is not None:
+            # What the one before has noted, too, where both have the same file.
+            self._journal.advance(called or {})
+            self._called_for = self._journal.positions()
+            self._in.receiver.had(self._called_for)
         self._role = role
         if role is Role.ACTIVE:
             self.set_aside.reload()
             self._meter.set_aside(self.set_aside.count)
             self._activate()
-            self.wake()
         else:
             self._active.clear()
             self.reruns.retire()
+        if role is Role.ACTIVE:
+            self._may_call.set()
+            self.wake()
+        elif role is Role.HALTED:
+            self._may_call.clear()
+            if self._call is not None and self.spec.kind not in GENERATOR_KINDS:  # they can't be ended half-way
+                self._call.stop()
 
     def _activate(self) -> None:
         self._active.set()
@@ -270,7 +298,7 @@ class Operator:
     def _take(self) -> Chunk | None:
         """The next messages to be worked off, if there are any and there is room for what comes of them."""
         left, inbox, meter = self._left, self._in.receiver.inbox, self._meter
-        if left is None and not inbox:
+        if (left is None and not inbox) or not self._may_call.is_set():
             meter.paused = False
             return None
         size = self._out.room
@@ -311,6 +339,8 @@ class Operator:
                 await self._clock.sleep(rest.debt)
             if rest.at == len(chunk.values) or self._known(chunk):
                 break
+            if not self._may_call.is_set():
+                await self._may_call.wait()
             if self.mode.inline:
                 rest = self._call_inline(chunk, rest.at)
                 await asyncio.sleep(0)
@@ -394,8 +424,9 @@ class Operator:
 
     async def _call_thread(self, chunk: Chunk, at: int, first: int = 0) -> _Rest:
         """The same in the function's thread. Of a generator's results, those before number `first` aren't sent."""
+        await self._may_call.wait()
         kind = self.spec.kind
-        out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
+        self._call = out = Handoff(asyncio.get_running_loop(), BATCH_MESSAGES)
         out.slowdown = self._meter.slowdown
         values = chunk.values[at:] if at else chunk.values
         function = self._function
@@ -419,6 +450,9 @@ class Operator:
                     called += len(results)
         finally:
             out.stop()
+            self._call = None
+            if not self._may_call.is_set():
+                self.halted()
         if kind in GENERATOR_KINDS:
             called = out.calls
         elif out.error is not None:

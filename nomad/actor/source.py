@@ -1,4 +1,8 @@
-"""The actor of a source: calls a function periodically, or pulls a generator as fast as back-pressure lets it."""
+"""The actor of a source: calls a function periodically, or pulls a generator as fast as back-pressure lets it.
+
+When another instance is to take its place it comes to rest first (`Role.HALTED`): it makes nothing more, and all that
+it made is settled, so that nothing of it is left to be lost. From there it can go on where it was.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from nomad.actor.operator import OperatorFailed
 from nomad.actor.outbox import BATCH_MESSAGES, Outbox
 from nomad.actor.progress import SOURCE_BITS
 from nomad.clock import Clock
+from nomad.control import Role
+from nomad.delivery.driver import nothing
 from nomad.delivery.frames import Places
 from nomad.errors import PayloadError, message_of
 from nomad.pipeline import Kind, OnError, OperatorSpec
@@ -21,6 +27,15 @@ AHEAD = 2 * BATCH_MESSAGES
 """Values that a generator may be ahead of the network, once their size is known to be small."""
 
 AHEAD_BYTES = 1 << 20
+
+STILL_SECONDS = 5.0
+"""For so long a source that is to rest is waited for to come out of the user's function.
+
+What that gives later isn't sent any more, unless the source goes on after all.
+"""
+
+LOOK_SECONDS = 0.002
+"""How often it is looked whether it rests."""
 
 
 class SourceFailed(OperatorFailed):
@@ -39,6 +54,7 @@ class Source:
         meter: Meter,
         clock: Clock,
         epoch: int,
+        role: Role = Role.ACTIVE,
     ):
         self.spec = spec
         self.service_time: float | None = None
@@ -52,12 +68,46 @@ class Source:
         self._wake = asyncio.Event()
         self.draining = False
         self._handoff: Handoff | None = None
-        """While a generator is being pulled."""
+        """While a generator is being pulled, or a function called."""
         self._broken: Exception | None = None
+        self._role = role
+        self._resting: asyncio.Task[None] | None = None
+        """While it comes to rest."""
+        self._rests = False
+        """It makes nothing, and all that it made is settled."""
+        self.halted: Callable[[], None] = nothing
+        """Called when it has come to rest, and when what made its messages has ended."""
+
+    @property
+    def role(self) -> Role:
+        """What it is: one that is to halt is active until it rests, one that is to retire until it has ended."""
+        if self._role is Role.RETIRED and self._handoff is not None:
+            return Role.HALTED
+        return Role.ACTIVE if self._role is Role.HALTED and not self._rests else self._role
+
+    def set_role(self, role: Role) -> None:
+        """What it may do from now on."""
+        if role is self._role:
+            return
+        self._role, self._rests = role, False
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        if role is Role.ACTIVE:
+            self._out.release(caught_up=True)
+            if self._handoff is not None:
+                self._handoff.allow(1)
+        elif role is Role.HALTED:
+            if self._handoff is not None:
+                self._handoff.allow(0)
+            self._resting = asyncio.create_task(self._rest(), name=f"{self.spec.name} comes to rest")
+        elif role is Role.RETIRED and self._handoff is not None:
+            self._handoff.stop()
+        self.wake()
 
     def wake(self) -> None:
         """Something was acknowledged."""
-        if self._handoff is not None:
+        if self._handoff is not None and self._pulls:
             self._pump()
         else:
             self._wake.set()
@@ -65,7 +115,7 @@ class Source:
     def drain(self) -> None:
         """Produce nothing more; `run` returns when all is settled."""
         self.draining = True
-        if self._handoff is not None:
+        if self._handoff is not None and self._pulls:
             self._handoff.stop()
         self.wake()
 
@@ -75,27 +125,63 @@ class Source:
         return (len(self._handoff.items) if self._handoff else 0), 0
 
     async def run(self) -> None:
-        """Work. Raises `OperatorFailed` or `SourceFailed`."""
-        await self._until(lambda: self._out.greeted)
-        if self.spec.kind in (Kind.PERIODIC, Kind.ASYNC_PERIODIC):
-            await self._periodic()
-        else:
-            await self._generator()
-        await self._settled()
+        """Work. Raises `OperatorFailed` or `SourceFailed`. One that has retired never returns."""
+        try:
+            await self._until(lambda: self._out.greeted and self._role is Role.ACTIVE)
+            if self._pulls:
+                await self._generator()
+            else:
+                await self._periodic()
+            await self._until(lambda: self._role is not Role.RETIRED)
+            await self._settled()
+        finally:
+            if self._resting is not None:
+                self._resting.cancel()
+
+    @property
+    def _pulls(self) -> bool:
+        """It is a generator; else a function that is called again and again."""
+        return self.spec.kind not in (Kind.PERIODIC, Kind.ASYNC_PERIODIC)
+
+    @property
+    def _shut(self) -> bool:
+        """Nothing is sent any more."""
+        return self._rests or self._role is Role.RETIRED
+
+    async def _rest(self) -> None:
+        """Until nothing more comes, and all that came is settled."""
+        give_up = self._clock.now() + STILL_SECONDS
+        while True:
+            out = self._handoff
+            still = out is None or out.resting or (not out.items and self._clock.now() >= give_up)
+            if still and self._out.settled == self._out.numbered:
+                break
+            await self._clock.sleep(LOOK_SECONDS)
+        self._rests = True
+        self.halted()
 
     async def _periodic(self) -> None:
         interval = self.spec.interval or 0.0
         due = self._clock.now()
         while True:
-            await self._until(lambda: self.draining or self._out.room > 0)
+            await self._until(lambda: self.draining or (self._role is Role.ACTIVE and self._out.room > 0))
             if self.draining:
                 return
-            out = Handoff(asyncio.get_running_loop(), 2)
+            out = self._handoff = Handoff(asyncio.get_running_loop(), 2)
             start_source(self._worker, self.spec.kind, self._function, out)
-            while not (out.finished and not out.items):
-                await out.wait()
-                birth = out.birth if out.items else 0
-                self._send([v for v in out.take() if v is not None], birth)
+            try:
+                while not (out.finished and not out.items):
+                    await out.wait()
+                    await self._until(lambda: not self._rests)
+                    birth = out.birth if out.items else 0
+                    values = [v for v in out.take() if v is not None]
+                    if self._role is not Role.RETIRED:
+                        self._send(values, birth)
+            finally:
+                self._handoff = None
+            if self._role is Role.RETIRED:
+                self.halted()
+                return
             self._called(1, out.seconds)
             if out.error is not None:
                 self._meter.failed(out.error, retried=False)
@@ -109,7 +195,7 @@ class Source:
         out = self._handoff = Handoff(asyncio.get_running_loop(), 1, self._pump)
         start_source(self._worker, self.spec.kind, self._function, out)
         try:
-            while not (out.finished and not out.items):
+            while not (out.finished and (not out.items or self._role is Role.RETIRED)):
                 self._wake.clear()
                 await self._wake.wait()
                 if self._broken is not None:
@@ -117,6 +203,9 @@ class Source:
         finally:
             out.stop()
             self._handoff = None
+        if self._role is Role.RETIRED:
+            self.halted()
+            return
         if out.error is not None and not self.draining:
             self._meter.failed(out.error, retried=False)
             if self.spec.on_error is OnError.FAIL:
@@ -130,14 +219,14 @@ class Source:
         if out is None or self._broken is not None:
             return
         try:
-            while out.items and (room := self._out.room) > 0:
+            while not self._shut and out.items and (room := self._out.room) > 0:
                 birth = out.birth
                 self._send([v for v in out.take(room) if v is not None], birth)
                 out.limit = self._limit(out.limit)
         except Exception as exc:  # noqa: BLE001 - whatever it is, `run` raises it
             self._broken = exc
         self._meter.paused = bool(out.items)
-        if self._broken is not None or (out.finished and not out.items):
+        if self._broken is not None or (out.finished and (not out.items or self._role is Role.RETIRED)):
             self._wake.set()
 
     def _limit(self, limit: int) -> int:

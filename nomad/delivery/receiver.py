@@ -139,6 +139,11 @@ class Receiver:
             "grant_bytes": _between(self._window_bytes - self._held_bytes, self._grant_bytes),
         }
 
+    def had(self, positions: Mapping[int, Position]) -> None:
+        """An earlier instance was done with these, the last of each lane: they and those before them are doubles."""
+        for lane, position in positions.items():
+            self.received[lane] = max(position, self.received.get(lane, NOWHERE))
+
     def admit(self, epoch: int) -> None:
         """Raise `Fenced` for a sender of an older epoch than was heard or announced."""
         if epoch < self.peer_epoch:

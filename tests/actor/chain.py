@@ -96,7 +96,9 @@ class Chain:
         speed: float = 1.0,
         listen: str = "inproc:",
         shape: Shape | None = None,
+        apart: bool = False,
     ):
+        """`apart`: each instance has a folder of its own, as in a cluster that isn't one machine."""
         self.members = [
             Member(number, operator) for number, operator in enumerate(pipeline.build(list(operators)).operators)
         ]
@@ -105,6 +107,7 @@ class Chain:
         self._codec = codec
         self._listen = listen
         self._shape = shape or Shape()
+        self._apart = apart
         self._options = {"window_messages": window_messages, "window_bytes": window_bytes, "speed": speed}
 
     def __getitem__(self, number: int) -> Member:
@@ -154,11 +157,13 @@ class Chain:
     # -- moves, step by step
 
     async def move(self, number: int) -> None:
-        """All steps of a move."""
+        """All steps of a move. The first and the last operator are replaced in the same way."""
         await self.prepare(number)
         await self.connected(number)
         await self.hand_over(number)
         old = self.switch(number)
+        if number == 0:
+            await self.end_source(old)
         await self.taken_over(number)
         await old.kill()
 
@@ -173,33 +178,50 @@ class Chain:
         member = self[number]
         new = member.next
         assert new is not None
-        before, after = self[number - 1], self[number + 1]
-        await until(lambda: before.life.status(self.link(number - 1))["standby"] == new.epoch)
-        await until(lambda: new.status(self.link(number))["epoch"] == after.life.epoch)
+        if number:
+            before = self[number - 1]
+            await until(lambda: before.life.status(self.link(number - 1))["standby"] == new.epoch)
+        if number < self.last:
+            after = self[number + 1]
+            await until(lambda: new.status(self.link(number))["epoch"] == after.life.epoch)
 
     async def hand_over(self, number: int) -> None:
         """What was set aside is the next instance's from now on."""
         member = self[number]
         assert member.next is not None
         old, new = member.life.instance, member.next.instance
-        old.set_role(Role.RETIRED)
-        await until(lambda: old.status()["role"] == Role.RETIRED)
-        new.set_role(Role.ACTIVE)
-        await until(lambda: new.status()["role"] == Role.ACTIVE)
+        goal = Role.HALTED if number in (0, self.last) else Role.RETIRED
+        old.set_role(goal)
+        await until(lambda: old.status()["role"] == goal)
+        if number:
+            new.set_role(Role.ACTIVE, old.status()["called"])
+            await until(lambda: new.status()["role"] == Role.ACTIVE)
+
+    async def end_source(self, old: Life) -> None:
+        """What made messages ends, and begins in the next instance."""
+        old.instance.set_role(Role.RETIRED)
+        await until(lambda: old.instance.status()["role"] == Role.RETIRED)
+        self[0].instance.set_role(Role.ACTIVE)
 
     def switch(self, number: int) -> Life:
         """The one before is to send to the next instance; the old one."""
         member = self[number]
         assert member.next is not None
         old, member.life, member.next = member.life, member.next, None
-        before = self[number - 1]
-        before.instance.set_peers(self._links(before))
+        if number:
+            before = self[number - 1]
+            before.instance.set_peers(self._links(before))
         return old
 
     async def taken_over(self, number: int) -> None:
         """Until the one behind hears the next instance; then no other is heard any more."""
-        member, after = self[number], self[number + 1]
-        await until(lambda: after.life.status(self.link(number))["epoch"] == member.life.epoch)
+        member = self[number]
+        if number < self.last:
+            after = self[number + 1]
+            await until(lambda: after.life.status(self.link(number))["epoch"] == member.life.epoch)
+        else:
+            before = self[number - 1]
+            await until(lambda: before.life.status(self.link(number - 1))["epoch"] == member.life.epoch)
         self.introduce(number)
 
     async def roll_back(self, number: int) -> None:
@@ -210,6 +232,10 @@ class Chain:
         member.next = None
         member.instance.set_role(Role.ACTIVE)
         self.introduce(number)
+
+    @property
+    def last(self) -> int:
+        return len(self.members) - 1
 
     def link(self, number: int) -> str:
         """The link out of an operator."""
@@ -232,7 +258,8 @@ class Chain:
         member.epoch += 1
         folder = self._folder / member.name if self._folder else None
         if folder is not None:
-            folder.mkdir(exist_ok=True)
+            folder = folder / str(member.epoch) if self._apart else folder
+            folder.mkdir(exist_ok=True, parents=True)
         assignment = Assignment(
             "p", member.name, member.epoch, "node", b"", b"", b"", b"", KEY, self._listen, self._links(member),
             workdir=str(folder or ""), role=role, **self._options,

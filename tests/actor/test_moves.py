@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -129,6 +130,7 @@ async def test_a_standby_does_nothing(tmp_path: Path) -> None:
                 {"link": "p:Flow>same", "direction": "in", "epoch": 0, "standby": 1},
                 {"link": "p:same>append", "direction": "out", "epoch": 1, "standby": 0},
             ],
+            "called": [],
         }
         assert chain[0].instance.status()["links"] == [
             {"link": "p:Flow>same", "direction": "out", "epoch": 1, "standby": 2}
@@ -478,3 +480,223 @@ async def test_faults_in_every_phase(middle: Callable[[int], Any], tmp_path: Pat
     expected = [y for x in range(flow.made) for y in (three(x) if middle is three else [x])]
     assert list(dict.fromkeys(got)) == expected
     assert len(got) - len(expected) <= kills
+
+
+# The first and the last operator
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("slow", [False, True], ids=["inline", "thread"])
+async def test_a_sink_is_replaced_and_no_call_is_missed_or_made_twice(apart: bool, slow: bool, tmp_path: Path) -> None:
+    flow, got, pause = Flow(0.0005 if slow else 0.0002), list[int](), threading.Event()
+
+    def sink(x: int) -> None:
+        if slow:
+            pause.wait(0.002)
+        got.append(x)
+
+    async with Chain([flow, same, sink], tmp_path, apart=apart) as chain:
+        for _ in range(4):
+            before = len(got)
+            await until(lambda before=before: len(got) > before + 50)
+            await chain.move(2)
+        flow.stop()
+        await chain.finished()
+        assert await disorder(chain) == 0
+    assert got == list(range(flow.made))
+
+
+@pytest.mark.parametrize("kind", ["generator", "async"])
+async def test_a_sink_of_each_kind_is_replaced(kind: str, tmp_path: Path) -> None:
+    flow, got = Flow(0.001), list[tuple[int, int]]()
+
+    def generating(pair: tuple[int, int]) -> Iterator[None]:
+        got.append(pair)
+        yield None
+        yield None
+
+    async def waiting(pair: tuple[int, int]) -> None:
+        await asyncio.sleep(0.0001)
+        got.append(pair)
+
+    sink = generating if kind == "generator" else waiting
+    async with Chain([flow, three, sink], tmp_path, window_messages=16, apart=True) as chain:
+        for _ in range(3):
+            before = len(got)
+            await until(lambda before=before: len(got) > before + 20)
+            await chain.move(2)
+        flow.stop()
+        await chain.finished()
+    assert got == [(x, k) for x in range(flow.made) for k in range(3)]
+
+
+async def test_a_halted_sink_calls_nothing_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    flow, got = Flow(), list[int]()
+    async with Chain([flow, same, got.append], tmp_path) as chain:
+        await until(lambda: len(got) > 50)
+        await chain.prepare(2)
+        await chain.connected(2)
+        old = chain[2].instance
+        old.set_role(Role.HALTED)
+        await until(lambda: old.status()["role"] == Role.HALTED)
+        called, received = len(got), old.stats().received
+        await until(lambda: old.stats().received > received + 20)
+        assert len(got) == called
+        assert old.status()["called"] == [(0, (1 << 44) + called, b"")]
+        await chain.roll_back(2)
+        await until(lambda: len(got) > called + 50)
+        flow.stop()
+        await chain.finished()
+        assert await disorder(chain) == 0
+    assert got == list(range(flow.made))
+
+
+async def test_a_long_call_is_over_before_the_sink_has_halted(tmp_path: Path) -> None:
+    go, running, got = threading.Event(), threading.Event(), list[int]()
+
+    def sink(x: int) -> None:
+        if x == 1:
+            running.set()
+            go.wait()
+        got.append(x)
+
+    async with Chain([numbers(5), same, sink], tmp_path) as chain:
+        await asyncio.to_thread(running.wait)
+        await chain.prepare(2)
+        await chain.connected(2)
+        old = chain[2].instance
+        old.set_role(Role.HALTED)
+        assert old.status()["role"] == Role.RETIRED
+        go.set()
+        await chain.hand_over(2)
+        assert got == [0, 1]
+        before = chain.switch(2)
+        await chain.taken_over(2)
+        await before.kill()
+        await chain.finished()
+    assert got == [0, 1, 2, 3, 4]
+
+
+async def test_what_a_sink_has_set_aside_goes_with_it_part_by_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nomad.actor.instance.PART", 1000)
+    trouble, got = Trouble(1, 3), list[int]()
+
+    def sink(x: int) -> None:
+        got.append(trouble(x))
+
+    async with Chain([numbers(5), same, sink], tmp_path, apart=True) as chain:
+        await chain.finished()
+        assert got == [0, 2, 4]
+        await chain.prepare(2)
+        await chain.connected(2)
+        assert chain[2].next is not None
+        old, new = chain[2].instance, chain[2].next.instance
+        with pytest.raises(NomadError, match="has retired"):
+            old.hand_out(0)
+        old.set_role(Role.RETIRED)
+        offset, more = 0, True
+        while more:
+            part = old.hand_out(offset)
+            more = part["more"]
+            new.take_in(offset, part["data"], last=not more)
+            offset += len(part["data"])
+        assert offset > 2000
+        await chain.hand_over(2)
+        with pytest.raises(NomadError, match="stands by"):
+            new.take_in(0, b"", last=True)
+        await chain.switch(2).kill()
+        await chain.taken_over(2)
+        assert len(chain[2].instance.set_aside()) == 2
+        trouble.bad.clear()
+        await until(lambda: chain[2].instance.numbers()["links"][0]["first"] is not None)
+        assert await chain[2].instance.rerun(None) == {"ran": 2, "failed": 0}
+    assert got == [0, 2, 4, 1, 3]
+
+
+async def test_a_generator_source_is_replaced_and_nothing_that_it_gave_is_lost(tmp_path: Path) -> None:
+    """The next one begins anew, and only once the one before has ended."""
+    end, world, got, lives = threading.Event(), itertools.count(), list[int](), list[str]()
+
+    def source() -> Iterator[int]:
+        lives.append("begins")
+        try:
+            while not end.wait(0.0002):
+                yield next(world)
+        finally:
+            lives.append("ends")
+
+    async with Chain([source, same, got.append], tmp_path) as chain:
+        for number in range(3):
+            before = len(got)
+            await until(lambda before=before: len(got) > before + 50)
+            assert lives == ["begins", *["ends", "begins"] * number]
+            await chain.move(0)
+        end.set()
+        await chain.finished()
+        assert [m.life.epoch for m in chain.members] == [4, 1, 1]
+    assert got == list(range(next(world)))
+
+
+async def test_a_periodic_source_is_replaced(tmp_path: Path) -> None:
+    calls, got = list[int](), list[int]()
+
+    def tick() -> int:
+        calls.append(len(calls))
+        return calls[-1]
+
+    async with Chain([pipeline.source(tick, interval=0.002), same, got.append], tmp_path) as chain:
+        for _ in range(3):
+            before = len(got)
+            await until(lambda before=before: len(got) > before + 20)
+            await chain.move(0)
+        chain[0].instance.actor.drain()  # type: ignore[union-attr]
+        await chain.finished()
+    assert got == calls
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+async def test_a_source_that_rests_goes_on_where_it_was(periodic: bool, tmp_path: Path) -> None:
+    flow, got = Flow(0.001), list[int]()
+    ticks = iter(range(10_000))
+    source: Any = pipeline.source(lambda: next(ticks), interval=0.001, name="ticks") if periodic else flow
+    async with Chain([source, same, got.append], tmp_path) as chain:
+        await until(lambda: len(got) > 20)
+        await chain.prepare(0)
+        await chain.connected(0)
+        old = chain[0].instance
+        old.set_role(Role.HALTED)
+        await until(lambda: old.status()["role"] == Role.HALTED)
+        emitted = old.stats().emitted
+        assert len(got) == emitted
+        assert old.numbers()["links"][0]["numbered"] == old.numbers()["links"][0]["settled"]
+        await chain.roll_back(0)
+        await until(lambda: len(got) > emitted + 20)
+        old.actor.drain()  # type: ignore[union-attr]
+        await chain.finished()
+    assert got == list(range(len(got)))
+
+
+async def test_a_source_that_stays_in_its_function_is_not_waited_for_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nomad.actor.source.STILL_SECONDS", 0.05)
+    go, got = threading.Event(), list[int]()
+
+    def source() -> Iterator[int]:
+        yield 0
+        go.wait()
+        yield 1
+
+    async with Chain([source, same, got.append], tmp_path) as chain:
+        await until(lambda: got == [0])
+        old = chain[0].instance
+        old.set_role(Role.HALTED)
+        await until(lambda: old.status()["role"] == Role.HALTED)
+        go.set()
+        await until(lambda: old.actor.queued == (1, 0))
+        assert got == [0]
+        old.set_role(Role.ACTIVE)
+        await chain.finished()
+    assert got == [0, 1]
