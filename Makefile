@@ -4,6 +4,7 @@
 #   make test     the tests, in two processes, with coverage
 #   make lint     style, types and the layers
 #   make bench    the benchmarks
+#   make cluster  Nomad on a Kubernetes cluster on this machine, made by kind; needs Docker, kind and kubectl
 #   make clean    remove .venv, caches and build results
 #
 # PYTHON=/path/to/python3 chooses the Python of a new .venv, DEMO_SECONDS=60 the length of the demo.
@@ -17,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMPS := .venv/stamps
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench cluster clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,6 +45,16 @@ bench: $(STAMPS)/test
 	$(BIN)/python -m benchmarks.placement
 	$(BIN)/python -m benchmarks.measure
 	$(BIN)/python -m benchmarks.moves
+
+# The operators' Python is the one that submits: code goes from this version to that.
+cluster: $(STAMPS)/examples
+	@command -v kind >/dev/null || { echo "kind isn't installed: https://kind.sigs.k8s.io" >&2; exit 1; }
+	kind get clusters | grep -qx nomad || kind create cluster --name nomad --config images/kind.yaml --wait 120s
+	@version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && set -ex && \
+	images/build.sh --python $$version --extras examples && \
+	kind load docker-image --name nomad nomad-master:dev nomad-operator:dev-py$$version && \
+	export CONTEXT=kind-nomad && images/k8s/init.sh && \
+	OPERATOR_IMAGES=$$version=nomad-operator:dev-py$$version images/k8s/startup.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov

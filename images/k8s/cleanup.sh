@@ -1,13 +1,13 @@
 #!/bin/sh
 # Removes what init.sh, startup.sh and the master have made, and nothing else: pipelines with their pods, masters, agents,
 # services, Secrets, accounts and rights; the namespace, if init.sh made it and nobody else has put anything there; the custom
-# resource, if no other namespace has pipelines. May be run again.
+# resource, if no other namespace has Nomad or pipelines. May be run again.
 #
 #   images/k8s/cleanup.sh
 #
 #   NAMESPACE   Default: nomad
 #   TIMEOUT     Seconds that pipelines get to end by themselves. Default: 60
-#   KUBECTL     another program than kubectl; the cluster is the one that it speaks to
+#   CONTEXT     the cluster, as a context of kubectl. Default: the current one
 set -eu
 # shellcheck source=images/k8s/common.sh
 . "$(dirname "$0")/common.sh"
@@ -51,15 +51,19 @@ if exists namespace "$NAMESPACE"; then
     in_namespace wait --for=delete pods --selector "$OURS" --timeout=60s >/dev/null 2>&1 || true
 fi
 
-"$KUBECTL" delete clusterrolebindings "$NAMESPACE-nodes" "$NAMESPACE-token-review" --ignore-not-found
-"$KUBECTL" delete clusterroles "$NAMESPACE-nodes" --ignore-not-found
+kube delete clusterrolebindings "$NAMESPACE-nodes" "$NAMESPACE-token-review" --ignore-not-found
+kube delete clusterroles "$NAMESPACE-nodes" --ignore-not-found
 
 if exists crd pipelines.nomad.dev; then
-    elsewhere=$("$KUBECTL" get pipelines.nomad.dev --all-namespaces --output 'jsonpath={.items[*].metadata.namespace}')
+    elsewhere=$({
+        kube get pipelines.nomad.dev --all-namespaces --output 'jsonpath={.items[*].metadata.namespace}'
+        echo
+        kube get roles --all-namespaces --selector "$OURS" --output 'jsonpath={.items[*].metadata.namespace}'
+    } | tr ' ' '\n' | sort -u | xargs)
     if [ -z "$elsewhere" ]; then
-        "$KUBECTL" delete crd pipelines.nomad.dev --ignore-not-found
+        kube delete crd pipelines.nomad.dev --ignore-not-found
     else
-        echo "    The custom resource stays: there are pipelines in other namespaces ($elsewhere)."
+        echo "    The custom resource stays: Nomad or pipelines are in other namespaces, too ($elsewhere)."
     fi
 fi
 
@@ -69,7 +73,7 @@ if exists namespace "$NAMESPACE" && ours_is_namespace; then
         grep -v -e '^configmap/kube-root-ca.crt$' -e '^serviceaccount/default$' || true)
     if [ -z "$others" ]; then
         say "The namespace $NAMESPACE"
-        "$KUBECTL" delete namespace "$NAMESPACE" --ignore-not-found
+        kube delete namespace "$NAMESPACE" --ignore-not-found
     else
         echo "    The namespace $NAMESPACE stays, for there is something in it that isn't Nomad's:"
         echo "$others" | sed 's/^/        /'

@@ -2,7 +2,8 @@
 # shellcheck shell=sh
 
 NAMESPACE=${NAMESPACE:-nomad}
-KUBECTL=${KUBECTL:-kubectl}
+CONTEXT=${CONTEXT:-}
+HOW="kubectl${CONTEXT:+ --context $CONTEXT}"
 OURS=app.kubernetes.io/name=nomad
 
 say() { echo "==> $*"; }
@@ -23,22 +24,24 @@ check() {
     case $NAMESPACE in
         *[!a-z0-9-]* | -* | *- | kube-*) fail "NAMESPACE=$NAMESPACE isn't a name for a namespace of yours" ;;
     esac
-    command -v "$KUBECTL" >/dev/null || fail "$KUBECTL isn't installed: https://kubernetes.io/docs/tasks/tools/"
-    problem=$("$KUBECTL" get --raw /readyz --request-timeout=15s 2>&1 >/dev/null) ||
-        fail "no cluster answers kubectl (see 'kubectl config current-context', KUBECONFIG): $problem"
+    command -v kubectl >/dev/null || fail "kubectl isn't installed: https://kubernetes.io/docs/tasks/tools/"
+    problem=$(kube get --raw /readyz --request-timeout=15s 2>&1 >/dev/null) ||
+        fail "no cluster answers $HOW (see 'kubectl config get-contexts', and KUBECONFIG): $problem"
 }
 
-# kubectl in the namespace.
-in_namespace() { "$KUBECTL" --namespace "$NAMESPACE" "$@"; }
+kube() { command kubectl ${CONTEXT:+--context "$CONTEXT"} "$@"; }
 
-exists() { "$KUBECTL" get "$@" >/dev/null 2>&1; }
+# kubectl in the namespace.
+in_namespace() { kube --namespace "$NAMESPACE" "$@"; }
+
+exists() { kube get "$@" >/dev/null 2>&1; }
 
 # A manifest as it was rendered, for this namespace. Only these lines name it; a test sees to that.
 manifest() {
     sed -e "s/^\( *namespace: \)nomad\$/\1$NAMESPACE/" \
         -e "s/^  name: nomad\$/  name: $NAMESPACE/" \
-        -e "s/^\( *name: \)nomad-\(nodes\|token-review\)\$/\1$NAMESPACE-\2/" "$(dirname "$0")/manifests/$1"
+        -e "s/^\( *name: \)nomad-nodes\$/\1$NAMESPACE-nodes/" "$(dirname "$0")/manifests/$1"
 }
 
 # Whether init.sh made the namespace.
-ours_is_namespace() { [ -n "$("$KUBECTL" get namespace --selector "$OURS" --field-selector "metadata.name=$NAMESPACE" --output name)" ]; }
+ours_is_namespace() { [ -n "$(kube get namespace --selector "$OURS" --field-selector "metadata.name=$NAMESPACE" --output name)" ]; }

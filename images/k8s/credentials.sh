@@ -4,7 +4,7 @@
 #   eval "$(images/k8s/credentials.sh)"
 #
 #   NAMESPACE   Default: nomad
-#   KUBECTL     another program than kubectl; the cluster is the one that it speaks to
+#   CONTEXT     the cluster, as a context of kubectl. Default: the current one
 #
 # Who may read that Secret may run code in the namespace. Nothing is written to a file.
 set -eu

@@ -6,7 +6,7 @@
 #   images/k8s/init.sh
 #
 #   NAMESPACE   Default: nomad. One that isn't Nomad's and exists already keeps its labels.
-#   KUBECTL     another program than kubectl; the cluster is the one that it speaks to
+#   CONTEXT     the cluster, as a context of kubectl. Default: the current one
 set -eu
 # shellcheck source=images/k8s/common.sh
 . "$(dirname "$0")/common.sh"
@@ -15,11 +15,11 @@ check
 
 if ! exists namespace "$NAMESPACE" || ours_is_namespace; then
     say "The namespace $NAMESPACE"
-    manifest 0-namespace.yaml | "$KUBECTL" apply --server-side --filename -
+    manifest 0-namespace.yaml | kube apply --server-side --filename -
 else
     echo "    The namespace $NAMESPACE exists and isn't Nomad's own: its labels stay, so Pod Security is what it was."
 fi
 say "The custom resource, accounts, rights and network policies"
-manifest 1-init.yaml | "$KUBECTL" apply --server-side --filename -
-"$KUBECTL" wait --for=condition=Established crd/pipelines.nomad.dev --timeout=60s >/dev/null
+manifest 1-init.yaml | kube apply --server-side --filename -
+kube wait --for=condition=Established crd/pipelines.nomad.dev --timeout=60s >/dev/null
 say "Done. Now: images/k8s/startup.sh"

@@ -9,7 +9,7 @@
 #                     Default: 3.11=nomad-operator:dev-py3.11
 #   NAMESPACE         Default: nomad
 #   TIMEOUT           Seconds that it waits for a master to lead. Default: 180
-#   KUBECTL           another program than kubectl; the cluster is the one that it speaks to
+#   CONTEXT           the cluster, as a context of kubectl. Default: the current one
 #
 # What else can be set is in the Helm chart, images/k8s/chart.
 set -eu
@@ -45,7 +45,7 @@ with_images() {
 }
 
 say "Masters, agents and services in the namespace $NAMESPACE"
-manifest 2-nomad.yaml | with_images | "$KUBECTL" apply --server-side --filename -
+manifest 2-nomad.yaml | with_images | kube apply --server-side --filename -
 
 say "Waiting until a master leads"
 end=$(($(date +%s) + TIMEOUT))
@@ -54,21 +54,21 @@ until [ -n "$(in_namespace get endpointslices --selector kubernetes.io/service-n
     if [ "$(date +%s)" -ge "$end" ]; then
         in_namespace get pods --selector "$OURS,app.kubernetes.io/component=master" >&2 || true
         in_namespace get events --field-selector type=Warning --sort-by .lastTimestamp 2>/dev/null | tail -n 5 >&2 || true
-        fail "no master leads after $TIMEOUT s. See: $KUBECTL --namespace $NAMESPACE logs deployment/nomad-master"
+        fail "no master leads after $TIMEOUT s. See: $HOW --namespace $NAMESPACE logs deployment/nomad-master"
     fi
     sleep 1
 done
 in_namespace rollout status deployment/nomad-master --timeout "${TIMEOUT}s"
 
 port=$(in_namespace get service nomad-rest --output 'jsonpath={.spec.ports[0].nodePort}')
-node=$("$KUBECTL" get nodes --output 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
+node=$(kube get nodes --output 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
 cat <<END
 ==> Nomad runs.
 
     Its REST interface is port $port of every node, for instance:
         export NOMAD_MASTER=http://$node:$port
     From where nodes can't be reached, in another terminal (then NOMAD_MASTER isn't needed):
-        $KUBECTL --namespace $NAMESPACE port-forward service/nomad-master 30000
+        $HOW --namespace $NAMESPACE port-forward service/nomad-master 30000
 
     The token and the key that signs your code are in the Secret nomad-master. For this shell:
         eval "\$(NAMESPACE=$NAMESPACE images/k8s/credentials.sh)"
