@@ -74,7 +74,7 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Certificates:
+class Held:
     """All that there is in a namespace."""
 
     authority: Authority | None = None
@@ -139,7 +139,7 @@ def new_leaf(ca: Pair, identity: Identity, now: datetime, life: timedelta = LEAF
     return _pair(made, key)
 
 
-def renewed(found: Certificates, namespace: str, roles: Sequence[str], now: datetime) -> Certificates:
+def renewed(found: Held, namespace: str, roles: Sequence[str], now: datetime) -> Held:
     """What there should be now; the same object when that is what there is.
 
     Whoever keeps it writes the authority before the leaves, and tells with `Authority.published` when all of
@@ -147,7 +147,7 @@ def renewed(found: Certificates, namespace: str, roles: Sequence[str], now: date
     """
     authority = _authority(found.authority, namespace, now)
     leaves = {role: _leaf(found.leaves.get(role), authority, Identity(namespace, role), now) for role in roles}
-    wanted = Certificates(authority, leaves)
+    wanted = Held(authority, leaves)
     return found if wanted == found else wanted
 
 
