@@ -80,6 +80,11 @@ def _named(text: str, exact: str, end: str, *, clear: bool) -> str:
     return (head + tail).lstrip("-")
 
 
+def short(text: str) -> str:
+    """`text` as a part of a name: readable, not unique."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-") or "node"
+
+
 def label(text: str) -> str:
     """`text` as a label's value: itself where that is allowed."""
     if _VALUE.fullmatch(text):
@@ -151,15 +156,27 @@ def warm_pod(name: str, node: str, settings: Kubernetes, *, host: str, image: st
     )
 
 
-def claim_patch(spec: PodSpec, version: str, owner: Json | None) -> Json:
-    """The merge patch by which a waiting pod is given to `spec`, if it is still at `version`."""
-    metadata: Json = {
-        "resourceVersion": version,
-        "labels": operator_labels(spec.pipeline, spec.operator, spec.epoch, spec.node),
-        "annotations": {names.POD_ANNOTATION: spec.id, PYTHON_ANNOTATION: spec.python},
-        "ownerReferences": [owner] if owner else None,
-    }
-    return {"metadata": metadata}
+def claim_patch(spec: PodSpec, uid: str, owner: Json | None) -> list[Json]:
+    """The JSON patch by which a waiting pod is given to `spec`; it is refused when that pod doesn't wait any more.
+
+    Other than a resource version, this doesn't mind what the node says of the pod at the same moment.
+    """
+
+    def at(field: str, key: str) -> str:
+        return f"/metadata/{field}/" + key.replace("~", "~0").replace("/", "~1")
+
+    def put(path: str, value: Any) -> Json:
+        return {"op": "add", "path": path, "value": value}
+
+    labels = operator_labels(spec.pipeline, spec.operator, spec.epoch, spec.node)
+    annotations = {names.POD_ANNOTATION: spec.id, PYTHON_ANNOTATION: spec.python}
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": uid},
+        {"op": "test", "path": at("labels", names.STATE_LABEL), "value": names.WARM},
+        *(put(at("labels", key), value) for key, value in labels.items()),
+        *(put(at("annotations", key), value) for key, value in annotations.items()),
+        put("/metadata/ownerReferences", [owner] if owner else []),
+    ]
 
 
 def resize_patch(spec: PodSpec) -> Json:

@@ -1,0 +1,76 @@
+"""What the pods of a cluster print: read from their nodes through the API, line by line.
+
+Called by `nomad.runtime.kubernetes`. A node keeps what a container printed as long as the pod's object is there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from nomad.clock import Clock
+from nomad.errors import ApiError, ApiInvalid, ApiNotFound
+from nomad.kubernetes import paths
+from nomad.kubernetes.api import Api
+from nomad.runtime.base import PodPhase
+from nomad.runtime.kubepods import KubePod
+from nomad.runtime.manifests import CONTAINER
+
+log = logging.getLogger(__name__)
+
+PAUSE = 0.5
+"""Seconds until a log that broke off, or that isn't there yet, is asked for again."""
+
+LONGEST_PAUSE = 5.0
+
+
+async def tail(api: Api, namespace: str, name: str, lines: int | None) -> list[str]:
+    """The last lines that a pod has printed; none when it hasn't run yet or isn't there any more. Raises `ApiError`."""
+    params: dict[str, Any] = {"container": CONTAINER, "tailLines": lines}
+    try:
+        async with aclosing(api.lines(paths.pods(namespace, name, "log"), params)) as found:  # type: ignore[type-var]
+            return [line async for line in found]
+    except (ApiNotFound, ApiInvalid):
+        return []
+
+
+async def follow(
+    api: Api, namespace: str, name: str, find: Callable[[], KubePod | None], clock: Clock
+) -> AsyncIterator[str]:
+    """Lines from now on, until the pod has ended; `find` gives the pod as it is.
+
+    Connections that break are taken up where they were, by the nodes' own stamps on each line.
+    """
+    pod = find()
+    if pod is None or pod.phase is PodPhase.EXITED:
+        return
+    last, pause = "", PAUSE
+    fresh = pod.phase is PodPhase.STARTING  # all that it prints is still to come
+    while True:
+        pod = find()
+        over = pod is None or pod.phase is PodPhase.EXITED  # before reading, so that nothing of the end is missed
+        params: dict[str, Any] = {"container": CONTAINER, "timestamps": True, "follow": not over}
+        heard = last
+        if heard:
+            params["sinceTime"] = heard
+        elif not fresh:
+            params["tailLines"] = 0
+        try:
+            async with aclosing(api.lines(paths.pods(namespace, name, "log"), params)) as lines:  # type: ignore[type-var]
+                async for line in lines:
+                    stamp, _, text = line.partition(" ")
+                    if stamp > heard:  # the nodes' stamps are of one length
+                        last, pause = stamp, PAUSE
+                        yield text
+        except ApiNotFound:
+            return
+        except ApiInvalid:
+            pass  # it doesn't run yet
+        except ApiError as exc:
+            log.info("the log of pod %s broke off: %s", name, exc)
+        if over:
+            return
+        await clock.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)

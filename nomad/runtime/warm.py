@@ -1,0 +1,235 @@
+"""Operator pods that are started before anybody knows for which operator, so that a move or a restart waits for no
+image and no interpreter.
+
+A few per node that takes pods. `run` is the one task that keeps them: it sleeps until a node or one of these pods
+has changed. `claim` gives one to an operator, in a single request that fails when somebody was faster. Used by
+`nomad.runtime.kubernetes` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from nomad.clock import Clock
+from nomad.errors import ApiConflict, ApiError, ApiForbidden, ApiInvalid, ApiNotFound, NomadError
+from nomad.kubernetes import paths
+from nomad.kubernetes.api import Api, Json
+from nomad.runtime import manifests
+from nomad.runtime.base import PodPhase, PodSpec
+from nomad.runtime.kubenodes import Nodes
+from nomad.runtime.kubepods import KubePod
+from nomad.settings import Backoff, Kubernetes
+from nomad.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+LETTERS = "bcdfghjkmnpqrtvwxz"
+"""Of random parts of names: no words, and nothing that could be an epoch."""
+
+AT_ONCE = 8
+"""Nodes that are seen to at the same time."""
+
+REFILL = 3.0
+"""Seconds until a pod that was given away is replaced: its operator has the node's cores to itself first."""
+
+STUCK = 10.0
+"""Seconds that a pod may be kept from starting before it is taken away again."""
+
+BACKOFF = Backoff(first=5.0, factor=2.0, limit=300.0)
+"""Of a node whose waiting pods end or can't be started."""
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What went wrong with the waiting pods of a node."""
+
+    failures: int = 0
+    until: float = 0.0
+
+
+class WarmPool:
+    """The waiting pods of all nodes."""
+
+    def __init__(
+        self,
+        api: Api,
+        settings: Kubernetes,
+        nodes: Nodes,
+        make: Callable[[Json, int], Awaitable[None]],
+        seen: Callable[[Json], None],
+        *,
+        image: str,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        """`make(body, epoch)` creates a pod with its secret; `seen` takes in what the API answered about one."""
+        self._api = api
+        self._settings = settings
+        self._nodes = nodes
+        self._make = make
+        self._seen = seen
+        self._image = image
+        self._clock = clock
+        self._rng = rng
+        self._pods: dict[str, dict[str, KubePod]] = {}  # by node and name
+        self._trouble: dict[str, _Trouble] = {}
+        self._dirty: set[str] = set()
+        self._woken = asyncio.Event()
+        self._tasks = Tasks()
+        self._resizes = True
+        self.owner: Callable[[], Json | None] = lambda: None
+        """Whom waiting pods end with."""
+        self.connected: Callable[[str], bool] = lambda name: False
+        """Whether the process of that name has reported to the master: it is at work soonest."""
+
+    # What has changed
+
+    def changed(self, old: KubePod | None, new: KubePod | None) -> None:
+        """One of the waiting pods came, went, or isn't waiting any more."""
+        if old is not None and old.warm:
+            node = self._nodes.named(old.node)
+            self._pods.get(node, {}).pop(old.name, None)
+            if new is None or not new.warm:
+                self._look(node, REFILL)
+        if new is not None and new.warm:
+            node = self._nodes.named(new.node)
+            self._pods.setdefault(node, {})[new.name] = new
+            if new.stuck and not (old is not None and old.stuck):
+                self._tasks.start(self._judge(node, new), name=f"watch {new.name}")
+            if old is None or not new.alive or new.image != self._image:
+                self._look(node)
+
+    def look_at(self, nodes: Iterable[str]) -> None:
+        """These nodes have changed."""
+        for node in nodes:
+            self._look(node)
+
+    # Giving one away
+
+    async def claim(self, spec: PodSpec, image: str, owner: Json | None) -> bool:
+        """Give a waiting pod on its node to `spec`; False when there is none that would do. Raises `ApiError`."""
+        for pod in self._fit(spec, image):
+            patch = manifests.claim_patch(spec, pod.uid, owner)
+            try:
+                taken = await self._api.patch(paths.pods(self._settings.namespace, pod.name), patch, kind="json")
+            except (ApiConflict, ApiInvalid, ApiNotFound):
+                continue  # it is gone, or somebody else's
+            self._trouble.pop(spec.node, None)
+            self._seen(taken)
+            self._tasks.start(self._resize(pod.name, spec), name=f"resize {pod.name}")
+            return True
+        return False
+
+    def _fit(self, spec: PodSpec, image: str) -> list[KubePod]:
+        """Those that would do, the best first."""
+        if spec.secrets or spec.devices or self._settings.storage_class:
+            return []  # which can't be given to a process that runs
+        if not self._resizes and spec.memory_mb > manifests.INTERPRETER_MB:
+            return []
+        found = [
+            pod
+            for pod in self._pods.get(spec.node, {}).values()
+            if pod.alive and pod.phase is PodPhase.RUNNING and pod.image == image
+        ]
+        return sorted(found, key=lambda pod: not self.connected(pod.name))
+
+    async def _resize(self, name: str, spec: PodSpec) -> None:
+        """Have the pod ask for what its operator needs. Where the cluster can't do that, it goes on as it is."""
+        path = paths.pods(self._settings.namespace, name, "resize")
+        try:
+            self._seen(await self._api.patch(path, manifests.resize_patch(spec), kind="strategic"))
+        except (ApiForbidden, ApiNotFound, ApiInvalid) as exc:
+            self._resizes = False
+            log.warning("pods can't ask for more memory while they run, so large operators start cold: %s", exc)
+        except ApiError as exc:
+            log.warning("pod %s asks for less than its operator needs: %s", name, exc)
+
+    # Keeping them
+
+    async def run(self) -> None:
+        """Make and take away waiting pods, until cancelled."""
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def see_to(node: str) -> None:
+            async with gate:
+                try:
+                    await self._settle(node)
+                except NomadError as exc:
+                    self._failed(node, f"its waiting pods can't be seen to: {exc}")
+
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            dirty, self._dirty = self._dirty, set()
+            await asyncio.gather(*(see_to(node) for node in dirty))
+
+    async def close(self) -> None:
+        """Let go; the pods go on."""
+        await self._tasks.close()
+
+    async def _settle(self, node: str) -> None:
+        """Bring the waiting pods of a node to their number."""
+        known = self._nodes.get(node)
+        pods = list(self._pods.get(node, {}).values())
+        wanted = self._settings.warm if known is not None and self._image else 0
+        good = [pod for pod in pods if pod.alive and pod.image == self._image]
+        crashed = [pod for pod in pods if not pod.deleting and pod.phase is PodPhase.EXITED]
+        surplus = [pod for pod in pods if pod.alive and pod not in good] + good[wanted:]
+        for pod in [*crashed, *surplus]:
+            await self._remove(pod)
+        if crashed:
+            self._failed(node, f"{crashed[0].name} {crashed[0].reason}")
+        if not pods and known is None:
+            self._pods.pop(node, None)
+            self._trouble.pop(node, None)
+        trouble = self._trouble.get(node, _Trouble())
+        if known is None or not self._nodes.usable(node) or self._clock.now() < trouble.until:
+            return
+        for _ in range(wanted - len(good)):
+            name = f"nomad-warm-{manifests.short(node)}-{''.join(self._rng.choices(LETTERS, k=5))}"
+            body = manifests.warm_pod(
+                name, node, self._settings, host=known.host, image=self._image, owner=self.owner()
+            )
+            await self._make(body, 0)
+
+    async def _remove(self, pod: KubePod) -> None:
+        try:
+            await self._api.delete(paths.pods(self._settings.namespace, pod.name), uid=pod.uid, grace=1)
+        except ApiConflict:
+            pass  # it is another one by now
+
+    async def _judge(self, node: str, pod: KubePod) -> None:
+        """Take a pod away that still can't be started after a while."""
+        await self._clock.sleep(STUCK)
+        now = self._pods.get(node, {}).get(pod.name)
+        if now is not None and now.uid == pod.uid and now.stuck and now.alive:
+            self._failed(node, f"{pod.name} can't be started there: {now.reason}")
+            try:
+                await self._remove(now)
+            except ApiError as exc:
+                log.warning("pod %s can't be taken away: %s", pod.name, exc)
+
+    def _failed(self, node: str, reason: str) -> None:
+        trouble = self._trouble.setdefault(node, _Trouble())
+        if self._clock.now() > trouble.until + BACKOFF.limit:
+            trouble.failures = 0
+        trouble.failures += 1
+        delay = BACKOFF.delay(trouble.failures) * self._rng.uniform(1.0, 1.5)
+        trouble.until = self._clock.now() + delay
+        log.warning("no operator can start warm on %s for the next %.0f s: %s", node, delay, reason)
+        self._look(node, delay)
+
+    def _look(self, node: str, delay: float = 0.0) -> None:
+        if delay:
+            self._tasks.start(self._look_later(node, delay), name=f"look at {node}")
+            return
+        self._dirty.add(node)
+        self._woken.set()
+
+    async def _look_later(self, node: str, delay: float) -> None:
+        await self._clock.sleep(delay)
+        self._look(node)
