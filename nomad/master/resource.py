@@ -100,7 +100,7 @@ def profile(spec: PipelineSpec) -> list[Json]:
 
 
 def operator(op: OperatorSpec) -> Json:
-    """An operator, as it stands in an object. What the API server fills in is always written, so that nothing changes."""
+    """An operator, as it stands in an object; what the API server would fill in is always written."""
     content = _camel(_OPERATOR, op)
     content["requires"] = sorted(op.requires)
     return {

@@ -5,22 +5,21 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 
-from nomad.clock import SystemClock
-from nomad.control import PodStats
 from nomad.errors import StateError
 from nomad.master import secret
-from nomad.master.events import EventLog
 from nomad.master.sqlite import _SCHEMA, DATABASE, VERSION, SqliteStore
-from nomad.master.state import Goal, Outcome
 from nomad.master.store import StoredOperator
-from nomad.master.views import EventView, FailureView, MovePhase, MoveState, MoveView, PlacementView
+from nomad.master.views import PlacementView
 from nomad.pipeline import PipelineSpec
+from tests.contract.store import CHECKS
 from tests.master.worlds import wanted
 
 
@@ -29,31 +28,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-async def test_everything_is_there_after_a_restart(folder: Path) -> None:
-    store = await SqliteStore.open(folder)
-    pipeline = wanted()
-    pipeline.warnings = ("other numpy",)
-    failure = FailureView(1.0, "boom", "ValueError", "Traceback", 1, ["a", "b"])
-    square = StoredOperator(
-        "square", 3, "p.square-e3", "p.square-e3", 2, PodStats(processed=7, last_output=b"\x00\xff"), failure
-    )
-    await store.set_meta("sockets", b"/tmp/x")
-    await store.add_pipeline(pipeline, b"the bundle")
-    await store.save_operator("p", square)
-    await store.set_goal("p", Goal.STOP)
-    await store.set_outcome("p", Outcome.FAILED, "because")
-    spec = replace(pipeline.spec, profile=({"cloud_execution_time": 0.5}, {}, {}))
-    await store.set_spec(spec)
-    await store.close()
-
-    again = await SqliteStore.open(folder)
-    (found,) = await again.pipelines()
-    assert found.wanted == replace(pipeline, goal=Goal.STOP, spec=spec)
-    assert (found.outcome, found.reason) == (Outcome.FAILED, "because")
-    assert found.operators == [square]
-    assert await again.bundle("digest") == b"the bundle"
-    assert (await again.meta())["sockets"] == b"/tmp/x"
-    await again.close()
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_contract(check: Callable[[Any], Awaitable[None]], folder: Path) -> None:
+    await check(lambda: SqliteStore.open(folder))
 
 
 async def test_a_pipeline_and_its_bundle_are_stored_together_or_not_at_all(folder: Path) -> None:
@@ -81,31 +58,6 @@ async def test_a_bundle_goes_with_the_last_pipeline_that_has_it(folder: Path) ->
     assert (await store.meta())["epoch_floor"] == b"9"
     await store.save_operator("q", StoredOperator("square", 2, None, "", 0))  # too late: without effect
     assert await store.pipelines() == []
-    await store.close()
-
-
-async def test_events_are_bounded_and_keep_their_numbers(folder: Path) -> None:
-    store = await SqliteStore.open(folder)
-    log = EventLog(store, SystemClock(), [], 3)
-    live = log.subscribe()
-    first = log.add("a", "first")
-    for n in range(4):
-        log.add("b", f"number {n}", pipeline="p", operator="square", cause=first, data={"n": n})
-    await log.flush()
-    log.close()
-    assert [event.id async for event in live] == [3, 4, 5]  # the reader was slow; it keeps as many as the log does
-    kept = await store.events(100)
-    assert [event.id for event in kept] == [3, 4, 5]
-    assert kept[-1] == EventView(5, kept[-1].time, "b", "number 3", "p", "square", first, {"n": 3})
-    await store.close()
-
-    store = await SqliteStore.open(folder)
-    log = EventLog(store, SystemClock(), await store.events(3), 3)
-    assert log.add("c", "after a restart") == 6
-    assert [event.id for event in log.list(None, 4, 10)] == [5, 6]
-    assert [event.id for event in log.list("p", 0, 1)] == [5]
-    assert log.list(None, 0, 0) == []
-    await log.flush()
     await store.close()
 
 
@@ -142,34 +94,6 @@ def killed_holder(folder: Path) -> int:
 @pytest.mark.usefixtures("killed_holder")
 async def test_the_lock_of_a_killed_master_is_free(folder: Path) -> None:
     await (await SqliteStore.open(folder)).close()
-
-
-async def test_moves_pins_and_the_switch_are_kept(folder: Path) -> None:
-    store = await SqliteStore.open(folder)
-    pipeline = wanted()
-    pipeline.pins, pipeline.moves = {"square": "cloud"}, False
-    await store.add_pipeline(pipeline, b"the bundle")
-    moves = [
-        MoveView(f"m{n}", "p", "square", "cloud", "edge", "user", "because", MoveState.DONE, float(n)) for n in range(5)
-    ]
-    await store.save_moves(moves, 3)
-    placement = {**pipeline.placement, "square": PlacementView("edge", "it was moved")}
-    last = replace(moves[-1], state=MoveState.SWITCHING, epoch=2, phases=[MovePhase("starting", 0.5)])
-    square = StoredOperator("square", 2, "p.square-e2", "p.square-e2", 0, highest=2)
-    await store.save_switch("p", square, placement, last)
-    await store.set_placing("p", moves=True, pins={})
-    await store.close()
-
-    again = await SqliteStore.open(folder)
-    (found,) = await again.pipelines()
-    assert found.moves == [*moves[2:4], last]
-    assert found.operators == [square]
-    assert found.wanted.placement == placement
-    assert (found.wanted.moves, found.wanted.pins) == (True, {})
-    await again.remove_pipeline("p", 2)
-    await again.save_moves([last], 3)  # too late: without effect
-    assert await again.pipelines() == []
-    await again.close()
 
 
 FIRST = """

@@ -1,0 +1,184 @@
+"""Bundles in a cluster: Secrets of a known size, named by the hash of what they hold together.
+
+Pipelines with the same code share them. A bundle that no pipeline has stays for a day, so that a pipeline that was
+exported and deleted can be applied again; who applies the Secrets before the pipeline has as much time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import logging
+from collections.abc import Awaitable, Collection, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from nomad.clock import Clock
+from nomad.errors import ApiError, ApiExists, ApiNotFound, StateError
+from nomad.kubernetes import paths
+from nomad.kubernetes.api import Api
+from nomad.kubernetes.names import BUNDLE_LABEL, UNUSED_ANNOTATION
+from nomad.master import resource
+from nomad.master.kubewrites import LOOP, Writes
+from nomad.master.resource import CHUNK_KEY, CHUNKS_ANNOTATION, DIGEST_ANNOTATION, SHA256_ANNOTATION, Json
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+KEPT = timedelta(days=1)
+"""How long a bundle stays that no pipeline has."""
+
+AT_ONCE = 8
+"""Chunks that are on their way at the same time."""
+
+_PAGE = 8
+"""Chunks per page of a list: some megabytes."""
+
+_MOST = 10_000
+"""More chunks than any bundle has."""
+
+
+class Bundles:
+    """The bundles in one namespace."""
+
+    def __init__(self, api: Api, namespace: str, writes: Writes, clock: Clock) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._writes = writes
+        self._clock = clock
+        self._changing = asyncio.Lock()
+
+    async def add(self, digest: str, data: bytes, patience: float) -> None:
+        """Have a bundle there, whole, and not counted as unused. Raises `StateError`."""
+        async with self._changing:
+            await _gather(self._add(secret, patience) for secret in resource.bundle_secrets(digest, data))
+
+    async def read(self, digest: str, patience: float) -> bytes:
+        """Raises `StateError` when it isn't there, not all of it, or not as it was written."""
+        first = await self._get(digest, 0, patience)
+        marks = first["metadata"].get("annotations") or {}
+        count = marks.get(CHUNKS_ANNOTATION, "")
+        if marks.get(DIGEST_ANNOTATION) != digest or not count.isdecimal() or not 0 < int(count) < _MOST:
+            raise _damaged(digest)
+        rest = await _gather(self._get(digest, number, patience) for number in range(1, int(count)))
+        try:
+            data = b"".join(base64.b64decode(chunk["data"][CHUNK_KEY], validate=True) for chunk in (first, *rest))
+        except (KeyError, TypeError, binascii.Error):
+            raise _damaged(digest) from None
+        if hashlib.sha256(data).hexdigest() != marks.get(SHA256_ANNOTATION):
+            raise _damaged(digest)
+        return data
+
+    async def sweep(self, used: Collection[str]) -> float:
+        """Mark those that no pipeline has, delete those that none has had for a day; seconds until the next is due.
+
+        Raises `StateError`.
+        """
+        async with self._changing:
+            # Only what is said of them is kept: bundles are large.
+            found, _ = await self._writes.patiently(
+                lambda: self._api.collect(
+                    paths.secrets(self._namespace),
+                    lambda item: dict(item["metadata"]),
+                    {"labelSelector": BUNDLE_LABEL},
+                    limit=_PAGE,
+                ),
+                LOOP,
+            )
+            now, next_due = datetime.fromtimestamp(self._clock.wall(), UTC), KEPT
+            for metadata in found:
+                marks = metadata.get("annotations") or {}
+                since = _time(marks.get(UNUSED_ANNOTATION))
+                name = metadata["name"]
+                if marks.get(DIGEST_ANNOTATION) in used:
+                    if UNUSED_ANNOTATION in marks:
+                        await self._mark(name, None)
+                elif since is None:
+                    await self._mark(name, now.isoformat(timespec="seconds"))
+                elif now - since >= KEPT:
+                    log.info("Secret %s of a bundle has been unused for a day, and is deleted", name)
+                    await self._writes.patiently(
+                        lambda name=name: self._api.delete(paths.secrets(self._namespace, name)),  # type: ignore[misc]
+                        LOOP,
+                    )
+                else:
+                    next_due = min(next_due, KEPT - (now - since))
+            return next_due.total_seconds()
+
+    async def _add(self, secret: Json, patience: float) -> None:
+        path = paths.secrets(self._namespace)
+        try:
+            await self._writes.patiently(lambda: self._api.create(path, secret), patience)
+            return
+        except ApiExists:
+            pass
+        name, marks = secret["metadata"]["name"], secret["metadata"]["annotations"]
+        there = await self._there(name, patience)
+        known = (there or {}).get("metadata", {}).get("annotations") or {}
+        if there is not None and there.get("data") == secret["data"] and marks.items() <= known.items():
+            if UNUSED_ANNOTATION in known:
+                await self._mark(name, None, patience)
+            return
+        # The same code, signed with another key, or damaged. What is given has been verified.
+        await self._writes.patiently(lambda: self._api.delete(paths.secrets(self._namespace, name)), patience)
+        try:
+            await self._writes.patiently(lambda: self._api.create(path, secret), patience)
+        except ApiError as exc:
+            raise StateError(f"Secret {name}, a part of the bundle, can't be replaced: {exc}") from exc
+
+    async def _get(self, digest: str, number: int, patience: float) -> Json:
+        name = resource.bundle_name(digest, number)
+        found = await self._there(name, patience)
+        if found is None:
+            raise StateError(
+                f"the bundle {digest} is missing: there is no Secret {name} in {self._namespace}; apply the Secrets "
+                "that `nomad export` wrote, or submit the pipeline with `nomad submit`"
+            )
+        return found
+
+    async def _there(self, name: str, patience: float) -> Json | None:
+        try:
+            return await self._writes.patiently(lambda: self._api.get(paths.secrets(self._namespace, name)), patience)
+        except ApiNotFound:
+            return None
+
+    async def _mark(self, name: str, since: str | None, patience: float = LOOP) -> None:
+        patch: Json = {"metadata": {"annotations": {UNUSED_ANNOTATION: since}}}
+        try:
+            await self._writes.patiently(lambda: self._api.patch(paths.secrets(self._namespace, name), patch), patience)
+        except ApiNotFound:
+            log.info("Secret %s of a bundle is gone already", name)
+
+
+async def _gather(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Results in order, some at a time; the first failure is raised once the others have ended."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(call: Awaitable[T]) -> T:
+        async with gate:
+            return await call
+
+    found = await asyncio.gather(*(one(call) for call in calls), return_exceptions=True)
+    for result in found:
+        if isinstance(result, BaseException):
+            raise result
+    return found  # type: ignore[return-value]
+
+
+def _time(text: str | None) -> datetime | None:
+    """None for what is no time, which then begins anew."""
+    try:
+        found = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else None
+
+
+def _damaged(digest: str) -> StateError:
+    return StateError(
+        f"the bundle {digest} is damaged: its Secrets don't hold what was written to them; delete those with the label "
+        f"{BUNDLE_LABEL}={digest[:63]}, then submit the pipeline again or apply the Secrets that `nomad export` wrote"
+    )

@@ -1,0 +1,749 @@
+"""The store of a master on Kubernetes: what it must not forget is in the cluster, in objects that people can look at.
+
+    Pipeline x           spec: what is wanted. status: what was asked for, placements, moves under way, how it ended
+    Secret x-link        what the pods of x prove to each other; owned by the Pipeline, as the next is
+    ConfigMap x-history  past moves, counters, failures and last outputs of x, see `kubepast`
+    Secrets nomad-bundle-*  code, see `kubebundles`
+    Secret nomad-master  token, signing key, pod key
+    ConfigMap nomad-state  small facts, and the last events
+
+Opened once this master leads. Masters count: opening leaves the next number on every Pipeline, and so a new resource
+version. A master that was superseded and doesn't know yet has the old one, so that its next write conflicts; it reads
+again, finds a higher number than its own, and is fenced: `fenced` is set, and all of its writes fail from then on.
+After a conflict with a user's edit a write is made again, on top of it. What changes one Pipeline at the same time is
+written together. While the API doesn't answer, writes wait (see `kubewrites`); reads don't need it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import copy
+import logging
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from nomad.clock import Clock, SystemClock
+from nomad.control import PodStats
+from nomad.errors import ApiConflict, ApiError, ApiExists, ApiNotFound, ConflictError, InvalidRequestError, StateError
+from nomad.kubernetes import paths
+from nomad.kubernetes.api import Api
+from nomad.kubernetes.names import API_VERSION, FINALIZER, GROUP, KIND, MASTER_NAME, META_CONFIGMAP
+from nomad.master import kubepast, resource
+from nomad.master.kubebundles import Bundles
+from nomad.master.kubepast import PastOperator
+from nomad.master.kubewrites import ALWAYS, LOOP, USER, Writes, term_of
+from nomad.master.resource import LABELS, Json
+from nomad.master.state import DesiredPipeline, Goal, Outcome
+from nomad.master.store import StoredOperator, StoredPipeline
+from nomad.master.views import EventView, MoveView, PlacementView
+from nomad.pipeline import PipelineSpec
+from nomad.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+Change = Callable[[Json], object]
+"""Changes a copy of a status or a spec in place."""
+
+EVENTS_EVERY = 5.0
+"""Seconds between two writes of the last events."""
+
+SWEEP_AFTER = 60.0
+"""Seconds from the start to the first look for bundles that no pipeline has; takeover has other things to do."""
+
+LINK_KEY = "key"
+_WRITER = "master"
+"""In a status, and as an annotation of nomad-state: who wrote it."""
+_WRITER_ANNOTATION = f"{GROUP}/{_WRITER}"
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A Pipeline as this master knows it."""
+
+    name: str
+    uid: str
+    found: Json
+    """As it was last seen or written."""
+    known: bool = False
+    """This master has taken it on, or found it taken on when it was opened."""
+    gone: bool = False
+    past_moves: dict[str, MoveView] = field(default_factory=dict)
+    past: dict[str, PastOperator] = field(default_factory=dict)
+    written: dict[str, str] | None = None
+    """Its ConfigMap's data; None: there is none."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    history_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    pending: list[Change] = field(default_factory=list)
+    """Changes of the status that wait to be written."""
+
+    @property
+    def id(self) -> str:
+        return resource.pipeline_id(self.found)
+
+    @property
+    def version(self) -> str:
+        return str(self.found["metadata"]["resourceVersion"])
+
+    @property
+    def status(self) -> Json:
+        return self.found.get("status") or {}
+
+    @property
+    def writer(self) -> str:
+        return str(self.status.get(_WRITER, ""))
+
+    @property
+    def moves(self) -> dict[str, MoveView]:
+        """Past ones and open ones."""
+        return self.past_moves | {view.id: view for view in resource.open_moves(self.found)}
+
+
+class KubernetesStore:
+    """The store in one namespace. Made by `open`; used by the master that leads."""
+
+    def __init__(self, api: Api, namespace: str, identity: str, clock: Clock) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._clock = clock
+        self._writes = Writes(identity, clock)
+        self._bundles = Bundles(api, namespace, self._writes, clock)
+        self._held: dict[str, Held] = {}
+        self._state: Json = {}
+        self._state_lock = asyncio.Lock()
+        self._events: list[EventView] = []
+        self._events_dirty = asyncio.Event()
+        self._keep_events = kubepast.MOST_EVENTS
+        self._unused = asyncio.Event()
+        self._tasks = Tasks()
+
+    @classmethod
+    async def open(cls, api: Api, namespace: str, identity: str, *, clock: Clock | None = None) -> Self:
+        """Take the namespace over from whoever had it. `identity`: what this master is called, best its pod's name.
+
+        Raises `StateError`, when the API doesn't answer or refuses.
+        """
+        clock = clock or SystemClock()
+        self = cls(api, namespace, f"{identity or os.uname().nodename}/{secrets.token_hex(4)}", clock)
+        found, self.resource_version = await self._writes.patiently(lambda: api.list(paths.pipelines(namespace)), LOOP)
+        for item in found:
+            self.seen(item)
+        await self._open_state(max((term_of(held.writer) for held in self._held.values()), default=0))
+        for held in self._held.values():
+            held.known = resource.is_accepted(held.found)
+        await asyncio.gather(*(self._take_over(held) for held in self._held.values() if held.known))
+        self._tasks.start(self._write_events(), name="write events")
+        self._tasks.start(self._sweep(), name="look for unused bundles")
+        return self
+
+    resource_version: str = ""
+    """Of the Pipelines as they were when it was opened."""
+
+    async def close(self) -> None:
+        """Write down the last events."""
+        await self._tasks.close()
+        if self._events_dirty.is_set() and not self.fenced.is_set():
+            try:
+                await self._write_state(self._with_events, USER)
+            except StateError as exc:
+                log.warning("the last events are lost: %s", exc)
+
+    @property
+    def fenced(self) -> asyncio.Event:
+        """Set once another master leads: this one can write nothing any more, and should end."""
+        return self._writes.fenced
+
+    def fence(self, why: str) -> None:
+        """This master leads no more, `why` as a clause: nothing is to be written any more."""
+        self._writes.fence(why)
+
+    # What is in the cluster, for those who watch it
+
+    def seen(self, found: Json) -> Held:
+        """A Pipeline as it was read; an older one than is known already is left aside."""
+        name, uid = found["metadata"]["name"], found["metadata"]["uid"]
+        found["metadata"].pop("managedFields", None)
+        self._writes.look((found.get("status") or {}).get(_WRITER, ""))
+        held = self._held.get(name)
+        if held is None or held.uid != uid:
+            if held is not None:
+                held.gone = True
+            held = self._held[name] = Held(name, uid, found)
+        elif _version(found) >= _version(held.found):
+            held.found = found
+        return held
+
+    def lost(self, name: str, uid: str) -> None:
+        """A Pipeline isn't there any more."""
+        held = self._held.get(name)
+        if held is not None and held.uid == uid:
+            held.gone = True
+            del self._held[name]
+
+    def owner(self, pipeline: str) -> Json:
+        """What makes an object go with the Pipeline. Raises `KeyError` when there is none."""
+        held = self._of(pipeline)
+        if held is None:
+            raise KeyError(pipeline)
+        return _owner(held)
+
+    async def report(self, held: Held, change: Change) -> None:
+        """Change what a status shows to people; without effect, and without a request, where it shows that already."""
+        await self._write_status(held, change, USER)
+
+    async def release(self, held: Held) -> None:
+        """Let a Pipeline go that is to be deleted and that no master has taken on."""
+        await self._release(held)
+
+    # `Store`
+
+    async def secret(self, name: str, make: Callable[[], str]) -> str:
+        """A secret of the master's, as text; made when it isn't there yet."""
+        path = paths.secrets(self._namespace, MASTER_NAME)
+        while True:
+            try:
+                found = await self._writes.patiently(lambda: self._api.get(path), LOOP)
+            except ApiNotFound:
+                found = None
+            if text := ((found or {}).get("data") or {}).get(name):
+                return _text(text, name)
+            data = {name: base64.b64encode(make().encode()).decode()}
+            try:
+                if found is None:
+                    body = self._object("Secret", MASTER_NAME) | {"type": "Opaque", "data": data}
+                    await self._writes.patiently(
+                        lambda body=body: self._api.create(paths.secrets(self._namespace), body),  # type: ignore[misc]
+                        LOOP,
+                    )
+                else:
+                    patch = {"metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}, "data": data}
+                    await self._writes.patiently(lambda patch=patch: self._api.patch(path, patch), LOOP)  # type: ignore[misc]
+            except (ApiConflict, ApiNotFound):
+                continue  # somebody else was faster: read what is there now
+            return _text(data[name], name)
+
+    async def meta(self) -> dict[str, bytes]:
+        """The small facts by name."""
+        data = self._state.get("binaryData") or {}
+        return {key: base64.b64decode(value) for key, value in data.items() if kubepast.is_fact(key)}
+
+    async def set_meta(self, key: str, value: bytes) -> None:
+        text = base64.b64encode(value).decode()
+        await self._write_state(lambda state: state["binaryData"].__setitem__(key, text), USER)
+
+    async def bundle(self, digest: str) -> bytes:
+        """The bundle's bytes. Raises `StateError` when it isn't there."""
+        return await self._bundles.read(digest, LOOP)
+
+    async def pipelines(self) -> list[StoredPipeline]:
+        """Those that a master has taken on, oldest first. One that can't be read is left as it is, and logged."""
+        found = []
+        for held in [held for held in self._held.values() if held.known]:
+            try:
+                found.append(await self._load(held))
+            except (InvalidRequestError, KeyError, TypeError) as exc:
+                log.error("Pipeline %s can't be read, and isn't looked after: %s", held.name, exc)
+        return sorted(found, key=lambda stored: (stored.wanted.created, stored.wanted.spec.id))
+
+    async def add_pipeline(self, wanted: DesiredPipeline, bundle: bytes) -> None:
+        """A new pipeline and its bundle; one that a user has applied already is taken on.
+
+        A bundle that then nobody has goes by time. Raises `ConflictError` when there is a pipeline of that id.
+        """
+        content = resource.manifest(wanted.spec, wanted.bundle, moves=wanted.moves, pins=wanted.pins, goal=wanted.goal)
+        await self._bundles.add(wanted.bundle, bundle, USER)
+        held = self._of(wanted.spec.id) or await self._create(content, wanted.spec.id)
+        if held.known:
+            raise _taken(wanted.spec.id)
+
+        def complete(found: Json) -> None:
+            finalizers = found["metadata"].get("finalizers") or []
+            found["metadata"]["finalizers"] = list(dict.fromkeys([*finalizers, FINALIZER]))
+            found["spec"]["moves"] = wanted.moves
+            for key in ("pins", "profile"):
+                _set(found["spec"], key, content["spec"].get(key))
+
+        def accept(status: Json) -> None:
+            status.clear()
+            status.update(resource.accepted(wanted))
+
+        await self._write_object(held, complete, USER)
+        await self._write_link(held, wanted.link_key, USER)
+        await self._write_status(held, accept, USER)
+        if held.gone:
+            raise StateError(f"pipeline {wanted.spec.id!r} was deleted while it was submitted")
+        held.known = True
+
+    async def set_goal(self, pipeline: str, goal: Goal) -> None:
+        held = self._of(pipeline)
+        if held is None:
+            return
+        if goal is Goal.REMOVE:
+            await self._delete(held, USER)
+        else:
+            text = "Run" if goal is Goal.RUN else "Stop"
+            await self._write_object(held, lambda found: found["spec"].__setitem__("goal", text), USER)
+
+    async def set_spec(self, spec: PipelineSpec) -> None:
+        profile = resource.profile(spec)
+        if held := self._of(spec.id):
+            await self._write_object(held, lambda found: _set(found["spec"], "profile", profile), USER)
+
+    async def set_placing(self, pipeline: str, *, moves: bool, pins: dict[str, str]) -> None:
+        """What Nomad may do with the pipeline's operators by itself."""
+
+        def change(found: Json) -> None:
+            found["spec"]["moves"] = moves
+            _set(found["spec"], "pins", dict(pins))
+
+        if held := self._of(pipeline):
+            await self._write_object(held, change, USER)
+
+    async def set_placement(self, pipeline: str, placement: dict[str, PlacementView]) -> None:
+        """Where the next pods go."""
+        if held := self._of(pipeline):
+            await self._write_status(held, lambda status: _place(status, placement), LOOP)
+
+    async def set_outcome(self, pipeline: str, outcome: Outcome, reason: str) -> None:
+        change = {"outcome": str(outcome), "phase": str(outcome).capitalize(), "reason": reason}
+        if held := self._of(pipeline):
+            await self._write_status(held, lambda status: status.update(change), ALWAYS)
+
+    async def save_operator(self, pipeline: str, operator: StoredOperator) -> None:
+        """Write or replace; without effect when the pipeline has been removed."""
+        if held := self._of(pipeline):
+            # Only what of it has ended counts, so that either may be there without the other.
+            await self._keep_past(held, operator)
+            await self._write_status(held, lambda status: _save_operator(status, operator), LOOP)
+
+    async def save_switch(
+        self, pipeline: str, operator: StoredOperator, placement: dict[str, PlacementView], move: MoveView
+    ) -> None:
+        """A move's point of no return, all or nothing: another pod, on another node, is the present one."""
+
+        def change(status: Json) -> None:
+            _place(status, placement)
+            _save_operator(status, operator)
+            _save_move(status, move)
+
+        if held := self._of(pipeline):
+            await self._keep_past(held, operator)
+            await self._write_status(held, change, LOOP)
+
+    async def save_moves(self, moves: Sequence[MoveView], keep: int) -> None:
+        """Write or replace; of each pipeline all but the last `keep` are dropped."""
+        for pipeline in dict.fromkeys(move.pipeline for move in moves):
+            if held := self._of(pipeline):
+                await self._save_moves(held, [move for move in moves if move.pipeline == pipeline], keep)
+
+    async def remove_pipeline(self, pipeline: str, epoch_floor: int) -> None:
+        """Delete a pipeline and remember which epochs were used; its bundle goes by time once no other has it."""
+        await self._write_state(
+            lambda state: state["binaryData"].__setitem__(
+                "epoch_floor", base64.b64encode(str(epoch_floor).encode()).decode()
+            ),
+            LOOP,
+        )
+        if held := self._of(pipeline):
+            await self._delete(held, LOOP)
+            for path in (self._history_path(held), self._link_path(held)):
+                await self._writes.patiently(lambda path=path: self._api.delete(path), LOOP)  # type: ignore[misc]
+            await self._release(held)
+
+    async def events(self, limit: int) -> list[EventView]:
+        """The last `limit`, oldest first; 1,000 at most."""
+        return self._events[-limit:] if limit else []
+
+    async def add_events(self, events: Sequence[EventView], keep: int) -> None:
+        """Append, and drop all but the last `keep`. They are written down a little later, many at a time."""
+        self._keep_events = min(keep, kubepast.MOST_EVENTS)
+        self._events = [*self._events, *events][-self._keep_events :]
+        self._events_dirty.set()
+
+    # The Pipelines
+
+    def _of(self, pipeline: str) -> Held | None:
+        """The Pipeline of that id: the one that was taken on, where there are several."""
+        mine = [held for held in self._held.values() if not held.gone and held.id == pipeline]
+        return min(mine, key=lambda held: (not held.known, held.name), default=None)
+
+    async def _create(self, content: Json, id: str) -> Held:
+        path = paths.pipelines(self._namespace)
+        name = content["metadata"]["name"]
+        try:
+            return self.seen(await self._writes.patiently(lambda: self._api.create(path, content), USER))
+        except ApiExists:
+            pass  # by somebody who was faster, or by us, and the answer got lost
+        try:
+            held = self.seen(
+                await self._writes.patiently(lambda: self._api.get(paths.pipelines(self._namespace, name)), USER)
+            )
+        except ApiNotFound:
+            raise StateError(f"pipeline {id!r} was deleted while it was submitted") from None
+        if held.id != id or held.found["spec"].get("bundle") != content["spec"]["bundle"]:
+            raise _taken(id)
+        return held
+
+    async def _take_over(self, held: Held) -> None:
+        """Leave this master's name, whoever's is there."""
+        while not held.gone:
+            patch = {"metadata": {"resourceVersion": held.version}, "status": {_WRITER: self._writes.writer}}
+            path = paths.pipelines(self._namespace, held.name, "status")
+            try:
+                self.seen(await self._writes.patiently(lambda: self._api.patch(path, patch), LOOP))  # noqa: B023
+                return
+            except ApiConflict:
+                await self._read_again(held, LOOP)
+            except ApiNotFound:
+                self.lost(held.name, held.uid)
+
+    async def _read_again(self, held: Held, patience: float) -> None:
+        """After a conflict: somebody has changed it. Raises `StateError` when that was another master."""
+        path = paths.pipelines(self._namespace, held.name)
+        try:
+            self.seen(await self._writes.patiently(lambda: self._api.get(path), patience))
+        except ApiNotFound:
+            self.lost(held.name, held.uid)
+
+    async def _write_status(self, held: Held, change: Change, patience: float) -> None:
+        """Together with what others have changed of it meanwhile. Without effect once it is gone."""
+        held.pending.append(change)
+        try:
+            async with held.lock:
+                while not held.gone and any(waits is change for waits in held.pending):
+                    batch = list(held.pending)
+                    after = copy.deepcopy(held.status)
+                    for each in batch:
+                        each(after)
+                    after[_WRITER] = self._writes.writer
+                    if await self._patch(held, "status", resource.merge_patch(held.status, after), patience):
+                        held.pending = [waits for waits in held.pending if not any(waits is done for done in batch)]
+        finally:
+            held.pending = [waits for waits in held.pending if waits is not change]
+
+    async def _write_object(self, held: Held, change: Change, patience: float) -> None:
+        """Change spec or metadata, on top of what users have changed meanwhile."""
+        async with held.lock:
+            while not held.gone:
+                after = copy.deepcopy(held.found)
+                change(after)
+                patch = {
+                    part: inner
+                    for part in ("metadata", "spec")
+                    if (inner := resource.merge_patch(held.found[part], after[part]))
+                }
+                if await self._patch(held, "", patch, patience):
+                    return
+
+    async def _patch(self, held: Held, sub: str, patch: Json, patience: float) -> bool:
+        """False: it has changed, look again. Nothing is sent when there is nothing to change."""
+        if not patch:
+            return True
+        body = {"status": patch} if sub else patch
+        body = body | {"metadata": {**body.get("metadata", {}), "resourceVersion": held.version}}
+        path = paths.pipelines(self._namespace, held.name, sub)
+        try:
+            self.seen(await self._writes.patiently(lambda: self._api.patch(path, body), patience))
+        except ApiConflict:
+            await self._read_again(held, patience)
+            return False
+        except ApiNotFound:
+            self.lost(held.name, held.uid)
+        return True
+
+    async def _delete(self, held: Held, patience: float) -> None:
+        """Ask for its end; it stays until it is released."""
+        if held.gone or held.found["metadata"].get("deletionTimestamp"):
+            return
+        path = paths.pipelines(self._namespace, held.name)
+        try:
+            there = await self._writes.patiently(lambda: self._api.delete(path, uid=held.uid), patience)
+        except ApiConflict:
+            there = False
+        if not there:
+            self.lost(held.name, held.uid)
+            return
+        await self._read_again(held, patience)
+
+    async def _release(self, held: Held) -> None:
+        def change(found: Json) -> None:
+            found["metadata"]["finalizers"] = [
+                name for name in found["metadata"].get("finalizers") or [] if name != FINALIZER
+            ]
+
+        await self._write_object(held, change, LOOP)
+        if not any(name != FINALIZER for name in held.found["metadata"].get("finalizers") or []):
+            self.lost(held.name, held.uid)
+        self._unused.set()
+
+    # What belongs to a Pipeline
+
+    def _link_path(self, held: Held) -> str:
+        return paths.secrets(self._namespace, f"{held.name}-link")
+
+    def _history_path(self, held: Held) -> str:
+        return paths.configmaps(self._namespace, f"{held.name}-history")
+
+    async def _load(self, held: Held) -> StoredPipeline:
+        key = await self._read_link(held)
+        wanted = resource.desired(held.found, key)
+        try:
+            there = await self._writes.patiently(lambda: self._api.get(self._history_path(held)), LOOP)
+            if _belongs(there, held):
+                held.written = dict(there.get("binaryData") or {})
+                moves, held.past = kubepast.unpack(held.written)
+                held.past_moves = {view.id: view for view in moves}
+        except ApiNotFound:
+            pass
+        except StateError as exc:
+            if self.fenced.is_set():
+                raise
+            log.error("pipeline %s goes on without its past: %s", held.id, exc)
+        operators = resource.stored_operators(held.found)
+        for op in operators:
+            past = held.past.get(op.name, PastOperator())
+            op.totals, op.failure = past.totals, past.failure
+        outcome, reason = resource.outcome(held.found)
+        return StoredPipeline(wanted, outcome, reason, operators, _ordered(held.moves.values()))
+
+    async def _read_link(self, held: Held) -> bytes:
+        try:
+            found = await self._writes.patiently(lambda: self._api.get(self._link_path(held)), LOOP)
+            if _belongs(found, held) and (text := (found.get("data") or {}).get(LINK_KEY)):
+                return base64.b64decode(text)
+        except ApiNotFound:
+            pass
+        log.error("the link key of %s is gone: its pods have to be restarted to speak to new ones", held.id)
+        key = secrets.token_bytes(32)
+        await self._write_link(held, key, LOOP)
+        return key
+
+    async def _write_link(self, held: Held, key: bytes, patience: float) -> None:
+        body = self._object("Secret", f"{held.name}-link", held) | {
+            "type": "Opaque",
+            "data": {LINK_KEY: base64.b64encode(key).decode()},
+        }
+        await self._replace(paths.secrets(self._namespace), body, patience)
+
+    async def _keep_past(self, held: Held, operator: StoredOperator) -> None:
+        past = PastOperator(operator.totals, operator.failure)
+        if held.past.get(operator.name, PastOperator(PodStats())) == past:
+            return
+        held.past = held.past | {operator.name: past}
+        await self._write_history(held)
+
+    async def _save_moves(self, held: Held, moves: list[MoveView], keep: int) -> None:
+        """First to where they stay, then away from where they were: a crash between leaves them in both."""
+        known = _ordered((held.moves | {view.id: view for view in moves}).values())
+        kept = {view.id for view in known[-keep:]} if keep else set()
+        past = {view.id: view for view in known if view.state.final and view.id in kept}
+        if past != held.past_moves:
+            held.past_moves = past
+            await self._write_history(held)
+
+        def change(status: Json) -> None:
+            for view in moves:
+                _save_move(status, view)
+            status["openMoves"] = [entry for entry in status["openMoves"] if entry["id"] in kept - past.keys()]
+            status["moves"] = sum(view.state == "done" for view in past.values())
+            if not status["openMoves"]:
+                del status["openMoves"]
+
+        await self._write_status(held, change, LOOP)
+
+    async def _write_history(self, held: Held) -> None:
+        async with held.history_lock:
+            data = kubepast.pack(_ordered(held.past_moves.values()), held.past)
+            if data == held.written or held.gone:
+                return
+            if held.written is not None:
+                patch = {"binaryData": resource.merge_patch(held.written, data)}
+                with suppress(ApiNotFound):
+                    await self._writes.patiently(lambda: self._api.patch(self._history_path(held), patch), LOOP)
+                    held.written = data
+                    return
+            body = self._object("ConfigMap", f"{held.name}-history", held) | {"binaryData": data}
+            await self._replace(paths.configmaps(self._namespace), body, LOOP)
+            held.written = data
+
+    async def _replace(self, path: str, body: Json, patience: float) -> None:
+        """Create it in the place of what an earlier Pipeline of that name may have left."""
+        mine = f"{path}/{body['metadata']['name']}"
+        for _ in range(3):
+            try:
+                await self._writes.patiently(lambda: self._api.create(path, body), patience)
+                return
+            except ApiExists:
+                await self._writes.patiently(lambda: self._api.delete(mine), patience)
+            except ApiNotFound as exc:
+                raise StateError(f"{mine} can't be made: {exc}") from exc
+        raise StateError(f"{mine} can't be replaced: somebody else makes it again and again")
+
+    # What is the master's own
+
+    async def _open_state(self, term: int) -> None:
+        """Its ConfigMap, with this master's name on it, whose number is above `term` and all that were there."""
+        path = paths.configmaps(self._namespace, META_CONFIGMAP)
+        while True:
+            try:
+                self._state = await self._writes.patiently(lambda: self._api.get(path), LOOP)
+                self._writes.term = 1 + max(term, term_of(self._state_writer))
+                marks = {"resourceVersion": self._state["metadata"]["resourceVersion"], "annotations": self._marks}
+                self._state = await self._writes.patiently(
+                    lambda: self._api.patch(path, {"metadata": marks}),  # noqa: B023
+                    LOOP,
+                )
+                break
+            except ApiNotFound:
+                self._writes.term = 1 + term
+                with suppress(ApiExists):
+                    self._state = await self._create_state({}, LOOP)
+                    break
+            except ApiConflict:
+                continue
+        try:
+            self._events = kubepast.unpack_events(self._state.get("binaryData") or {})
+        except StateError as exc:
+            log.error("%s", exc)
+
+    @property
+    def _marks(self) -> Json:
+        return {_WRITER_ANNOTATION: self._writes.writer}
+
+    @property
+    def _state_writer(self) -> str:
+        return str((self._state["metadata"].get("annotations") or {}).get(_WRITER_ANNOTATION, ""))
+
+    async def _create_state(self, data: Json, patience: float) -> Json:
+        body = self._object("ConfigMap", META_CONFIGMAP) | {"binaryData": data}
+        body["metadata"]["annotations"] = self._marks
+        path = paths.configmaps(self._namespace)
+        return await self._writes.patiently(lambda: self._api.create(path, body), patience)
+
+    async def _write_state(self, change: Change, patience: float) -> None:
+        path = paths.configmaps(self._namespace, META_CONFIGMAP)
+        async with self._state_lock:
+            while True:
+                before = self._state.get("binaryData") or {}
+                after = {"binaryData": dict(before)}
+                change(after)
+                patch = resource.merge_patch(before, after["binaryData"])
+                if not patch:
+                    return
+                version = self._state["metadata"]["resourceVersion"]
+                body = {"metadata": {"resourceVersion": version}, "binaryData": patch}
+                try:
+                    self._state = await self._writes.patiently(lambda: self._api.patch(path, body), patience)  # noqa: B023
+                    return
+                except ApiConflict:
+                    self._state = await self._writes.patiently(lambda: self._api.get(path), patience)
+                    self._writes.look(self._state_writer)
+                except ApiNotFound:  # somebody has deleted it: what is known is written again
+                    with suppress(ApiExists):
+                        self._state = await self._create_state(before, patience)
+
+    def _with_events(self, state: Json) -> None:
+        state["binaryData"].update(kubepast.pack_events(self._events, self._keep_events))
+
+    async def _write_events(self) -> None:
+        while True:
+            await self._events_dirty.wait()
+            await self._clock.sleep(EVENTS_EVERY)
+            self._events_dirty.clear()
+            try:
+                await self._write_state(self._with_events, LOOP)
+            except (StateError, ApiError) as exc:
+                if self.fenced.is_set():
+                    return
+                log.warning("the last events can't be written down yet: %s", exc)
+                self._events_dirty.set()
+
+    async def _sweep(self) -> None:
+        await self._clock.sleep(SWEEP_AFTER)
+        while True:
+            self._unused.clear()
+            used = {str(held.found["spec"].get("bundle")) for held in self._held.values()}
+            try:
+                wait = max(SWEEP_AFTER, await self._bundles.sweep(used))
+            except (StateError, ApiError) as exc:
+                if self.fenced.is_set():
+                    return
+                log.warning("bundles that nobody has can't be looked for: %s", exc)
+                wait = SWEEP_AFTER
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._unused.wait()
+                    await self._clock.sleep(SWEEP_AFTER)
+
+    def _object(self, kind: str, name: str, owner: Held | None = None) -> Json:
+        metadata: Json = {"name": name, "labels": dict(LABELS)}
+        if owner is not None:
+            metadata["ownerReferences"] = [_owner(owner)]
+        return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
+
+
+def _owner(held: Held) -> Json:
+    return {"apiVersion": API_VERSION, "kind": KIND, "name": held.name, "uid": held.uid}
+
+
+def _belongs(found: Json, held: Held) -> bool:
+    """Whether it is of this Pipeline, and not of an earlier one of its name."""
+    return any(owner["uid"] == held.uid for owner in found["metadata"].get("ownerReferences") or ())
+
+
+def _version(found: Json) -> int:
+    """Resource versions of one kind of object are numbers that grow."""
+    return int(found["metadata"]["resourceVersion"])
+
+
+def _ordered(moves: Any) -> list[MoveView]:
+    return sorted(moves, key=lambda view: (view.asked, view.id))
+
+
+def _set(content: Json, key: str, value: Any) -> None:
+    """What is empty isn't there."""
+    if value:
+        content[key] = value
+    else:
+        content.pop(key, None)
+
+
+def _place(status: Json, placement: dict[str, PlacementView]) -> None:
+    status["placement"] = resource.placement(placement)
+    for entry in status.get("operators") or ():
+        if entry["name"] in placement:
+            entry["node"] = placement[entry["name"]].node
+
+
+def _save_operator(status: Json, operator: StoredOperator) -> None:
+    node = ((status.get("placement") or {}).get(operator.name) or {}).get("node", "")
+    entry = resource.stored_operator(operator, node)
+    entries = status.setdefault("operators", [])
+    for index, other in enumerate(entries):
+        if other["name"] == operator.name:
+            entries[index] = entry
+            return
+    entries.append(entry)
+
+
+def _save_move(status: Json, move: MoveView) -> None:
+    entries = status.setdefault("openMoves", [])
+    entries[:] = [entry for entry in entries if entry["id"] != move.id] + [resource.move(move)]
+    entries.sort(key=lambda entry: (entry["asked"], entry["id"]))
+
+
+def _text(data: str, name: str) -> str:
+    try:
+        return base64.b64decode(data).decode("ascii").strip()
+    except ValueError as exc:
+        raise StateError(f"{name} in the Secret {MASTER_NAME} isn't text: delete it to have a new one made") from exc
+
+
+def _taken(id: str) -> ConflictError:
+    return ConflictError(
+        f"there is a pipeline {id!r} already; take another id, or remove it: nomad rm {id}", status=409
+    )
