@@ -107,25 +107,27 @@ class Election:
 
     def leads(self, now: float) -> bool:
         """Whether it may act."""
-        return self._renewed_at is not None and not self._over and now < self._until(self._renewed_at)
+        return self.until is not None and not self._over and now < self.until
+
+    @property
+    def until(self) -> float | None:
+        """When it leads no more unless it renews; None before it has led."""
+        return None if self._renewed_at is None else self._renewed_at + self._seconds - MARGIN
 
     def next(self, now: float) -> tuple[Step, float | None]:
         """What to do; for `Step.WAIT`, when to ask again though nothing happens (None: not at all)."""
-        if self._renewed_at is not None:
+        if self._renewed_at is not None and self.until is not None:
             if not self.leads(now):
                 self._over = True
                 return Step.STOP, None
             due = max(self._renewed_at + self._renew, self._not_before)
-            return (Step.RENEW, None) if now >= due else (Step.WAIT, min(due, self._until(self._renewed_at)))
+            return (Step.RENEW, None) if now >= due else (Step.WAIT, min(due, self.until))
         if not self._looked:
             return Step.WAIT, None
         at = self._not_before
         if self.lease is None or (self.lease.holder != self.identity and self.lease.holder not in self._dead):
             at = max(at, self._free_at)
         return (Step.TAKE, None) if now >= at else (Step.WAIT, at)
-
-    def _until(self, renewed_at: float) -> float:
-        return renewed_at + self._seconds - MARGIN
 
 
 def holder_name(pod: str, token: str) -> str:
