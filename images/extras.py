@@ -17,7 +17,7 @@ def main(extras: str) -> None:
     for extra in filter(None, extras.split(",")):
         if extra not in known:
             sys.exit(f"setup.cfg has no extra {extra!r}; there are {', '.join(sorted(known))}")
-        print(known[extra].strip())
+        sys.stdout.write(known[extra].strip() + "\n")
 
 
 if __name__ == "__main__":

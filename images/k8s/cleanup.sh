@@ -22,9 +22,9 @@ remove() { # kinds, with commas between
 }
 
 if exists namespace "$NAMESPACE"; then
-    if in_namespace get secrets --selector owner=helm,name=nomad --output name | grep -q .; then
-        fail "this was installed by Helm: helm uninstall nomad --namespace $NAMESPACE, and then this once more"
-    fi
+    release=$(in_namespace get serviceaccounts nomad-master --ignore-not-found \
+        --output 'jsonpath={.metadata.annotations.meta\.helm\.sh/release-name}')
+    [ -z "$release" ] || fail "Helm installed this: first helm uninstall $release --namespace $NAMESPACE, then this again"
     if exists crd pipelines.nomad.dev && [ -n "$(remaining)" ]; then
         say "Pipelines: asked to end"
         in_namespace delete pipelines.nomad.dev --all --wait=false
