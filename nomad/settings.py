@@ -48,8 +48,11 @@ class Moving:
     """For the new instance to be ready, as `Reconcile.start_timeout`. Nothing waits for it meanwhile."""
     connect: float = 10.0
     """For handshakes over the slowest links; a neighbour that is being restarted comes back within it."""
-    hand_over: float = 5.0
-    """For two words and their answers. A function that computes on and on doesn't hold them up."""
+    carry: float = 60.0
+    """For what is set aside (256 MiB at the most) to go over the slowest network. Messages flow on meanwhile."""
+    hand_over: float = 15.0
+    """For two words and their answers. A function that computes on and on doesn't hold them up, but for a last
+    operator's: its call under way is waited for. So is what a source has sent, until it is settled."""
     switch: float = 2.0
     """For the neighbours to turn to the new instance; those behind may have to wait for a call that takes longer."""
     count: float = 1.0
@@ -68,6 +71,12 @@ class Reconcile:
 
     backoff: Backoff = field(default_factory=Backoff)
     moving: Moving = field(default_factory=Moving)
+    relieve_retry: float = 2.0
+    """Until the next attempt to take the place of a pod that is to end: half a minute is all that there may be."""
+    upgrade_backoff: Backoff = field(default_factory=lambda: Backoff(first=10.0, limit=600.0))
+    """The same for a pod that is only out of date, which goes on working."""
+    upgrades_at_once: int = 2
+    """Pipelines that have an operator replaced because it is out of date: each such move takes a second pod's room."""
     start_attempts: int = 3
     """A node that couldn't start an operator's pod so often in a row isn't tried again if there is another."""
     start_timeout: float = 120.0

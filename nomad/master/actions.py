@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from nomad.control import LinkPeer
-from nomad.master.state import MoveOrder, Outcome
+from nomad.master.state import Called, MoveOrder, Outcome
 from nomad.master.views import MoveState
 
 
@@ -48,6 +48,8 @@ class TellPeers:
     links: tuple[LinkPeer, ...]
     speed: float
     role: str
+    called: Called = ()
+    """What the instance before said, to one that takes over from a last operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,33 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
+class Carry:
+    """Copy what one instance of an operator has set aside to the next one."""
+
+    pipeline: str
+    operator: str
+    old: str
+    """Pod."""
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Relieve:
+    """Order a move, because the present pod of an operator is to end or is out of date."""
+
+    pipeline: str
+    operator: str
+    pod: str
+    node: str
+    """Where that is."""
+    cause: str
+    """"replace" and "upgrade": another one is to take its place there; "drain": elsewhere."""
+    reason: str
+    again: bool
+    """It was asked for before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rehome:
     """Find another node for an operator that can't run on its own."""
 
@@ -200,5 +229,7 @@ Action: TypeAlias = (
     | Moving
     | Switch
     | Measure
+    | Carry
+    | Relieve
     | Rehome
 )

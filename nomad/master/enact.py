@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nomad import bundle
@@ -23,6 +23,7 @@ from nomad.master.actions import (
     AskStop,
     Assign,
     Ended,
+    Carry,
     Finish,
     Forget,
     Kill,
@@ -30,6 +31,7 @@ from nomad.master.actions import (
     Moving,
     Rehome,
     Start,
+    Relieve,
     Switch,
     TellPeers,
 )
@@ -37,7 +39,8 @@ from nomad.master.events import EventLog
 from nomad.master.moves import MoveLog
 from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
-from nomad.master.state import Desired, DesiredPipeline, History, Observed, Requested, RequestedOperator, operator_id
+from nomad.master.relieve import Homes, carry, relieve
+from nomad.master.state import Desired, History, Observed, Requested, RequestedOperator, operator_id
 from nomad.master.store import Store, StoredOperator
 from nomad.master.tally import Tallier
 from nomad.master.views import PlacementView
@@ -71,13 +74,6 @@ def cores(book: Book, pipeline: str, operator: str, node: str) -> float | None:
     if known.work is None or known.departure is None or speed is None or not known.work.measured:
         return None
     return known.work.value * known.departure.value / max(speed.value, 1e-6)
-
-
-Homes = Callable[[DesiredPipeline, str, str], Awaitable[PlacementView]]
-"""Another node for an operator (pipeline, operator, the node that won't do), everything else staying where it is.
-
-Raises `NomadError` when there is none.
-"""
 
 
 class Enactor:
@@ -129,7 +125,7 @@ class Enactor:
             case Assign():
                 await self._assign(action)
             case TellPeers():
-                self._port.peers(action.pod, action.links, action.speed, action.role)
+                self._port.peers(action.pod, action.links, action.speed, action.role, action.called)
             case AskStop():
                 if not self._port.stop(action.pod, drain=action.drain, grace=action.grace):
                     await self._runtime.stop(action.pod, grace=self._settings.reconcile.stop_grace)
@@ -152,6 +148,11 @@ class Enactor:
             case _:
                 pass  # only to be noted
 
+            case Carry():
+                await carry(action, self._port, self._observer)
+            case Relieve():
+                if (wanted := self._desired.pipelines.get(action.pipeline)) is not None:
+                    await relieve(action, wanted, self._homes, self._moves, self._observer)
     async def _start(self, action: Start) -> None:
         wanted = self._desired.pipelines.get(action.pipeline)
         if wanted is None:
@@ -272,7 +273,11 @@ class Enactor:
         move, old = have.move, have.operators[action.operator]
         assert move is not None
         order = action.order
-        reason = order.placement or PlacementView(order.node, f"it was moved here from {move.source}: {order.reason}")
+        if order.node == move.source:
+            reason = wanted.placement[action.operator]
+        else:
+            why = f"it was moved here from {move.source}: {order.reason}"
+            reason = order.placement or PlacementView(order.node, why)
         placement = {**wanted.placement, action.operator: reason}
         new = replace(move.second, restarts=old.restarts)
         try:

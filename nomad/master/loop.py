@@ -19,6 +19,7 @@ from nomad.master.actions import (
     Action,
     AskStop,
     Assign,
+    Carry,
     Ended,
     Finish,
     Forget,
@@ -28,6 +29,7 @@ from nomad.master.actions import (
     Moving,
     Ready,
     Rehome,
+    Relieve,
     Running,
     Start,
     Switch,
@@ -118,6 +120,9 @@ class Loop:
             self._note(action)
             self._enqueue(action, enactor)
         self._observer.prune(self.requested.pods)
+        ordered = {order.id for wanted in self._desired.pipelines.values() for order in wanted.orders}
+        for move in self._observed.tallies.keys() - ordered:  # one that was counted too late, too
+            del self._observed.tallies[move]
         self._tell_of_the_end()
         self._tell_waiting()
         return decision.wake_at
@@ -154,7 +159,8 @@ class Loop:
         match action:
             case Running(key) | Finish(key) | Forget(key):
                 pass
-            case Moving() | Measure() | Rehome():  # nothing of theirs must wait for a pod's, or follow it
+            case Moving() | Measure() | Carry() | Relieve() | Rehome():
+                # Nothing of theirs must wait for a pod's, or follow it.
                 key = f"{action.pipeline} {type(action).__name__}"
             case _:
                 key = action.pod
@@ -206,6 +212,10 @@ class Loop:
                 self._moved(action)
             case Rehome(id, operator, node, reason):
                 self._add("operator.homeless", f"{operator} needs another node than {node}: {reason}", id, operator)
+            case Relieve(id, operator, pod, node, cause, reason, again):
+                if not again:
+                    kind = "outdated" if cause == "upgrade" else "leaving"
+                    self._add(f"operator.{kind}", f"{operator} is to be replaced: {reason}", id, operator, pod=pod)
             case Ready(id, operator, pod, adopted):
                 verb = "adopted" if adopted else "ready"
                 text = f"{operator} went on without a master" if adopted else f"{operator} is at work"
@@ -241,7 +251,7 @@ class Loop:
                 self._add("pipeline.removed", f"{id} is removed", id)
                 self._over(id)
                 self._forget_causes(id)
-            case Assign() | TellPeers() | Switch() | Measure():
+            case Assign() | TellPeers() | Switch() | Measure() | Carry():
                 log.debug("%s", action)
 
     def _add(self, kind: str, message: str, id: str | None, operator: str | None = None, **data: object) -> None:
@@ -269,7 +279,6 @@ class Loop:
         if view.state.final:
             wanted = self._desired.pipelines[id]
             wanted.orders = [other for other in wanted.orders if other.id != order.id]
-            self._observed.tallies.pop(order.id, None)
 
     def caused(self, pipeline: str, event: int, operator: str | None = None) -> None:
         """What happens next to the pipeline, or to one operator of it, happens because of this event."""

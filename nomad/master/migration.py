@@ -26,14 +26,23 @@ class Facts:
     at_work: bool
     """All of its operators are ready."""
     there: bool
-    """The operator is on the target already."""
+    """The operator is on the target already, and that isn't the point of it."""
     target_ready: bool
-    """Pods can be started on the target."""
+    """Pods can run on the target."""
     old_gone: bool
     new_ready: bool
     new_gone: bool
     new_error: str = ""
     """How the new instance ended."""
+    away: bool = False
+    """The instance whose place was to be taken isn't the present one any more."""
+    target_closed: bool = False
+    """No new pods may be started on the target."""
+    apart: bool = False
+    """The new instance has another folder than the old one."""
+    carried: bool = False
+    """It has a copy of what the old one had set aside."""
+    carry_error: str = ""
     connected: bool = False
     """The operators before have shaken hands with the new instance, and it has with those behind."""
     handed: bool = False
@@ -97,7 +106,9 @@ TABLE: Mapping[MoveState, Row] = {
         ways=(
             Way(lambda f: not f.wanted, MoveState.FAILED, _says(_OVER)),
             Way(lambda f: f.there, MoveState.FAILED, _says("the operator is there already")),
+            Way(lambda f: f.away, MoveState.FAILED, _says("the instance that was to be replaced has ended")),
             Way(lambda f: not f.target_ready, MoveState.FAILED, _says(_LOST)),
+            Way(lambda f: f.target_closed, MoveState.FAILED, _says("the target takes no new operators")),
             Way(lambda f: f.at_work, MoveState.STARTING),
         ),
         deadline=lambda settings: settings.plan,
@@ -124,11 +135,28 @@ TABLE: Mapping[MoveState, Row] = {
             *_BACK,
             # With the old instance dead, nothing is gained by waiting: what is connected late dials by itself.
             Way(lambda f: f.old_gone, MoveState.HANDING_OVER),
+            Way(lambda f: f.connected and f.apart, MoveState.CARRYING),
             Way(lambda f: f.connected, MoveState.HANDING_OVER),
         ),
         deadline=lambda settings: settings.connect,
         late=MoveState.ROLLED_BACK,
         why="its neighbours weren't connected with the new instance in time",
+    ),
+    MoveState.CARRYING: Row(
+        ways=(
+            *_BACK,
+            # What it had set aside is lost with it; what the last operator was called for, too.
+            Way(lambda f: f.old_gone, MoveState.HANDING_OVER),
+            Way(
+                lambda f: bool(f.carry_error),
+                MoveState.ROLLED_BACK,
+                lambda f: f"what is set aside couldn't be carried over: {f.carry_error}",
+            ),
+            Way(lambda f: f.carried, MoveState.HANDING_OVER),
+        ),
+        deadline=lambda settings: settings.carry,
+        late=MoveState.ROLLED_BACK,
+        why="what is set aside wasn't carried over in time",
     ),
     MoveState.HANDING_OVER: Row(
         ways=(

@@ -25,6 +25,9 @@ from nomad.master.views import MovePhase, MoveState, MoveView, PlacementView
 
 log = logging.getLogger(__name__)
 
+URGENT = ("drain", "replace")
+"""Causes that can't wait: these moves go ahead of all others that haven't been begun."""
+
 
 class MoveLog:
     """The moves of all pipelines, bounded per pipeline."""
@@ -71,18 +74,19 @@ class MoveLog:
         reason: str,
         predicted: Mapping[str, float] | None = None,
         placement: PlacementView | None = None,
+        relieves: str = "",
         follows: int | None = None,
     ) -> MoveView:
         """Have an operator moved once its turn comes; `check` comes first.
 
-        `cause` is "user", "drift", "settled" or "node-lost", `reason` a sentence; `predicted` and `placement` are
-        `MoveOrder`'s. `follows`: the event that led to this one. Raises `StateError` and `ConflictError`, with nothing
-        ordered.
+        `cause` is as `MoveView` has it, `reason` a sentence; `predicted`, `placement` and `relieves` are `MoveOrder`'s.
+        What can't wait goes ahead of what can. `follows`: the event that led to this one. Raises `StateError` and
+        `ConflictError`, with nothing ordered.
         """
         predicted = dict(predicted or {})
         now = self._clock.wall()
         id = f"m{int(now * 1000):x}-{secrets.token_hex(3)}"
-        order = MoveOrder(id, operator, node, cause, reason, predicted, now, placement)
+        order = MoveOrder(id, operator, node, cause, reason, predicted, now, placement, relieves)
         view = _planned(wanted.spec.id, order, wanted.node_of(operator))
         async with self._ordering:
             if any(other.operator == operator for other in wanted.orders):
@@ -90,10 +94,12 @@ class MoveLog:
             await self._store.save_moves([view], self._keep)
             self._put(view)
             wanted.orders.append(order)
+            wanted.orders.sort(key=lambda other: other.cause not in URGENT)
         data: dict[str, Any] = {"move": id, "source": view.source, "target": node, "cause": cause, **predicted}
         if placement is not None:
             data |= {"terms": placement.cost, "runner_up": placement.runner_up, "why_not": placement.why_not}
-        text = f"{operator} is to move from {view.source} to {node}: {reason}"
+        way = f"to be replaced on {node}" if node == view.source else f"to move from {view.source} to {node}"
+        text = f"{operator} is {way}: {reason}"
         event = self._events.add(
             "move.ordered", text, pipeline=view.pipeline, operator=operator, cause=follows, data=data
         )
@@ -151,28 +157,25 @@ def check(
     """Whether an operator can be moved there now. Raises `NotFoundError`, `InvalidRequestError`, `ConflictError`."""
     id = wanted.spec.id
     specs = {op.name: op for op in wanted.spec.operators}
-    if operator not in specs:
-        raise NotFoundError(f"pipeline {id!r} has no operator {operator!r}; it has {', '.join(specs)}", status=404)
+    _check_operator(wanted, operator)
     if node not in observed.nodes:
         raise InvalidRequestError(f"the node {node!r} is unknown; known nodes: {', '.join(observed.nodes)}", status=422)
     if not observed.nodes[node].ready:
         raise InvalidRequestError(f"the node {node!r} is lost", status=422)
+    if not observed.open(node):
+        raise InvalidRequestError(f"the node {node!r} takes no new operators", status=422)
     if operator in wanted.bound:
         own = wanted.bound[operator]
         ends = {wanted.spec.operators[0].name: "start", wanted.spec.operators[-1].name: "end"}
         why = f"it is the pipeline's {ends[operator]}" if operator in ends else "unpin it first"
         raise InvalidRequestError(f"operator {operator!r} is pinned to {own}: {why}", status=422)
-    have = requested.pipelines.get(id)
-    if have is None or any(op.pod is None or not _is_ready(observed, op.pod) for op in have.operators.values()):
-        raise ConflictError(
-            f"pipeline {id!r} isn't running: its operators are moved while all of them work", status=409
-        )
-    if any(order.operator == operator for order in wanted.orders):
-        raise under_way(operator, id)
-    if len(wanted.orders) >= ORDERS_KEPT:
-        raise ConflictError(f"{ORDERS_KEPT} moves of pipeline {id!r} wait already", status=409)
+    _check_time(wanted, operator, requested, observed)
     if wanted.node_of(operator) == node:
-        raise InvalidRequestError(f"operator {operator!r} is on {node} already", status=422)
+        raise InvalidRequestError(
+            f"operator {operator!r} is on {node} already; for a new instance of it there: "
+            f"nomad move {id} {operator} --replace",
+            status=422,
+        )
     target, spec = observed.nodes[node], specs[operator]
     if lacking := missing(spec, target, {}):
         raise InvalidRequestError(
@@ -186,9 +189,45 @@ def check(
         )
 
 
+def check_replacing(wanted: DesiredPipeline, operator: str, requested: Requested, observed: Observed) -> str:
+    """Whether another instance of an operator can take its place now; the pod that is to go.
+
+    Raises `NotFoundError`, `InvalidRequestError`, `ConflictError`.
+    """
+    _check_operator(wanted, operator)
+    pod = _check_time(wanted, operator, requested, observed)
+    if not observed.open(wanted.node_of(operator)):
+        raise InvalidRequestError(f"the node {wanted.node_of(operator)!r} takes no new operators", status=422)
+    return pod
+
+
+def _check_operator(wanted: DesiredPipeline, operator: str) -> None:
+    names = [op.name for op in wanted.spec.operators]
+    if operator not in names:
+        raise NotFoundError(
+            f"pipeline {wanted.spec.id!r} has no operator {operator!r}; it has {', '.join(names)}", status=404
+        )
+
+
+def _check_time(wanted: DesiredPipeline, operator: str, requested: Requested, observed: Observed) -> str:
+    """Whether the pipeline is at work and there is room for an order; the operator's pod. Raises `ConflictError`."""
+    id = wanted.spec.id
+    have = requested.pipelines.get(id)
+    if have is None or any(op.pod is None or not _is_ready(observed, op.pod) for op in have.operators.values()):
+        raise ConflictError(
+            f"pipeline {id!r} isn't running: its operators are moved while all of them work", status=409
+        )
+    if any(order.operator == operator for order in wanted.orders):
+        raise under_way(operator, id)
+    if len(wanted.orders) >= ORDERS_KEPT:
+        raise ConflictError(f"{ORDERS_KEPT} moves of pipeline {id!r} wait already", status=409)
+    return have.operators[operator].pod or ""
+
+
 def story(view: MoveView) -> str:
     """How a move stands, in a sentence."""
-    way = f"{view.operator} moves from {view.source} to {view.target}"
+    name, there = view.operator, view.source == view.target
+    way = f"{name} is replaced on {view.source}" if there else f"{name} moves from {view.source} to {view.target}"
     match view.state:
         case MoveState.DONE:
             total = sum(phase.seconds for phase in view.phases)
@@ -196,14 +235,14 @@ def story(view: MoveView) -> str:
             counts = [
                 f"{'?' if n is None else n} {what}" for n, what in ((view.lost, "lost"), (view.doubled, "doubled"))
             ]
-            return (
-                f"{view.operator} has moved from {view.source} to {view.target} in {total:.1f} s "
-                f"(pause {pause}, {', '.join(counts)})"
-            )
+            done = "was replaced on" if there else f"has moved from {view.source} to"
+            return f"{name} {done} {view.target} in {total:.1f} s (pause {pause}, {', '.join(counts)})"
+        case MoveState.ROLLED_BACK if there:
+            return f"{name} on {view.source} stays the instance that it was: replacing it was rolled back, {view.error}"
         case MoveState.ROLLED_BACK:
-            return f"{view.operator} stays on {view.source}: its move to {view.target} was rolled back, {view.error}"
+            return f"{name} stays on {view.source}: its move to {view.target} was rolled back, {view.error}"
         case MoveState.FAILED:
-            return f"{view.operator} isn't moved to {view.target}: {view.error}"
+            return f"{name} isn't {'replaced on' if there else 'moved to'} {view.target}: {view.error}"
         case MoveState.STARTING:
             return f"{way} ({view.reason}): a new instance is started there"
         case _:

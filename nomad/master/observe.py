@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nomad.clock import Clock
 from nomad.control import LinkStatus, PodStats, Role
-from nomad.master.state import History, Observed, PodState, Tally, pod_id
+from nomad.master.state import Called, History, Observed, PodState, Tally, pod_id
 from nomad.master.views import DataLinkView, FailureView
 from nomad.measure.book import Book
 from nomad.runtime.base import NodeInfo, ObservedPod, reason_of
@@ -44,6 +44,7 @@ MAX_TEXT = 20_000
 _STATS = TypeAdapter(PodStats)
 _LINKS = TypeAdapter(list[DataLinkView])
 _ENDS = TypeAdapter(list[LinkStatus])
+_CALLED = TypeAdapter(Called)
 
 
 class Observer:
@@ -91,6 +92,12 @@ class Observer:
         state.switched, state.switch_error = not error, error
         self._wake()
 
+    def carried(self, pod: str, error: str = "") -> None:
+        """The pod has what its predecessor had set aside, or couldn't get it."""
+        state = self._state(pod)
+        state.carried, state.carry_error = not error, error
+        self._wake()
+
     def counted(self, move: str, tally: Tally) -> None:
         """What is known of the cost of a move."""
         self._observed.tallies[move] = tally
@@ -131,7 +138,7 @@ class Observer:
             state.assigned, state.address, state.pid = True, address, pid
             state.ready_at = state.ready_at or self._clock.now()
         elif kind == "status":
-            state.role, state.ends = _status(message)
+            state.role, state.ends, state.called = _status(message)
         elif kind == "finished":
             state.finished = True
         elif kind == "leaving":
@@ -252,13 +259,14 @@ def added(before: PodStats, now: PodStats) -> PodStats:
     return replace(now, **sums, last_output=before.last_output if now.last_output is None else now.last_output)
 
 
-def _status(message: dict[str, Any]) -> tuple[str, dict[tuple[str, str], LinkStatus]]:
-    """A pod's role, and whom the ends of its links are connected to."""
+def _status(message: dict[str, Any]) -> tuple[str, dict[tuple[str, str], LinkStatus], Called]:
+    """A pod's role, whom the ends of its links are connected to, and how far a last operator has come."""
     try:
         ends = _ENDS.validate_python(message.get("links"))
-        return Role(str(message.get("role"))), {(end.link, end.direction): end for end in ends}
+        called = _CALLED.validate_python(message.get("called") or ())
+        return Role(str(message.get("role"))), {(end.link, end.direction): end for end in ends}, called
     except ValidationError as exc:
-        raise ValueError(f"a status without valid links: {exc.errors()[0]['msg']}") from None
+        raise ValueError(f"a status that isn't valid: {exc.errors()[0]['msg']}") from None
 
 
 def _error(value: Any) -> dict[str, str]:

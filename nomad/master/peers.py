@@ -23,7 +23,7 @@ from nomad.master.views import MoveState
 NOTHING = PodState()
 """Of a pod that nothing has been seen of."""
 
-CONNECTED = (MoveState.CONNECTING, MoveState.HANDING_OVER, MoveState.SWITCHING)
+CONNECTED = (MoveState.CONNECTING, MoveState.CARRYING, MoveState.HANDING_OVER, MoveState.SWITCHING)
 """States in which neighbours know of two instances."""
 
 
@@ -32,21 +32,32 @@ def state_of(observed: Observed, op: RequestedOperator) -> PodState:
     return observed.pods.get(op.pod or "", NOTHING)
 
 
-def role(name: str, move: RequestedMove | None, *, second: bool) -> Role:
+def at_rest(wanted: DesiredPipeline, name: str) -> Role:
+    """What the old instance of an operator comes to be before the next one takes over."""
+    return Role.HALTED if name in wanted.ends else Role.RETIRED
+
+
+def role(wanted: DesiredPipeline, name: str, move: RequestedMove | None, observed: Observed, *, second: bool) -> Role:
     """What a pod of the operator may do: the present one, or the `second` of a move."""
     if move is None or move.order.operator != name:
         return Role.ACTIVE
+    source = name in wanted.sources
     if second:
         if move.switched:
-            return Role.RETIRED
-        return Role.ACTIVE if move.handed else Role.STANDBY
+            return Role.RETIRED if source else at_rest(wanted, name)
+        return Role.ACTIVE if move.handed and not source else Role.STANDBY
     if move.switched:
-        return Role.ACTIVE
-    if move.holds:
+        # The next source begins when what made messages in the one before has ended, or doesn't end for long.
+        waits = source and move.state is MoveState.SWITCHING and move.second.pod is not None
+        ended = state_of(observed, move.second).ended or state_of(observed, move.second).role == Role.RETIRED
+        return Role.STANDBY if waits and not ended else Role.ACTIVE
+    if move.state is MoveState.CARRYING:
         return Role.RETIRED
+    if move.holds:
+        return at_rest(wanted, name)
     # Rolled back: the old one takes up its work again when nobody else can be at it.
     taken_over = move.second.pod is not None and move.second.told is not None and move.second.told.role == Role.ACTIVE
-    return Role.RETIRED if taken_over else Role.ACTIVE
+    return at_rest(wanted, name) if taken_over else Role.ACTIVE
 
 
 def links(

@@ -23,6 +23,7 @@ from nomad.delivery.driver import shake_listener
 from nomad.errors import ConflictError, DeliveryError, RequestError, TransportError
 from nomad.fanout import Fanout, Subscription
 from nomad.master.observe import Observer
+from nomad.master.state import Called
 from nomad.master.views import TailItem
 from nomad.settings import Heartbeats, History
 from nomad.transport import registry
@@ -175,8 +176,9 @@ class PodPort:
     def assign(self, pod: str, assignment: Assignment) -> bool:
         return self._tell(pod, {"type": "assign", **asdict(assignment)})
 
-    def peers(self, pod: str, links: Sequence[LinkPeer], speed: float, role: str) -> bool:
-        return self._tell(pod, {"type": "peers", "links": list(links), "speed": speed, "role": role})
+    def peers(self, pod: str, links: Sequence[LinkPeer], speed: float, role: str, called: Called = ()) -> bool:
+        message = {"type": "peers", "links": list(links), "speed": speed, "role": role}
+        return self._tell(pod, message | ({"called": called} if called else {}))
 
     def stop(self, pod: str, *, drain: bool, grace: float) -> bool:
         return self._tell(pod, {"type": "stop", "drain": drain, "grace": grace})

@@ -21,6 +21,7 @@ from nomad.master.actions import (
     Action,
     AskStop,
     Assign,
+    Carry,
     Ended,
     Finish,
     Forget,
@@ -30,6 +31,7 @@ from nomad.master.actions import (
     Moving,
     Ready,
     Rehome,
+    Relieve,
     Running,
     Start,
     Switch,
@@ -92,6 +94,11 @@ class _Step:
         self.overdue = overdue
         self.actions: list[Action] = []
         self.wake_at: float | None = None
+        self.upgrading = {id for id, wanted in desired.pipelines.items() if _upgrades(wanted)}
+        """Pipelines of which an operator is replaced because it is out of date, or is about to be."""
+        for id, have in requested.pipelines.items():
+            if any(op.relieves and now < op.relieved_at + settings.retry for op in have.operators.values()):
+                self.upgrading.add(id)
 
     def decide(self) -> Decision:
         pipelines = {id: _Pipeline(self, wanted).decide() for id, wanted in self.desired.pipelines.items()}
@@ -130,6 +137,7 @@ class _Pipeline:
         self.overdue = step.overdue
         self.act = step.actions.append
         self.wake = step.wake
+        self.upgrading = step.upgrading
         have = step.requested.pipelines.get(self.id)
         if have is None:
             first = RequestedOperator(epoch=wanted.epoch_floor, highest=wanted.epoch_floor)
@@ -160,6 +168,9 @@ class _Pipeline:
         for name in self.operators:
             op = self.operators[name]
             self.operators[name] = self._keep(name, op) if name in kept else self._stop(name, op, drain=draining)
+        if run:
+            for name in self.operators:
+                self.operators[name] = self._relieve(name, self.operators[name])
         self._keep_second()
         if run and not have.was_running and all(self._ready(op) for op in self.operators.values()):
             self.act(Running(self.id))
@@ -217,6 +228,8 @@ class _Pipeline:
             failures, retry_at, reason = op.failures, self.now, f"its node {op.node} is lost"
         elif state.ready_at is None and (state.start_error is not None or op.kill_by is not None):
             start_failures += 1
+        elif state.leaving and kept and state.error is None:
+            reason = "it was asked to end by somebody else, and no other had taken its place yet"
         mishap = kept or state.fatal or state.start_error is not None
         self.act(Ended(self.id, name, op.pod, retry_at if kept else None, not mishap, reason))
         return replace(op, pod=None, failures=failures, start_failures=start_failures, retry_at=retry_at, told=None)
@@ -224,11 +237,12 @@ class _Pipeline:
     def _start(self, name: str, op: RequestedOperator) -> RequestedOperator:
         node = self.wanted.node_of(name)
         elsewhere = bool(op.last_pod) and node != op.node
-        usable = self.observed.usable(node)
+        usable, open = self.observed.usable(node), self.observed.open(node)
         tired = op.start_failures >= self.settings.start_attempts and not elsewhere
-        if not usable or tired:
-            op = self._rehome(name, op, node, "it is lost" if not usable else "no pod could be started there")
-        if not usable:
+        if not open or tired:
+            closed = "it takes no new operators" if usable else "it is lost"
+            op = self._rehome(name, op, node, "no pod could be started there" if open else closed)
+        if not open:
             return op
         if self.now < op.retry_at and not elsewhere:
             self.wake(op.retry_at)
@@ -287,6 +301,37 @@ class _Pipeline:
                 return self._kill(op, "its peers have heard a newer instance, which is gone")
         return self._tell(name, op)
 
+    def _relieve(self, name: str, op: RequestedOperator) -> RequestedOperator:
+        """Have another pod take the place of one that is to end, or is out of date, while it still works."""
+        state, wanted, settings = self._state(op), self.wanted, self.settings
+        if op.pod is None or not op.ready or op.kill_by is not None or self._gone(op) or state.finished:
+            return op
+        outdated = state.runtime is not None and state.runtime.outdated
+        if not (state.leaving or outdated) or any(order.operator == name for order in wanted.orders):
+            return op
+        if self.move is not None and self.move.order.operator == name:
+            return op
+        cause, reason = "replace", "its pod is to end"
+        if not self.observed.open(op.node):
+            cause, reason = "drain", f"its pod is to end, and {op.node} takes no new ones"
+            if not state.leaving or name in wanted.bound:
+                return op  # it stays as long as it can, or waits for its node when it has ended
+        elif not state.leaving:
+            cause, reason = "upgrade", "its pod is out of date"
+            busy = self.id in self.upgrading or len(self.upgrading) >= settings.upgrades_at_once
+            if busy or wanted.orders or not all(self._ready(other) for other in self.operators.values()):
+                # Another one's turn; what ends it is seen. Only one that is about to begin may come to nothing.
+                self.wake(self.now + settings.retry if self.upgrading - {self.id} else None)
+                return op
+        pause = settings.upgrade_backoff.delay(op.relieves) if cause == "upgrade" else settings.relieve_retry
+        if op.relieves and self.now < op.relieved_at + pause:
+            self.wake(op.relieved_at + pause)
+            return op
+        if cause == "upgrade":
+            self.upgrading.add(self.id)
+        self.act(Relieve(self.id, name, op.pod, op.node, cause, reason, op.relieves > 0))
+        return replace(op, relieves=op.relieves + 1, relieved_at=self.now)
+
     def _listen_to(self, name: str, op: RequestedOperator, pod: str, state: PodState) -> RequestedOperator:
         """Note when heart-beats go missing or come back. A silent pod is never ended for it: it may just be busy."""
         last = max(state.heartbeat_at or 0.0, state.ready_at or 0.0)
@@ -309,7 +354,9 @@ class _Pipeline:
         if pod is None or state.connection is None or (state.ready_at is None and state.assigned):
             return op
         links, unknown = peers.links(self.wanted, name, op.node, self.operators, self.move, self.desired, self.observed)
-        speed, role = self._speed(op.node), peers.role(name, self.move, second=second)
+        speed, role = self._speed(op.node), peers.role(self.wanted, name, self.move, self.observed, second=second)
+        taking_over = second and self.move is not None and not self.move.switched
+        called = self.move.called if taking_over and self.move is not None and role == Role.ACTIVE else ()
         told = Told(state.connection, links, speed, role)
         if op.told is not None and op.told.connection == state.connection:
             if state.ready_at is None:
@@ -317,12 +364,12 @@ class _Pipeline:
             before = op.told
             news = tuple(link for link in links if link not in before.links and link.link not in unknown)
             if news or (speed, role) != (before.speed, before.role):
-                self.act(TellPeers(self.id, name, pod, news, speed, role))
+                self.act(TellPeers(self.id, name, pod, news, speed, role, called))
         elif not state.assigned:
             self.act(Assign(self.id, name, pod, links, speed, role, op.epoch, op.node))
         else:
             known = tuple(link for link in links if link.link not in unknown)
-            self.act(TellPeers(self.id, name, pod, known, speed, role))
+            self.act(TellPeers(self.id, name, pod, known, speed, role, called))
         return replace(op, told=told)
 
     def _stop(self, name: str, op: RequestedOperator, *, drain: bool) -> RequestedOperator:
@@ -378,8 +425,12 @@ class _Pipeline:
         if move.state is MoveState.PLANNED and self.desired.closing:
             return False  # the next master finds it
         facts = self._facts(move, run)
+        present = self.operators[move.order.operator]
         if facts.handed and move.state is MoveState.HANDING_OVER and not move.handed:
-            self.move = move = replace(move, handed=True)
+            self.move = move = replace(move, handed=True, called=self._state(present).called)
+        if move.state is MoveState.CARRYING and not move.carrying and self._is(present, Role.RETIRED):
+            self.move = move = replace(move, carrying=True)
+            self.act(Carry(self.id, move.order.operator, present.last_pod, move.second.last_pod))
         if facts.stored and not move.switched:
             self.move = move = self._swap(move)
             facts = self._facts(move, run)
@@ -434,20 +485,27 @@ class _Pipeline:
         out = {link: seen.ends.get((link, "out")) for _, link in behind}
         greeted = {link: end.epoch if end is not None else 0 for link, end in out.items()}
         old_gone = old.pod is None or self._gone(old)
+        source, goal = name in self.wanted.sources, peers.at_rest(self.wanted, name)
+        relieves = move.order.relieves
         tally = self.observed.tallies.get(move.order.id)
         return Facts(
             wanted=run,
             at_work=run and all(self._ready(op) for op in self.operators.values()),
-            there=not move.switched and self.wanted.node_of(name) == move.order.node,
+            there=not move.switched and not relieves and self.wanted.node_of(name) == move.order.node,
             target_ready=self.observed.usable(move.order.node),
+            away=bool(relieves) and not move.switched and present.pod != relieves,
+            target_closed=not self.observed.open(move.order.node),
+            apart=not self.observed.folders_follow and not source,
+            carried=seen.carried,
+            carry_error=seen.carry_error,
             old_gone=old_gone,
             new_ready=self._ready(new) and not self._gone(new),
             new_gone=new.pod is not None and self._gone(new),
             new_error=self._how(new),
             connected=all(self._end_of(peer, link, "out")[1] == epoch for peer, link in before)
             and all(greeted[link] == self.operators[peer].epoch for peer, link in behind),
-            handed=move.handed or old_gone or self._state(old).role == Role.RETIRED,
-            active=seen.role == Role.ACTIVE,
+            handed=move.handed or old_gone or self._is(old, goal),
+            active=source or seen.role == Role.ACTIVE,  # the next source begins after the switch
             overheard=any(self._end_of(peer, link, "in")[0] == epoch for peer, link in behind),
             stored=move.switched or (move.state is MoveState.SWITCHING and seen.switched),
             store_error=seen.switch_error,
@@ -531,6 +589,10 @@ class _Pipeline:
     def _state(self, op: RequestedOperator) -> PodState:
         return peers.state_of(self.observed, op)
 
+    def _is(self, op: RequestedOperator, role: Role) -> bool:
+        """Whether a pod was told to be this, and says that it is."""
+        return op.told is not None and op.told.role == role and self._state(op).role == role
+
     def _ready(self, op: RequestedOperator) -> bool:
         return op.pod is not None and self._state(op).ready_at is not None
 
@@ -538,3 +600,8 @@ class _Pipeline:
         if node in self.desired.speeds:
             return self.desired.speeds[node]
         return self.observed.nodes[node].speed if node in self.observed.nodes else 1.0
+
+
+def _upgrades(wanted: DesiredPipeline) -> bool:
+    """Whether an operator of the pipeline is replaced because it is out of date."""
+    return any(order.cause == "upgrade" for order in wanted.orders)

@@ -26,7 +26,7 @@ class Homes:
 
     async def __call__(self, wanted: DesiredPipeline, operator: str, avoid: str) -> PlacementView:
         """Raises `InvalidRequestError` with the constraint that can't be met."""
-        nodes = [node for node in self._observed.nodes.values() if node.ready and node.id != avoid]
+        nodes = [node for id, node in self._observed.nodes.items() if self._observed.open(id) and id != avoid]
         there = {node.id for node in nodes}
         now = {op.name: wanted.node_of(op.name) for op in wanted.spec.operators if op.name != operator}
         others = [

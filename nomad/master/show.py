@@ -68,7 +68,8 @@ def nodes(desired: Desired, requested: Requested, observed: Observed, book: Book
     """All nodes, in the runtime's order."""
     placed: dict[str, list[str]] = {}
     for node, operator, _ in _claims(desired, requested):
-        placed.setdefault(node, []).append(operator)
+        if operator not in placed.setdefault(node, []):
+            placed[node].append(operator)
     used = memory_used(desired, requested)
     return [
         NodeView(
@@ -195,11 +196,12 @@ def _operator(
 def _waiting(wanted: DesiredPipeline, name: str, id: str, observed: Observed) -> str:
     """Why an operator without a pod can't have one now."""
     node = wanted.node_of(name)
-    if observed.usable(node):
+    if observed.open(node):
         return ""
+    why = f"its node {node} {'takes no new operators' if observed.usable(node) else 'is lost'}"
     if name in wanted.bound:
-        return f"its node {node} is lost, and it is bound to it"
-    return f"its node {node} is lost" + (f"; {why}" if (why := observed.homeless.get(id)) else "")
+        return f"{why}, and it is bound to it"
+    return why + (f"; {more}" if (more := observed.homeless.get(id)) else "")
 
 
 def _operator_state(
@@ -249,7 +251,10 @@ def _claims(desired: Desired, requested: Requested) -> Iterator[tuple[str, str, 
             asked = have.operators.get(op.name, RequestedOperator())
             nodes = [] if over and asked.pod is None else [wanted.node_of(op.name)]
             nodes += [] if over else [order.node for order in wanted.orders if order.operator == op.name]
+            nodes = list(dict.fromkeys(nodes))
             if have.move is not None and have.move.order.operator == op.name and have.move.second.pod is not None:
-                nodes.append(have.move.second.node)
-            for node in dict.fromkeys(nodes):
+                second = have.move.second.node
+                if second not in nodes or have.move.source == have.move.order.node:  # there are two of it, there
+                    nodes.append(second)
+            for node in nodes:
                 yield node, operator_id(id, op.name), op.memory_mb

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 from nomad.control import LinkPeer, LinkStatus, PodStats, Role, Shape
 from nomad.master.views import DataLinkView, FailureView, MoveState, PlacementView
@@ -39,6 +40,9 @@ class Outcome(StrEnum):
     STOPPED = "stopped"
 
 
+Called: TypeAlias = tuple[tuple[int, int, bytes], ...]
+"""Lane, origin and path of the last message in each lane that a last operator was called for."""
+
 ORDERS_KEPT = 8
 """Moves of one pipeline that may wait."""
 
@@ -52,7 +56,7 @@ class MoveOrder:
     operator: str
     node: str
     cause: str
-    """"user", "drift", "settled" or "node-lost"."""
+    """As `views.MoveView` has them."""
     reason: str
     """One sentence."""
     predicted: Mapping[str, float] = field(default_factory=dict)
@@ -61,6 +65,8 @@ class MoveOrder:
     """Seconds since the epoch."""
     placement: PlacementView | None = None
     """Why it is to be there, as the scheduler says it."""
+    relieves: str = ""
+    """The pod whose place another one is to take, on the same node or elsewhere; "": whichever it is."""
 
 
 @dataclass(slots=True)
@@ -91,6 +97,13 @@ class DesiredPipeline:
     def sources(self) -> frozenset[str]:
         """The operators that nothing leads to."""
         return frozenset(op.name for op in self.spec.operators) - {target for _, target in self.spec.edges}
+
+    @property
+    def ends(self) -> frozenset[str]:
+        """The operators that nothing comes to, and those that nothing leads on from. Nobody behind these recognises
+        what two instances of them do twice, or in what order.
+        """
+        return self.sources | (frozenset(op.name for op in self.spec.operators) - {a for a, _ in self.spec.edges})
 
     @property
     def bound(self) -> dict[str, str]:
@@ -159,6 +172,10 @@ class RequestedOperator:
     """No next pod before this; another node needs no pause."""
     rehome_at: float = 0.0
     """Another node was asked for; not again before this."""
+    relieves: int = 0
+    """How often a move was asked for because the pod is to end, or out of date, ..."""
+    relieved_at: float = 0.0
+    """... and when the last time."""
     told: Told | None = None
     ready: bool = False
     """The pod was ready, and that was noted."""
@@ -186,8 +203,12 @@ class RequestedMove:
     """When the handing over began."""
     switched: bool = False
     """The switch is stored, and the new instance is the present one."""
+    carrying: bool = False
+    """Copying what is set aside was asked for."""
     handed: bool = False
     """The old instance has let go, so that the new one may take over."""
+    called: Called = ()
+    """What the old instance said then."""
 
     @property
     def holds(self) -> bool:
@@ -273,6 +294,12 @@ class PodState:
     """What it says of itself: one of `control.Role`."""
     ends: dict[tuple[str, str], LinkStatus] = field(default_factory=dict)
     """Link and direction -> whom it is connected to."""
+    called: Called = ()
+    """How far a last operator has come that has halted."""
+    carried: bool = False
+    """It has what its predecessor had set aside."""
+    carry_error: str = ""
+    """Why it hasn't."""
     switched: bool = False
     """It is written down that this is its operator's present pod, after a move."""
     switch_error: str = ""
@@ -333,10 +360,16 @@ class Observed:
     """By move, until it has ended."""
     homeless: dict[str, str] = field(default_factory=dict)
     """Operator id -> why there is no other node for it."""
+    folders_follow: bool = True
+    """An operator has the same folder wherever it is."""
 
     def usable(self, node: str) -> bool:
-        """Whether pods can be started there."""
+        """Whether pods can run there."""
         return node in self.nodes and self.nodes[node].ready
+
+    def open(self, node: str) -> bool:
+        """Whether new pods may be started there."""
+        return self.usable(node) and self.nodes[node].schedulable
 
 
 def operator_id(pipeline: str, operator: str) -> str:

@@ -45,6 +45,7 @@ class _Link:
     direction: str
     first: int | None = None
     settled: int | None = None
+    numbered: int | None = None
     disorder: int | None = None
 
 
@@ -82,6 +83,20 @@ def doubled(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None or after < before else after - before
 
 
+def _lost(old: Sequence[_Link], new: Sequence[_Link], link: str) -> int | None:
+    """What the move of an operator lost. `link` is the one to it; "" for a source, of which nothing may be left."""
+    if not link:
+        left = [end.numbered - end.settled for end in old if end.numbered is not None and end.settled is not None]
+        return max(left, default=None)
+    settled = next((end.settled for end in old if (end.link, end.direction) == (link, "in")), None)
+    first = next((end.first for end in new if (end.link, end.direction) == (link, "in")), None)
+    return lost(settled, first)
+
+
+def _disorder(numbers: Sequence[_Link]) -> int | None:
+    return max((entry.disorder for entry in numbers if entry.disorder is not None), default=None)
+
+
 class Tallier:
     """Asks pods for their numbers. `measure` returns at once; `close` ends what is under way."""
 
@@ -107,35 +122,36 @@ class Tallier:
 
     async def _count(self, action: Measure) -> None:
         switched = self._clock.wall() - (self._clock.now() - action.since)
-        tally = Tally()
-        (_, settled), (first, _) = await asyncio.gather(
-            self._link(action.old, action.link), self._link(action.new, action.link)
+        sink, before = self._before.pop(action.pipeline, ("", None))
+        moved = sink == action.old  # it is the last operator itself
+        old, new, earlier = await asyncio.gather(
+            self._numbers(action.old),
+            self._numbers(action.new),
+            self._samples(action.old if moved else "", switched - USUAL),
         )
-        tally.counted, tally.lost = True, lost(settled, first)
+        tally = Tally(counted=True, lost=_lost(old, new, action.link))
         self._observer.counted(action.move, tally)
         await self._clock.sleep(self._settings.settle)
         give_up = self._clock.now() + PATIENCE
         while True:
-            samples = await self._samples(action.sink, switched - USUAL)
+            found = await self._samples(action.sink, switched - USUAL)
+            samples = None if found is None else [*(earlier or ()), *found]
             if samples is None or pause(samples, switched) is not None or self._clock.now() >= give_up:
                 break
+            if not any(time < switched for time, _ in samples):
+                break  # nothing flowed, so there is nothing to wait for
             await self._clock.sleep(ASK_AGAIN)
-        sink, before = self._before.pop(action.pipeline, ("", None))
+        again = await self._disorder(action.sink)
         if sink == action.sink:
-            tally.doubled = doubled(before, await self._disorder(sink))
+            tally.doubled = doubled(before, again)
+        elif moved and again is not None and (more := doubled(before, _disorder(old))) is not None:
+            tally.doubled = more + again
         tally.pause = pause(samples, switched) if samples else None
         tally.measured = True
         self._observer.counted(action.move, tally)
 
-    async def _link(self, pod: str, link: str) -> tuple[int | None, int | None]:
-        """The number that a link's present sender went on with, and up to which all is settled."""
-        for entry in await self._numbers(pod):
-            if (entry.link, entry.direction) == (link, "in"):
-                return entry.first, entry.settled
-        return None, None
-
     async def _disorder(self, pod: str) -> int | None:
-        return max((entry.disorder for entry in await self._numbers(pod) if entry.disorder is not None), default=None)
+        return _disorder(await self._numbers(pod))
 
     async def _numbers(self, pod: str) -> list[_Link]:
         try:
@@ -146,6 +162,8 @@ class Tallier:
             return []
 
     async def _samples(self, pod: str, after: float) -> list[Sample] | None:
+        if not pod:
+            return None
         try:
             reply = await self._port.ask(pod, "samples", timeout=self._settings.count, after=after)
             return SAMPLES.validate_python(reply)

@@ -63,8 +63,11 @@ class MoveState(StrEnum):
     """The new instance is being started on the target, beside the old one."""
     CONNECTING = "connecting"
     """The neighbours shake hands with the new instance."""
+    CARRYING = "carrying"
+    """What the old instance has set aside is copied to the new one, where their folders aren't the same."""
     HANDING_OVER = "handing_over"
-    """The old instance lets go of what it had set aside, the new one takes it over."""
+    """The old instance lets go of what it had set aside, the new one takes it over. A last operator ends calling, a
+    source ends making messages."""
     SWITCHING = "switching"
     """The new instance is the one, which is stored first; its neighbours turn to it. There is no way back."""
     STOPPING = "stopping"
@@ -99,8 +102,10 @@ class MoveView:
     source: str
     """The node that it moves from."""
     target: str
+    """The same as `source` where a new instance takes the old one's place."""
     cause: str
-    """"user", "drift", "settled" (the estimates have settled) or "node-lost"."""
+    """"user", "drift", "settled" (the estimates have settled), "node-lost", "drain" (its pod is to end, and its node
+    takes no new ones), "replace" (its pod is to end) or "upgrade" (its pod is out of date)."""
     reason: str
     state: MoveState
     asked: float

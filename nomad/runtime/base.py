@@ -199,6 +199,25 @@ class Distant(Protocol):
 
 
 @runtime_checkable
+class Apart(Protocol):
+    """What a runtime offers beside that when pods of one operator may have different folders."""
+
+    @property
+    def folders_follow(self) -> bool:
+        """Whether an operator has the same folder wherever it is; else what is in it has to be carried over."""
+        ...
+
+
+@runtime_checkable
+class Machines(Protocol):
+    """What a runtime offers beside that whose nodes have names of their own in the cluster: what agents call them."""
+
+    def node_of(self, name: str) -> str | None:
+        """What Nomad calls the node that the cluster calls `name`; None when there is none."""
+        ...
+
+
+@runtime_checkable
 class Emulated(Protocol):
     """What a runtime offers beside that when its nodes only pretend to be machines."""
 
