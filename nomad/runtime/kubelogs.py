@@ -5,6 +5,7 @@ Called by `nomad.runtime.kubernetes`. A node keeps what a container printed as l
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -25,15 +26,24 @@ PAUSE = 0.5
 
 LONGEST_PAUSE = 5.0
 
+PATIENCE = 10.0
+"""Seconds that a node may take to give what was printed."""
+
 
 async def tail(api: Api, namespace: str, name: str, lines: int | None) -> list[str]:
-    """The last lines that a pod has printed; none when it hasn't run yet or isn't there any more. Raises `ApiError`."""
+    """The last lines that a pod has printed; none when it hasn't run yet or isn't there any more.
+
+    Where its node doesn't answer, a line that says so: a log is read to find out what has happened.
+    """
     params: dict[str, Any] = {"container": CONTAINER, "tailLines": lines}
     try:
-        async with aclosing(api.lines(paths.pods(namespace, name, "log"), params)) as found:  # type: ignore[type-var]
-            return [line async for line in found]
+        async with asyncio.timeout(PATIENCE):
+            async with aclosing(api.lines(paths.pods(namespace, name, "log"), params)) as found:  # type: ignore[type-var]
+                return [line async for line in found]
     except (ApiNotFound, ApiInvalid):
         return []
+    except (ApiError, TimeoutError) as exc:
+        return [f"(what pod {name} printed can't be read now: {str(exc) or 'its node does not answer'})"]
 
 
 async def follow(
