@@ -140,11 +140,11 @@ async def assemble(
             for node in sorted(desired.lost):
                 runtime.lose_node(node)
         observed.nodes = {node.id: node for node in runtime.nodes}
+        observed.folders_follow = not isinstance(runtime, Apart) or runtime.folders_follow
         book = Book()
         declare_nodes(book, runtime.nodes, clock.now())
         declare_links(book, () if topology is None else topology.links, clock.now())
         observer = Observer(observed, book, clock, woken.set, settings.heartbeats.overdue)
-        observed.folders_follow = not isinstance(runtime, Apart) or runtime.folders_follow
         moves = MoveLog(store, events, clock, settings.reconcile.moving.kept)
         requested = _restore(desired, observer, moves, await store.pipelines(), clock)
         for wanted in desired.pipelines.values():
@@ -353,12 +353,15 @@ def _restore(
         move = None
         for view in pipeline.moves:
             order = resumed(view)
+            present = operators[view.operator]
             # An epoch may also be above the new instance's because the old one was restarted where it was.
             moved = view.state is MoveState.STOPPING or wanted.node_of(view.operator) != view.source
             if not view.state.final and (present.epoch == view.epoch or (0 < view.epoch < present.epoch and moved)):
                 move = RequestedMove(order, view.source, MoveState.SWITCHING, now, switch_at=now, switched=True)
             elif view.state is not MoveState.PLANNED:
                 continue
+            elif view.source == view.target:
+                order = replace(order, relieves=present.pod or present.last_pod)
             wanted.orders.append(order)
         pipelines[id] = RequestedPipeline(operators, move, outcome=pipeline.outcome, reason=pipeline.reason)
     return Requested(pipelines)
@@ -367,15 +370,12 @@ def _restore(
 async def _give_up_moves(desired: Desired, moves: MoveLog, events: EventLog, cause: int, clock: Clock) -> None:
     """Moves that an earlier master left before the switch: the old instance went on, the new one is nobody's."""
     for id, wanted in desired.pipelines.items():
-            present = operators[view.operator]
         known = {order.id for order in wanted.orders}
         for view in [view for view in moves.list(id) if not view.state.final and view.id not in known]:
             error = "the master was restarted before the switch"
             ended = replace(view, state=MoveState.ROLLED_BACK, finished=clock.wall(), error=error)
             moves.restore([ended])
             await moves.save(view.id)
-            elif view.source == view.target:
-                order = replace(order, relieves=present.pod or present.last_pod)
             text, data = story(ended), {"move": view.id, "source": view.source, "target": view.target}
             events.add("move.rolled_back", text, pipeline=id, operator=view.operator, cause=cause, data=data)
 

@@ -139,6 +139,11 @@ class Enactor:
                 self._tallier.measure(action)
             case Moving():
                 await self._moves.save(action.order.id)
+            case Carry():
+                await carry(action, self._port, self._observer)
+            case Relieve():
+                if (wanted := self._desired.pipelines.get(action.pipeline)) is not None:
+                    await relieve(action, wanted, self._homes, self._moves, self._observer)
             case Rehome():
                 await self._rehome(action)
             case Finish():
@@ -148,11 +153,6 @@ class Enactor:
             case _:
                 pass  # only to be noted
 
-            case Carry():
-                await carry(action, self._port, self._observer)
-            case Relieve():
-                if (wanted := self._desired.pipelines.get(action.pipeline)) is not None:
-                    await relieve(action, wanted, self._homes, self._moves, self._observer)
     async def _start(self, action: Start) -> None:
         wanted = self._desired.pipelines.get(action.pipeline)
         if wanted is None:

@@ -9,7 +9,7 @@ the pod itself once it has connected to the master's control address.
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -195,6 +195,12 @@ class Distant(Protocol):
 
     def heard(self, name: str) -> None:
         """The process of this name (`pod_of`), or the agent of a node (`agent:<node>`), has just said something."""
+        ...
+
+    def knows(self, connected: Callable[[str], bool], edges: Callable[[str], Sequence[tuple[str, str]]]) -> None:
+        """Before the first pod is started: whether a process that waits has reported to the master, so that it can be
+        put to work at once; and a pipeline's graph, for what has to be opened between its pods.
+        """
         ...
 
 
