@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal
 
@@ -528,10 +528,17 @@ def get_metrics(master: Master) -> bytes:
 
 
 def application(
-    master: Master, *, token: str, hosts: Collection[str] | None = None, max_body: int = MAX_BODY
+    master: Master,
+    *,
+    token: str,
+    hosts: Collection[str] | None = None,
+    max_body: int = MAX_BODY,
+    other_tokens: Callable[[str], Awaitable[bool]] | None = None,
 ) -> web.Application:
-    """The aiohttp application. `hosts`: names that the Host header may have; None allows any."""
-    middlewares = [problems.middleware, guard.require_token(token, open_paths=OPEN_PATHS)]
+    """The aiohttp application. `hosts`: names that the Host header may have; None allows any. `other_tokens`: whether a
+    token that isn't the master's will do, too.
+    """
+    middlewares = [problems.middleware, guard.require_token(token, open_paths=OPEN_PATHS, also=other_tokens)]
     if hosts is not None:
         middlewares.insert(1, guard.require_host(hosts))
     app = web.Application(middlewares=middlewares, client_max_size=max_body)
@@ -540,6 +547,23 @@ def application(
     for routes in (api, health):
         routes.bind(app, master)
     app.router.add_get("/openapi.json", _openapi, allow_head=False)
+    return app
+
+
+def standby() -> web.Application:
+    """The application of a master that waits for another one to end: healthy, ready to take over, and no more."""
+    app = web.Application(middlewares=[problems.middleware])
+    app.on_response_prepare.append(_say_less)
+
+    async def well(request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def wait(request: web.Request) -> web.Response:
+        raise RequestError("This master stands by for another one, or is about to lead; try again.", status=503)
+
+    for path in OPEN_PATHS:
+        app.router.add_get(path, well)
+    app.router.add_route("*", "/{any:.*}", wait)
     return app
 
 

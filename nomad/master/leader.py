@@ -17,7 +17,7 @@ import asyncio
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -48,9 +48,14 @@ class LeadershipLost(NomadError):
 
 
 @asynccontextmanager
-async def leading(api: Api, settings: Kubernetes, clock: Clock) -> AsyncIterator[None]:
-    """Wait until this process leads, and run the block while it does. Raises `LeadershipLost` into it."""
-    leader = _Leader(api, settings, clock)
+async def leading(
+    api: Api, settings: Kubernetes, clock: Clock, *, lost: Callable[[str], None] = lambda why: None
+) -> AsyncIterator[None]:
+    """Wait until this process leads, and run the block while it does. Raises `LeadershipLost` into it.
+
+    `lost(why)` is called before that, for what must stop at once.
+    """
+    leader = _Leader(api, settings, clock, lost)
     async with alongside(*leader.watches()):
         await leader.unmark(settings.identity)
         try:
@@ -63,10 +68,11 @@ async def leading(api: Api, settings: Kubernetes, clock: Clock) -> AsyncIterator
 
 
 class _Leader:
-    def __init__(self, api: Api, settings: Kubernetes, clock: Clock) -> None:
+    def __init__(self, api: Api, settings: Kubernetes, clock: Clock, lost: Callable[[str], None]) -> None:
         self._api = api
         self._settings = settings
         self._clock = clock
+        self._lost = lost
         token = secrets.token_hex(4)
         name = holder_name(settings.identity, token if settings.identity else f"{socket.gethostname()}_{token}")
         self._election = Election(name, settings.lease_seconds, settings.renew_seconds)
@@ -125,7 +131,9 @@ class _Leader:
             if step is Step.RENEW:
                 await self._write()
             elif step is Step.STOP:
-                raise LeadershipLost("this master couldn't renew its lease, and leads no more")
+                why = "this master couldn't renew its lease, and leads no more"
+                self._lost(why)
+                raise LeadershipLost(why)
             else:
                 await self._wait(at)
 

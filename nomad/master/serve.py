@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -44,13 +44,20 @@ class Served:
 
 @asynccontextmanager
 async def serve(
-    settings: Settings, topology: Topology, *, runtime: Runtime | None = None, store: Store | None = None
+    settings: Settings,
+    topology: Topology | None,
+    *,
+    runtime: Runtime | None = None,
+    store: Store | None = None,
+    sock: socket.socket | None = None,
+    other_tokens: Callable[[str], Awaitable[bool]] | None = None,
 ) -> AsyncIterator[Served]:
     """Run a master until the block ends, with its own `runtime` and `store` unless they are given.
 
-    Raises `UsageError` when the port is taken or the host is none of this machine's, and what `Master` raises.
+    `sock`: what it listens on, if that is open already. `other_tokens`: see `api.application`. Raises `UsageError` when
+    the port is taken or the host is none of this machine's, and what `Master` raises.
     """
-    sock = _listen(settings.rest)
+    sock = sock or listen(settings.rest)
     try:
         async with Master(settings, topology, runtime=runtime, store=store) as master:
             loopback = settings.rest.host in LOOPBACK_NAMES
@@ -59,20 +66,29 @@ async def serve(
                 token=master.token,
                 hosts=LOOPBACK_NAMES if loopback else None,
                 max_body=settings.rest.max_body,
+                other_tokens=other_tokens,
             )
-            runner = server.runner(app)
-            await runner.setup()
-            try:
-                await web.SockSite(runner, sock).start()
+            async with answering(app, sock):
                 host = _ANY.get(settings.rest.host, settings.rest.host)
                 yield Served(master, f"http://{host}:{sock.getsockname()[1]}", master.token, master.signing_key)
-            finally:
-                await runner.cleanup()
     finally:
         sock.close()
 
 
-def _listen(rest: Rest) -> socket.socket:
+@asynccontextmanager
+async def answering(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
+    """Have an application answer on a socket."""
+    runner = server.runner(app)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, sock).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def listen(rest: Rest) -> socket.socket:
+    """Where the REST interface is to be. Raises `UsageError`."""
     family = socket.AF_INET6 if ":" in rest.host else socket.AF_INET
     try:
         return socket.create_server((rest.host, rest.port), family=family)

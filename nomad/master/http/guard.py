@@ -8,7 +8,7 @@ name. (Such a page has no token either; this is the second lock.)
 from __future__ import annotations
 
 import hmac
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -17,8 +17,13 @@ from aiohttp.typedefs import Handler, Middleware
 from nomad.errors import AuthenticationError, InvalidRequestError
 
 
-def require_token(token: str, *, open_paths: Collection[str]) -> Middleware:
-    """Refuse every request that lacks `Authorization: Bearer <token>`, but those to exactly `open_paths`."""
+def require_token(
+    token: str, *, open_paths: Collection[str], also: Callable[[str], Awaitable[bool]] | None = None
+) -> Middleware:
+    """Refuse every request that lacks `Authorization: Bearer <token>`, but those to exactly `open_paths`.
+
+    `also`: whether another token than the master's own will do.
+    """
     if not token:
         raise ValueError("an empty token would protect nothing")
     expected = token.encode()
@@ -29,8 +34,10 @@ def require_token(token: str, *, open_paths: Collection[str]) -> Middleware:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not given.strip():
                 raise AuthenticationError("This needs a token: send the header `Authorization: Bearer <token>`.")
-            if not hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), expected):
-                raise AuthenticationError("The token is not this master's.")
+            own = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), expected)
+            if not own and (also is None or not await also(given.strip())):
+                whose = "is not this master's" if also is None else "gives no right to use this master"
+                raise AuthenticationError(f"The token {whose}.")
         return await handler(request)
 
     return check

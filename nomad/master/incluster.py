@@ -1,0 +1,140 @@
+"""A master of a Kubernetes cluster, from its first look at the lease to its end: what `nomad master` runs.
+
+    waits (answers that it is well, and nothing else)  ─ leads: certificates ─ store ─ runtime ─ the master itself
+
+Everything that it has to remember is in the cluster, so that another one goes on where this one ended, however that
+was; pods go on in between. Whoever finds out that it leads no more writes nothing from then on, and ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+from nomad.clock import Clock, SystemClock
+from nomad.errors import ApiError
+from nomad.kubernetes import names, paths
+from nomad.kubernetes.api import Api, Json
+from nomad.kubernetes.certificates import Certificates
+from nomad.master import api as rest
+from nomad.master.assembly import Secrets
+from nomad.master.kubestore import KubernetesStore
+from nomad.master.leader import LeadershipLost, leading
+from nomad.master.serve import Served, answering, listen, serve
+from nomad.runtime.kubernetes import KubernetesRuntime
+from nomad.runtime.manifests import Boot
+from nomad.settings import Settings
+from nomad.tasks import alongside
+from nomad.transport import certificates as tls
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def serve_in_cluster(
+    settings: Settings,
+    api: Api,
+    *,
+    clock: Clock | None = None,
+    other_tokens: Callable[[str], Awaitable[bool]] | None = None,
+) -> AsyncIterator[Served]:
+    """Wait until this process leads, and run a master until the block ends. Pods go on after that.
+
+    `settings.control`: where pods are listened for. Raises `LeadershipLost` when another one may lead, `StateError` and
+    `ApiError` when it can't begin, `UsageError` when the port is taken.
+    """
+    clock = clock or SystemClock()
+    settings = replace(settings, pods=replace(settings.pods, outlive_master=True, shaped=False))
+    store: KubernetesStore | None = None
+
+    def lost(why: str) -> None:
+        if store is not None:
+            store.fence(why)
+
+    async with AsyncExitStack() as stack:
+        sock = listen(settings.rest)
+        stack.callback(sock.close)
+        waiting = await stack.enter_async_context(AsyncExitStack())
+        await waiting.enter_async_context(answering(rest.standby(), sock.dup()))
+        await stack.enter_async_context(leading(api, settings.kubernetes, clock, lost=lost))
+        await stack.enter_async_context(_certified(settings, api, clock))
+        store = await KubernetesStore.open(
+            api, settings.kubernetes.namespace, settings.kubernetes.identity, clock=clock
+        )
+        closing = await stack.enter_async_context(AsyncExitStack())  # until the master closes them itself
+        closing.push_async_callback(store.close)
+        runtime = await _runtime(settings, api, store, clock)
+        closing.pop_all()
+        served = serve(settings, None, runtime=runtime, store=store, sock=sock, other_tokens=other_tokens)
+        await stack.enter_async_context(alongside(_until_fenced(store)))
+        made = await stack.enter_async_context(served)
+        await waiting.aclose()
+        yield made
+
+
+async def _runtime(settings: Settings, api: Api, store: KubernetesStore, clock: Clock) -> KubernetesRuntime:
+    """What starts pods, and has found those that are there."""
+    own, kubernetes = await Secrets.of(store), settings.kubernetes
+    boot = Boot(kubernetes.control, own.keys.verify, settings.pods.master_timeout)
+    keep = settings.pods.keep_ended
+    master = await _own(api, settings)
+    runtime = await KubernetesRuntime.open(api, kubernetes, boot, own.keys.of, keep_ended=keep, clock=clock)
+
+    def owner(pipeline: str) -> Json | None:
+        """Of what belongs to a pipeline, its object; of what belongs to none, what owns the masters."""
+        if not pipeline:
+            return master
+        try:
+            return store.owner(pipeline)
+        except KeyError:
+            return None
+
+    runtime.owner = owner
+    return runtime
+
+
+async def _own(api: Api, settings: Settings) -> Json | None:
+    """The object that this process's pod goes with; None where it has no pod."""
+    name = settings.kubernetes.identity
+    if not name:
+        return None
+    try:
+        pod = await api.get(paths.pods(settings.kubernetes.namespace, name))
+    except ApiError as exc:
+        log.warning("what the pod %s belongs to can't be looked up: %s", name, exc)
+        return None
+    owners = [owner for owner in pod["metadata"].get("ownerReferences") or () if owner.get("controller")]
+    return {key: owners[0][key] for key in ("apiVersion", "kind", "name", "uid")} if owners else None
+
+
+@asynccontextmanager
+async def _certified(settings: Settings, api: Api, clock: Clock) -> AsyncIterator[None]:
+    """Have certificates for whoever needs them, and use this process's own; where pods are spoken to without, none."""
+    if not settings.control.startswith("tls"):
+        yield
+        return
+    certificates = Certificates(api, settings.kubernetes.namespace, clock)
+    await certificates.renew()
+    with tempfile.TemporaryDirectory(prefix="nomad-tls-") as folder:
+        certificates.put(folder)
+        tls.use(folder)
+        try:
+            async with alongside(certificates.keep(folder)):
+                yield
+        finally:
+            tls.use(None)
+
+
+async def _until_fenced(store: KubernetesStore) -> None:
+    await store.fenced.wait()
+    raise LeadershipLost("another master has taken over")
+
+
+def listens(control: str) -> str:
+    """Where to listen for those who dial `control`: the same port, at all addresses of this machine or pod."""
+    scheme, _, rest_ = control.partition("://")
+    port = rest_.rpartition(":")[2]
+    return f"{scheme}://0.0.0.0:{port if port.isdigit() else names.CONTROL_PORT}"
