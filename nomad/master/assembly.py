@@ -156,8 +156,14 @@ async def assemble(
             pod = runtime.pod_of(name)
             return pod if not pod or loop.requested.operator_of(pod) else None
 
+        def edges(pipeline: str) -> Sequence[tuple[str, str]]:
+            wanted = desired.pipelines.get(pipeline)
+            return () if wanted is None else wanted.spec.edges
+
         heard = runtime.heard if isinstance(runtime, Distant) else lambda name: None
         port = PodPort(observer, keys.of, pod_of, settings.heartbeats, settings.history, heard=heard)
+        if isinstance(runtime, Distant):
+            runtime.knows(connected=lambda name: name in port.waiting, edges=edges)
 
         def over(pipeline: str) -> None:
             if wanted := desired.pipelines.get(pipeline):
