@@ -138,9 +138,11 @@ class KubernetesRuntime:
         runtime._tasks.start(runtime._pool.run(), name="keep warm pods")
         return runtime
 
-    def knows_connected(self, connected: Callable[[str], bool]) -> None:
-        """`connected(name)`: whether that process has reported to the master, so that it can be put to work at once."""
-        self._pool.connected = connected
+    def knows(self, connected: Callable[[str], bool], edges: Callable[[str], Sequence[tuple[str, str]]]) -> None:
+        """`connected(name)`: whether that process has reported to the master, so that it can be put to work at once;
+        `edges(pipeline)`: its graph.
+        """
+        self._pool.connected, self.edges = connected, edges
 
     # What the runtime knows
 
