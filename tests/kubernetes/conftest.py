@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kubernetes.cluster import machine
 from tests.kubernetes.cluster.envtest import Envtest
+from tests.kubernetes.cluster.real import Real
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,28 @@ def namespace(envtest: Envtest) -> Iterator[str]:
     envtest.create_namespace(name)
     yield name
     envtest.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture(scope="session")
+def real() -> Iterator[Real]:
+    """The cluster of three nodes; one that is up already is used and left."""
+    if reason := machine.unfit():
+        pytest.skip(reason)
+    cluster = Real()
+    found = cluster.is_up()
+    if not found:
+        cluster.up()
+    try:
+        yield cluster
+    finally:
+        if not found:
+            cluster.down()
+
+
+@pytest.fixture
+def real_namespace(real: Real) -> Iterator[str]:
+    """A new namespace in `real` that enforces Pod Security `restricted`; it ends with the test."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    real.create_namespace(name, {"pod-security.kubernetes.io/enforce": "restricted"})
+    yield name
+    real.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")

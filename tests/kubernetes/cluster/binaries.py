@@ -27,7 +27,13 @@ VERSION_FLAGS = {
     "k8s.io/component-base/version.gitTreeState": "clean",
     "k8s.io/kubectl/pkg/util/version.gitVersion": KUBERNETES_VERSION,
 }
-PACKAGES = {"hyperkube": ".", "coredns": ".", "helm": "helm.sh/helm/v3/cmd/helm", "kwok": "sigs.k8s.io/kwok/cmd/kwok"}
+PACKAGES = {
+    "hyperkube": ".",
+    "coredns": ".",
+    "toolbox": ".",
+    "helm": "helm.sh/helm/v3/cmd/helm",
+    "kwok": "sigs.k8s.io/kwok/cmd/kwok",
+}
 """What to build in the folder of that name, which has the go.mod."""
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +93,16 @@ class Processes:
                 process.send_signal(number)
             except psutil.NoSuchProcess:
                 pass
-        _, alive = psutil.wait_procs(list(ending.values()), timeout=END_SECONDS)
-        for process in alive:
+        for process in wait_gone(ending.values(), END_SECONDS):
             process.kill()
-        psutil.wait_procs(alive, timeout=END_SECONDS)
+        if left := wait_gone(ending.values(), END_SECONDS):
+            raise ClusterError(f"these processes can't be ended: {left}")
         for name in names:
             self._known.pop(name, None)
         self._write()
 
     def stop_all(self, number: int = signal.SIGTERM) -> None:
-        """Last started, first ended."""
-        for name in reversed(self.names()):
-            self.stop(name, number=number)
+        self.stop(*self.names(), number=number)
 
     def _process(self, name: str) -> psutil.Process | None:
         known = self._known.get(name)
@@ -121,6 +119,25 @@ class Processes:
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(self._known))
         partial.replace(self._path)
+
+
+def wait_gone(processes: Iterable[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Those that haven't ended after `timeout` seconds. What only waits for its parent to look at it has ended."""
+    end = time.monotonic() + timeout
+    while (left := [process for process in processes if not ended(process)]) and time.monotonic() < end:
+        time.sleep(0.01)
+    return left
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return False
+        if process.ppid() == os.getpid():
+            os.waitpid(process.pid, os.WNOHANG)
+    except (psutil.NoSuchProcess, ChildProcessError):
+        pass
+    return True
 
 
 def free_port(host: str = "127.0.0.1") -> int:

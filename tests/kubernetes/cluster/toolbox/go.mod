@@ -1,0 +1,3 @@
+module nomad.dev/tests/toolbox
+
+go 1.26.0
