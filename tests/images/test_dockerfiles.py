@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "images"
 ROLES = ("master", "operator")
-SERVED = ("nomad.actor.host", "nomad.handout", "nomad.packages")
+SERVED = ("nomad.actor.host", "nomad.delivery.relay", "nomad.measure.node")
 """What the operator image is for."""
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in IMAGES.rglob("*.sh") if path.name != "common.sh")
 

@@ -80,7 +80,10 @@ def test_names_ports_and_folders_are_those_of_the_code() -> None:
     pod = named("DaemonSet", names.AGENT_NAME)["spec"]["template"]["spec"]
     assert [port["containerPort"] for port in pod["containers"][0]["ports"]] == [names.AGENT_PORT]
     assert {"name": "tls", "mountPath": names.TLS_FOLDER, "readOnly": True} in pod["containers"][0]["volumeMounts"]
-    assert [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume] == [names.POD_TLS_SECRET]
+    assert [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume] == [
+        names.AGENT_NAME,
+        names.POD_TLS_SECRET,
+    ]
     (definition,) = [item for item in documents() if item["kind"] == "CustomResourceDefinition"]
     assert definition["metadata"]["name"] == f"{names.PLURAL}.{names.GROUP}"
     assert definition["spec"]["names"]["kind"] == names.KIND

@@ -28,9 +28,10 @@ images:
 master:
   replicas: 3
   args: [--verbose]
+  storageClass: shared
   nodeSelector: {kubernetes.io/os: linux}
   tolerations: [{operator: Exists}]
-agent: {nodeSelector: {kubernetes.io/os: linux}}
+agent: {nodeSelector: {kubernetes.io/os: linux}, env: {PIP_INDEX_URL: "https://example.com"}, pipConfig: index}
 relay: {enabled: true, nodeSelector: {kubernetes.io/os: linux}, tolerations: [{operator: Exists}]}
 networkPolicy:
   operatorEgress: [{to: [{ipBlock: {cidr: 10.1.0.0/16}}]}]
