@@ -123,10 +123,14 @@ class Assignment:
     window_bytes: int = 16 << 20
     workdir: str = ""
     """A folder of this operator's own that survives its processes (journal, set-aside messages)."""
-    requirements: list[str] = field(default_factory=list)
-    """Packages that are installed before its code is loaded, as pip takes them, each with its exact version."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables that are set before its code is loaded."""
+    packages: str = ""
+    """The folder in which processes of its node install what operators require; "" where they share none."""
+    packages_bytes: int = 0
+    """How large that may grow."""
+    agent: str = ""
+    """The address of its node's agent, which installs and hands out packages where there is no such folder."""
+    agent_key: bytes = b""
+    """Proves to the agent which pod asks (`nomad.handout`)."""
 
 
 @dataclass(slots=True)

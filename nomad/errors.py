@@ -19,6 +19,7 @@
     ├── MasterUnreachable          nobody answers at the master's address
     ├── StateError                 the state folder can't be used
     ├── PodStartError              a runtime couldn't start a pod
+    ├── PackagesError              what an operator requires can't be installed
     ├── ApiError                   Kubernetes' API refused; status, reason and its own sentence
     │   ├── ApiUnauthorized        401
     │   ├── ApiForbidden           403
@@ -129,6 +130,14 @@ class StateError(NomadError):
 
 class PodStartError(NomadError):
     """A runtime couldn't start a pod: its node is unknown, or the system refused."""
+
+
+class PackagesError(NomadError):
+    """Packages that an operator requires can't be installed; `final`: not the next time either."""
+
+    def __init__(self, message: str, *, final: bool = False):
+        super().__init__(message)
+        self.final = final
 
 
 class ApiError(NomadError):

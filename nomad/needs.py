@@ -8,7 +8,7 @@ a cluster has what is needed isn't known here.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nomad.errors import PipelineError
@@ -100,16 +100,9 @@ def device_labels(wanted: Mapping[str, int]) -> frozenset[str]:
     return frozenset(_words(name, count) for name, count in wanted.items())
 
 
-def offered(wanted: Mapping[str, int], there: Mapping[str, int], labels: Collection[str]) -> frozenset[str]:
-    """Which of `device_labels(wanted)` a node has, that has these devices left and these labels.
-
-    A label stands for a device that has a plain name: for what can be shared, or isn't counted.
-    """
-    return frozenset(
-        _words(name, count)
-        for name, count in wanted.items()
-        if there.get(name, 0) >= count or ("/" not in name and name in labels)
-    )
+def offered(wanted: Mapping[str, int], there: Mapping[str, int]) -> frozenset[str]:
+    """Which of `device_labels(wanted)` a node has that has these devices left."""
+    return frozenset(_words(name, count) for name, count in wanted.items() if there.get(name, 0) >= count)
 
 
 def _words(name: str, count: int) -> str:

@@ -130,6 +130,8 @@ class Pods:
     """Seconds that a pod goes on without a master before it stops by itself."""
     log_bytes: int = 1 << 20
     """A pod's log file is rotated at this size; one older file is kept."""
+    packages_bytes: int = 4 << 30
+    """How much of what operators require is kept installed, beside what is in use."""
     keep_ended: int = 3
     """Logs of this many ended pods are kept per operator."""
     outlive_master: bool = False

@@ -72,5 +72,4 @@ def test_options_reach_the_specification():
 def test_what_a_node_offers():
     wanted = {"camera": 1, "nvidia.com/gpu": 2}
     assert needs.device_labels(wanted) == {"device camera", "2 devices nvidia.com/gpu"}
-    assert needs.offered(wanted, {"camera": 1, "nvidia.com/gpu": 1}, ()) == {"device camera"}
-    assert needs.offered(wanted, {}, {"camera", "nvidia.com/gpu"}) == {"device camera"}
+    assert needs.offered(wanted, {"camera": 1, "nvidia.com/gpu": 1}) == {"device camera"}

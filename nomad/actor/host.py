@@ -24,6 +24,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -43,7 +44,9 @@ from nomad.clock import SystemClock
 from nomad.control import Assignment, Role
 from nomad.delivery.codec import Codec
 from nomad.delivery.driver import shake_dialer
-from nomad.errors import DeliveryError, NomadError, PayloadError, TransportError, describe, message_of
+from nomad.errors import DeliveryError, NomadError, PackagesError, PayloadError, TransportError, describe, message_of
+from nomad.packages import Packages
+from nomad.pipeline import OperatorSpec
 from nomad.transport import registry
 from nomad.transport.base import Connection
 
@@ -162,6 +165,8 @@ class Host:
         self._leaving = False
         """Somebody else than the master wants it to end."""
         self._probed: asyncio.Server | None = None
+        self._packages: Packages | None = None
+        """Held, so that they stay."""
 
     async def run(self) -> Exit:
         """Until the pod is to end; why it did."""
@@ -319,8 +324,14 @@ class Host:
         try:
             if self._container.serving is not None:
                 self._container.serving.touch()
-            os.environ.update(assignment.environment)
+            spec = await asyncio.to_thread(self._spec, assignment)
+            os.environ.update(spec.environment)
+            if spec.requirements:
+                await self._install(spec.requirements, assignment)
             loaded = await asyncio.to_thread(self._load, assignment)
+        except PackagesError as exc:
+            self._fail(exc, Exit.CODE if exc.final else Exit.CRASHED)
+            return
         except Exception as exc:  # noqa: BLE001 - a manifest may be signed and still not be one for this version
             self._fail(exc, Exit.CODE)
             return
@@ -352,6 +363,29 @@ class Host:
             self._finished = True
             self._send_stats()
             self._send({"type": "finished"})
+
+    def _spec(self, assignment: Assignment) -> OperatorSpec:
+        """What the user has signed for, whatever the master says."""
+        from nomad.bundle import verified_spec
+
+        return verified_spec(assignment.manifest, assignment.signature, self._verify_key, assignment.operator)
+
+    async def _install(self, requirements: tuple[str, ...], assignment: Assignment) -> None:
+        """Have what the operator requires, for as long as this process lives. Raises `PackagesError`."""
+        from nomad import packages
+        from nomad.handout import fetched
+
+        begun = time.monotonic()
+        if assignment.agent:
+            cache = packages.Cache(Path(assignment.workdir or tempfile.gettempdir()) / "packages")
+            self._packages = await fetched(cache, requirements, assignment.agent, self._pod, assignment.agent_key)
+        else:
+            cache = packages.Cache(Path(assignment.packages), assignment.packages_bytes)
+            self._packages = await cache.installed(requirements)
+        taken = time.monotonic() - begun
+        print(f"nomad: {', '.join(requirements)} installed, in {taken:.1f} s", file=sys.stderr, flush=True)
+        for name in packages.use(self._packages.path):
+            print(f"nomad: {name} was loaded before it was installed and stays as it is", file=sys.stderr, flush=True)
 
     def _load(self, assignment: Assignment) -> Any:
         from nomad.bundle import load_operator
@@ -571,7 +605,7 @@ async def _make(boot: dict[str, Any], container: Container) -> Host:
 
 def _load_ahead() -> None:
     """Import, while there is time, what an operator is going to need."""
-    for name in ("nomad.bundle", "nomad.bundle.load", "cloudpickle", "numpy"):
+    for name in ("nomad.bundle", "nomad.bundle.load", "cloudpickle"):
         with suppress(ImportError):
             importlib.import_module(name)
 

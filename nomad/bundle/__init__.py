@@ -8,12 +8,12 @@ A bundle is one msgpack map:
      "code": {operator: <pickle>},    (function, {name: module}), see `make`
      "types": <pickle>}               {name: class or codec} that messages may carry
 
-`make` is called by clients, `read` and `check_environment` by the master, `load_operator` by pods.
+`make` is called by clients, `read` and `check_environment` by the master, `verified_spec` and `load_operator` by pods.
 Only `load_operator` ever unpickles, and only what it has verified. Bundles aren't encrypted.
 """
 
 from nomad.bundle.environment import check_environment
-from nomad.bundle.load import LoadedOperator, load_operator
+from nomad.bundle.load import LoadedOperator, load_operator, verified_spec
 from nomad.bundle.make import make
 from nomad.bundle.read import MAX_BUNDLE, MEDIA_TYPE, Bundle, read
 from nomad.bundle.signing import new_signing_key, public_key
@@ -29,4 +29,5 @@ __all__ = [
     "new_signing_key",
     "public_key",
     "read",
+    "verified_spec",
 ]

@@ -39,11 +39,8 @@ def load_operator(
     `BundleError`, with the cause, when the verified code can't be loaded here. The user's own modules that the code
     imports in function bodies are put into `sys.modules`.
     """
-    signing.verify(manifest, signature, verify_key)
-    content = json.loads(manifest)
-    number, entry = next(((k, e) for k, e in enumerate(content["operators"]) if e["name"] == name), (0, None))
-    if entry is None:
-        raise BundleTampered(f"operator {name!r} isn't in the signed manifest")
+    content, number = _verified(manifest, signature, verify_key, name)
+    entry = content["operators"][number]
     signing.verify_hash(code, entry["sha256"], f"the code of operator {name!r}")
     signing.verify_hash(types, content["types_sha256"], "the part with the types")
     function, modules = _unpickle(code, f"the code of operator {name!r}")
@@ -52,6 +49,22 @@ def load_operator(
     if content["codec"] == "pickle":
         _make_importable(classes)
     return LoadedOperator(manifests.operator_spec(entry), function, classes, content["codec"], number)
+
+
+def verified_spec(manifest: bytes, signature: bytes, verify_key: bytes, name: str) -> OperatorSpec:
+    """What the signed manifest says of an operator; its code isn't looked at. Raises `BundleTampered`."""
+    content, number = _verified(manifest, signature, verify_key, name)
+    return manifests.operator_spec(content["operators"][number])
+
+
+def _verified(manifest: bytes, signature: bytes, verify_key: bytes, name: str) -> tuple[dict[str, Any], int]:
+    """The manifest, and which of its operators is called `name`."""
+    signing.verify(manifest, signature, verify_key)
+    content: dict[str, Any] = json.loads(manifest)
+    number = next((number for number, entry in enumerate(content["operators"]) if entry["name"] == name), None)
+    if number is None:
+        raise BundleTampered(f"operator {name!r} isn't in the signed manifest")
+    return content, number
 
 
 def _make_importable(classes: dict[str, type | Registration]) -> None:

@@ -27,7 +27,7 @@ from nomad.master.enact import Enactor, Keys
 from nomad.master.events import EventLog
 from nomad.master.judge import Judge
 from nomad.master.loop import Loop
-from nomad.master.measuring import measure
+from nomad.master.measuring import measure, measure_machines, seen
 from nomad.master.moves import MoveLog, resumed, story
 from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
@@ -48,6 +48,8 @@ from nomad.master.store import Store, StoredPipeline
 from nomad.master.tally import Tallier
 from nomad.master.views import MoveState, MoveView
 from nomad.measure.book import Book
+from nomad.measure.remote import KIND as AGENTS
+from nomad.measure.remote import RemoteAgents
 from nomad.pipeline import PipelineSpec
 from nomad.runtime import sockets
 from nomad.runtime.base import Apart, Distant, Emulated, LinkInfo, Machines, NodeInfo, ObservedPod, PodPhase, Runtime
@@ -77,6 +79,8 @@ class Parts:
     moves: MoveLog
     replanner: Replanner
     port: PodPort
+    agents: RemoteAgents | None
+    """Of the nodes, where these are machines of their own."""
     woken: asyncio.Event
     token: str
     signing_key: bytes
@@ -164,6 +168,11 @@ async def assemble(
         port = PodPort(observer, keys.of, pod_of, settings.heartbeats, settings.history, heard=heard)
         if isinstance(runtime, Distant):
             runtime.knows(connected=lambda name: name in port.waiting, edges=edges)
+        agents = None
+        if not isinstance(runtime, Emulated):
+            named = runtime.node_of if isinstance(runtime, Machines) else lambda name: name
+            agents = RemoteAgents(book, clock, named)
+            port.receive(AGENTS, agents.door)
 
         def over(pipeline: str) -> None:
             if wanted := desired.pipelines.get(pipeline):
@@ -210,6 +219,7 @@ async def assemble(
             homes=Homes(desired, observed, book, loop.is_over),
             observer=observer,
             book=book,
+            agents=agents,
             observed=observed,
             desired=desired,
             requested=lambda: loop.requested,
@@ -241,14 +251,18 @@ async def assemble(
             moves=moves,
             replanner=replanner,
             port=port,
+            agents=agents,
             woken=woken,
             token=own.token,
             signing_key=own.signing_key,
         )
-        if here:
+        if here or agents is not None:
             measuring = Tasks()
             stack.push_async_callback(measuring.close)
-            work = measure(desired, observed, loop, book, clock, pods=settings.pods)
+            if agents is not None:
+                work = measure_machines(desired, observed, loop, book, clock, agents)
+            else:
+                work = measure(desired, observed, loop, book, clock, pods=settings.pods)
             measuring.start(work, name="measure")
         text = f"a master started, with {len(desired.pipelines)} pipelines and {len(requested.pods)} pods"
         started = events.add("master.started", text)
@@ -410,12 +424,13 @@ NODES_EVERY = 0.5
 
 
 async def _watch_nodes(parts: Parts) -> None:
-    known: Sequence[NodeInfo] = ()
+    known: tuple[Sequence[NodeInfo], frozenset[str]] = (), frozenset()
     while True:
         nodes = parts.runtime.nodes
-        if nodes is not known:  # of a thousand nodes it says the same again and again
-            known, before = nodes, parts.observed.nodes
-            _tell_of_nodes(parts, nodes)
+        behind = parts.agents.unreachable() if parts.agents is not None else frozenset()
+        if nodes is not known[0] or behind != known[1]:  # of a thousand nodes it says the same again and again
+            known, before = (nodes, behind), parts.observed.nodes
+            _tell_of_nodes(parts, seen(nodes, behind))
             declare_nodes(parts.book, (node for node in nodes if node.id not in before), parts.clock.now())
             for id in before.keys() - parts.observed.nodes.keys():
                 parts.book.forget_node(id)

@@ -12,26 +12,27 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from nomad import bundle
+from nomad import bundle, handout
 from nomad.bundle import Bundle
 from nomad.clock import Clock
 from nomad.control import Assignment
-from nomad.errors import NomadError, StateError
+from nomad.errors import NomadError, PodStartError, StateError
 from nomad.master.actions import (
     Action,
     AskStop,
     Assign,
-    Ended,
     Carry,
+    Ended,
     Finish,
     Forget,
     Kill,
     Measure,
     Moving,
     Rehome,
-    Start,
     Relieve,
+    Start,
     Switch,
     TellPeers,
 )
@@ -45,6 +46,8 @@ from nomad.master.store import Store, StoredOperator
 from nomad.master.tally import Tallier
 from nomad.master.views import PlacementView
 from nomad.measure.book import Book
+from nomad.measure.remote import KIND as AGENTS
+from nomad.measure.remote import RemoteAgents
 from nomad.runtime.base import PodSpec, Runtime
 from nomad.settings import Settings
 
@@ -92,6 +95,7 @@ class Enactor:
         homes: Homes,
         observer: Observer,
         book: Book,
+        agents: RemoteAgents | None,
         observed: Observed,
         desired: Desired,
         requested: Callable[[], Requested],
@@ -109,6 +113,7 @@ class Enactor:
         self._homes = homes
         self._observer = observer
         self._book = book
+        self._agents = agents
         self._observed = observed
         self._desired = desired
         self._requested = requested
@@ -196,6 +201,13 @@ class Enactor:
         except NomadError as exc:
             self._observer.start_failed(action.pod, str(exc))
             return
+        installer: dict[str, Any] = {}
+        if next(op for op in wanted.spec.operators if op.name == action.operator).requirements:
+            try:
+                installer = self._installer(action)
+            except NomadError as exc:
+                self._observer.start_failed(action.pod, str(exc))
+                return
         windows = self._settings.windows
         self._port.assign(
             action.pod,
@@ -216,8 +228,22 @@ class Enactor:
                 window_messages=windows.messages,
                 window_bytes=windows.bytes,
                 workdir=self._runtime.workdir(action.pipeline, action.operator),
+                **installer,
             ),
         )
+
+    def _installer(self, action: Assign) -> dict[str, Any]:
+        """Who installs what an operator requires, as fields of its assignment. Raises `PodStartError`."""
+        if self._agents is None:
+            folder = self._settings.state / "packages"
+            return {"packages": str(folder), "packages_bytes": self._settings.pods.packages_bytes}
+        address = self._agents.address(action.node)
+        if not address:
+            raise PodStartError(
+                f"the agent of node {action.node} isn't there, which installs what {action.operator} requires"
+            )
+        name = self._port.name_of(action.pod)
+        return {"agent": address, "agent_key": handout.key_of(self._keys.of(AGENTS), name)}
 
     async def _bundle(self, digest: str) -> Bundle:
         """A pipeline's bundle. Raises `StateError` or `BundleError`."""

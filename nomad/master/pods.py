@@ -171,6 +171,11 @@ class PodPort:
                 self._seated(channel, pod, assigned=False)
                 return
 
+    def name_of(self, pod: str) -> str:
+        """What the process calls itself that is a pod; "" while it isn't connected."""
+        channel = self._channels.get(pod)
+        return channel.name if channel is not None else ""
+
     # What the loop says. Each returns whether it went on its way.
 
     def assign(self, pod: str, assignment: Assignment) -> bool:

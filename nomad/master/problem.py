@@ -167,7 +167,7 @@ def requires(op: OperatorSpec) -> frozenset[str]:
 
 def missing(op: OperatorSpec, node: NodeInfo, taken: Mapping[str, int]) -> list[str]:
     """What of `requires` a node hasn't got, when other operators there have `taken` so many of its devices."""
-    return sorted(requires(op) - node.labels - needs.offered(op.devices, _left(node, taken), node.labels))
+    return sorted(requires(op) - node.labels - needs.offered(op.devices, _left(node, taken)))
 
 
 def devices_taken(placed: Iterable[Placed]) -> dict[str, dict[str, int]]:
@@ -185,7 +185,7 @@ def _devices(spec: PipelineSpec, node: NodeInfo, taken: Mapping[str, int]) -> fr
     """What a node has of the devices that operators of a pipeline need, in the words of `requires`."""
     found: frozenset[str] = frozenset()
     for op in spec.operators:
-        found |= needs.offered(op.devices, _left(node, taken), node.labels)
+        found |= needs.offered(op.devices, _left(node, taken))
     return found
 
 

@@ -16,6 +16,7 @@ import itertools
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from nomad.clock import Clock
 from nomad.control import Shape
@@ -44,6 +45,22 @@ class Probe:
     """Seconds that the link was busy with the payload; None without one."""
 
 
+class Visits(Protocol):
+    """Others that dial an agent, and call themselves by a name of their own kind."""
+
+    prefix: str
+    """What their names begin with."""
+
+    def key_for(self, name: str) -> bytes: ...
+
+    async def visited(self, conn: Connection, frames: list[Frame]) -> None:
+        """One has proved itself, and said `frames` already. The connection ends when this returns.
+
+        Raises `TransportError`, or `ValueError` for what isn't understood.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class _Peer:
     raw: Connection
@@ -56,8 +73,17 @@ class _Peer:
 class Agent:
     """`listen` first, `close` last. `shape` says how the way to a node is emulated now."""
 
-    def __init__(self, node: str, key: bytes, clock: Clock, shape: Callable[[str], Shape] = lambda node: Shape()):
+    def __init__(
+        self,
+        node: str,
+        key: bytes,
+        clock: Clock,
+        shape: Callable[[str], Shape] = lambda node: Shape(),
+        visits: Visits | None = None,
+    ):
+        """`visits` has those dial in, too, that are no agents."""
         self.node = node
+        self._visits = visits
         self._key = key
         self._clock = clock
         self._shape = shape
@@ -66,9 +92,9 @@ class Agent:
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._numbers = itertools.count(1)
 
-    async def listen(self, address: str) -> str:
+    async def listen(self, address: str, advertise: str | None = None) -> str:
         """Where other agents reach this one. Raises `TransportError`."""
-        self._listener = await registry.listen(address, self._serve)
+        self._listener = await registry.listen(address, self._serve, advertise=advertise)
         return self._listener.reachable
 
     def connected(self, node: str) -> bool:
@@ -160,15 +186,23 @@ class Agent:
 
     # -- answering
 
+    def _key_for(self, name: str) -> bytes | None:
+        if self._visits is not None and name.startswith(self._visits.prefix):
+            return self._visits.key_for(name)
+        return self._key
+
     async def _serve(self, raw: Connection) -> None:
         conn: Connection = raw
         try:
-            node, _, frames = await shake_listener(raw, lambda node: self._key, lambda node, hello: {})
+            node, _, frames = await shake_listener(raw, self._key_for, lambda node, hello: {})
+            if self._visits is not None and node.startswith(self._visits.prefix):
+                await self._visits.visited(raw, frames)
+                return
             while True:
                 conn = shaped(conn, self._shape(node), self._clock)
                 conn.write([(_HEAD.pack(ANSWER, _HEAD.unpack(frame[0])[1]),) for frame in frames])
                 frames = await raw.recv()
-        except (DeliveryError, struct.error):
+        except (DeliveryError, struct.error, ValueError):
             return  # whoever it was, it is no agent of this cluster
         finally:
             if conn is not raw:

@@ -128,6 +128,12 @@ class Survey:
     async def close(self) -> None:
         await self._tasks.close()
 
+    def forget(self, node: str) -> None:
+        """It has left the cluster."""
+        self._ways = {way: state for way, state in self._ways.items() if node not in way}
+        self._round = [way for way in self._round if node not in way]
+        self._budget.forget(node)
+
     def look(self) -> None:
         """Begin the probes that are due and allowed."""
         nodes, now = list(self._nodes()), self._clock.now()

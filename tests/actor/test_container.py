@@ -52,7 +52,8 @@ async def test_a_process_that_waits_becomes_an_operator(here: Master) -> None:
     def tells(x: int) -> str:
         return os.environ["GREETING"] + str(sorted(name for name in os.environ if name in ("NOMAD_BOOT", "NOMAD_POD")))
 
-    built = pipeline.build([endless, tells, print])
+    greeting = pipeline.operator(environment={"GREETING": "hello "})(tells)
+    built = pipeline.build([endless, greeting, print])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = here.folder / "kept"
@@ -67,7 +68,7 @@ async def test_a_process_that_waits_becomes_an_operator(here: Master) -> None:
     assert not answers(port)
     assert not (folder / "serving").exists()
 
-    told = assignment(built, 1, epoch=7, environment={"GREETING": "hello "}, listen="tcp://0.0.0.0:0")
+    told = assignment(built, 1, epoch=7, listen="tcp://0.0.0.0:0")
     pod.tell(told)
     ready = await pod.says("ready")
     assert ready["address"].startswith("tcp://127.0.0.1:"), "the address that others reach it by"

@@ -150,7 +150,7 @@ async def test_what_cannot_run_is_refused_and_nothing_is_left_of_it(working: Clu
 
 async def test_pods_are_asked_for_with_what_operators_need(cluster: Cluster) -> None:
     runtime = cluster.runtime
-    runtime._nodes = [NodeInfo("edge", devices={"camera": 1}), NodeInfo("cloud", labels=frozenset({"screen"}))]
+    runtime._nodes = [NodeInfo("edge", devices={"camera": 1}), NodeInfo("cloud", devices={"screen": 1})]
     source = pipeline.operator(OPERATORS[0], devices={"camera"}, image="my/own", memory="100Mi")
     sink = pipeline.operator(OPERATORS[2], devices={"screen"}, environment={"A": "b"}, secrets={"P": "db/password"})
     async with cluster.run() as master:

@@ -1,0 +1,160 @@
+"""The agents of a cluster of real machines: one process per node (`nomad.measure.node`), which dials the master.
+
+What a survey probes with (`survey.Prober`), and who knows where a node's agent is; the control port hands agents that
+dial in to its `door` (`nomad.master.pods.Guests`). An agent is there while it is connected and was heard lately; nodes
+without one keep what is declared of them. Made by the master's assembly. Decides nothing but who can be dialled.
+
+    agent -> master   hello: address, python      report: speed, cores_free, memory_free_mb (None: unknown)
+    master -> agent   request "probe": node, address, nbytes -> {"round_trip", "transfer"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nomad.clock import Clock
+from nomad.errors import ConnectionBroken, NomadError
+from nomad.measure.agent import IDLE_SECONDS, TIMEOUT, Probe
+from nomad.measure.book import Book
+
+KIND = "agent"
+"""Agents call themselves `agent:<node>`; they all have the key of this name."""
+
+SILENT_SECONDS = 15.0
+"""An agent that hasn't said anything for so long isn't there; it reports several times as often."""
+
+FAILURES = 3
+"""So many dials in a row must have failed, from two nodes where there are as many, and none have come through, until a
+node counts as one that can't be dialled.
+"""
+
+
+class Asked(Protocol):
+    """The channel to an agent, as far as it is asked for something."""
+
+    async def ask(self, method: str, args: dict[str, Any], timeout: float) -> Any:
+        """Raises `NomadError`."""
+        ...
+
+
+@dataclass(slots=True)
+class _Agent:
+    channel: Asked
+    address: str
+    heard_at: float
+    reached: bool = False
+    """Another one has dialled it."""
+    failures: int = 0
+    failed_from: set[str] = field(default_factory=set)
+
+
+class RemoteAgents:
+    """Those that are connected now, by Nomad's name of their node."""
+
+    def __init__(self, book: Book, clock: Clock, node_of: Callable[[str], str | None] = lambda name: name) -> None:
+        """`node_of`: what Nomad calls a node that the cluster calls so; None for one that it doesn't have."""
+        self._book = book
+        self._clock = clock
+        self._node_of = node_of
+        self._agents: dict[str, _Agent] = {}
+        self._used: dict[tuple[str, str], float] = {}
+
+    # -- what the door lets in
+
+    @property
+    def door(self) -> Door:
+        """Where the control port takes agents to."""
+        return Door(self)
+
+    def came(self, name: str, hello: dict[str, Any], channel: Any) -> None:
+        address = hello.get("address")
+        node = self._node_of(name)
+        if node is not None and isinstance(address, str):
+            self._agents[node] = _Agent(channel, address, self._clock.now())
+
+    def said(self, name: str, message: dict[str, Any]) -> None:
+        node = self._node_of(name)
+        agent = self._agents.get(node) if node is not None else None
+        if node is None or agent is None:
+            return
+        agent.heard_at = self._clock.now()
+        if message["type"] == "report":
+            found = {kind: _amount(message.get(kind)) for kind in ("speed", "cores_free", "memory_free_mb")}
+            self._book.node_sample(node, agent.heard_at, **found)
+
+    def left(self, channel: Any) -> None:
+        for node in [node for node, agent in self._agents.items() if agent.channel is channel]:
+            del self._agents[node]
+
+    # -- for the survey
+
+    def nodes(self) -> Sequence[str]:
+        """The nodes whose agents are there, in the order in which they came."""
+        now = self._clock.now()
+        return [node for node, agent in self._agents.items() if now - agent.heard_at < SILENT_SECONDS]
+
+    def connected(self, source: str, target: str) -> bool:
+        """As far as is known here: agents close connections that aren't used."""
+        return self._clock.now() - self._used.get((source, target), float("-inf")) < IDLE_SECONDS
+
+    async def probe(self, source: str, target: str, nbytes: int) -> Probe:
+        """Let the agent of `source` probe the one of `target`. Raises `NomadError`."""
+        asked, other = self._agents.get(source), self._agents.get(target)
+        if asked is None or other is None:
+            raise ConnectionBroken(f"the agent of {target if asked is not None else source} isn't there")
+        self._used.pop((source, target), None)
+        request = {"node": target, "address": other.address, "nbytes": nbytes}
+        try:
+            found = await asked.channel.ask("probe", request, 2 * TIMEOUT)
+        except NomadError:
+            if self._agents.get(source) is asked:  # else it is the one that asks that is gone
+                other.failures += 1
+                other.failed_from.add(source)
+            raise
+        round_trip, transfer = (_amount(found.get(kind)) for kind in ("round_trip", "transfer"))
+        if round_trip is None:
+            raise ConnectionBroken(f"the agent of {source} gave an answer that isn't valid")
+        other.reached = True
+        self._used[source, target] = self._clock.now()
+        return Probe(round_trip, transfer)
+
+    # -- for the master
+
+    def address(self, node: str) -> str:
+        """Where the agent of a node is dialled; "" while it isn't there."""
+        return self._agents[node].address if node in self.nodes() else ""
+
+    def unreachable(self) -> frozenset[str]:
+        """Nodes whose agents are there, and that others have tried to dial in vain, where dialling works at all."""
+        there = self.nodes()
+        if not any(self._agents[node].reached for node in there):
+            return frozenset()
+        needed = min(2, len(there) - 1)
+        return frozenset(
+            node
+            for node in there
+            for agent in (self._agents[node],)
+            if not agent.reached and agent.failures >= FAILURES and len(agent.failed_from) >= needed
+        )
+
+
+class Door:
+    """`RemoteAgents` in the words of the control port."""
+
+    def __init__(self, agents: RemoteAgents) -> None:
+        self._agents = agents
+
+    def connected(self, name: str, hello: dict[str, Any], channel: Any) -> None:
+        self._agents.came(name, hello, channel)
+
+    def said(self, name: str, message: dict[str, Any]) -> None:
+        self._agents.said(name, message)
+
+    def disconnected(self, name: str, channel: Any) -> None:
+        self._agents.left(channel)
+
+
+def _amount(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and value >= 0 else None

@@ -1,0 +1,141 @@
+"""What operators require, installed once per node: by real pip, from a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from nomad import packages
+from nomad.errors import PackagesError
+from nomad.packages import Cache, lock_of
+from tests.wheels import variables, wheel
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "index"
+    wheel(folder, "lower", "1.0", "VALUE = 1\n")
+    wheel(folder, "upper", "2.0", "import lower\nVALUE = 2\n", requires=("lower<2",))
+    wheel(folder, "lower", "2.0", "VALUE = 4\n")
+    wheel(folder, "later", "1.0", "VALUE = 3\n", tag="py39")
+    for name, value in variables(folder).items():
+        monkeypatch.setenv(name, value)
+    return folder
+
+
+def folders(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir()}
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_lock_is_what_is_asked_for_and_by_whom() -> None:
+    assert lock_of(["a", "b"]) == lock_of(["b", "a", "a"])
+    locks = {lock_of(["a"]), lock_of(["b"]), lock_of(["a"], python="3.99"), lock_of(["a"], platform="linux-arm")}
+    assert len(locks) == 4
+
+
+async def test_packages_are_installed_with_what_they_need(index: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    with await cache.installed(["upper==2.0"]) as found:
+        assert {"upper.py", "lower.py"} <= {path.name for path in found.path.iterdir()}
+        assert found.path == tmp_path / "cache" / lock_of(["upper==2.0"])
+    (index / "upper-2.0-py3-none-any.whl").unlink()
+    with await cache.installed(["upper==2.0"]) as again:
+        assert again.path == found.path
+    assert {path.suffix for path in cache.folder.iterdir()} == {"", ".lock"}
+
+
+async def test_whoever_comes_while_they_are_installed_waits(tmp_path: Path) -> None:
+    made = []
+
+    async def slowly(folder: Path) -> None:
+        made.append(folder)
+        await asyncio.sleep(0.3)
+
+    one, other = Cache(tmp_path), Cache(tmp_path)
+    first, second = await asyncio.gather(one.made("a", slowly), other.made("a", slowly))
+    assert first.path == second.path
+    assert len(made) == 1
+    first.close()
+    second.close()
+
+
+@pytest.mark.usefixtures("index")
+async def test_what_there_is_not_is_final(tmp_path: Path) -> None:
+    with pytest.raises(
+        PackagesError, match="upper==9 can't be installed: pip says: .*No matching distribution"
+    ) as caught:
+        await Cache(tmp_path / "cache").installed(["upper==9"])
+    assert caught.value.final
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    with pytest.raises(PackagesError, match="conflict") as caught:
+        await Cache(tmp_path / "cache").installed(["lower>=2", "upper"])
+    assert caught.value.final
+
+
+async def test_an_index_that_is_away_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
+    with pytest.raises(PackagesError, match="the index isn't reachable") as caught:
+        await Cache(tmp_path).installed(["upper==2.0"])
+    assert not caught.value.final
+
+
+async def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(PackagesError, match="can't be installed in") as caught:
+        await Cache(tmp_path / "cache").installed(["upper"])
+    assert not caught.value.final
+
+
+@pytest.mark.usefixtures("index")
+async def test_for_another_python(tmp_path: Path) -> None:
+    with await Cache(tmp_path / "cache").installed(["later"], python="3.99") as found:
+        assert (found.path / "later.py").exists()
+        assert found.path.name == lock_of(["later"], python="3.99")
+
+
+async def test_what_nobody_uses_goes_first(tmp_path: Path) -> None:
+    async def large(folder: Path) -> None:
+        (folder / "data").write_bytes(bytes(1000))
+
+    cache = Cache(tmp_path, limit=2500)
+    used = await cache.made("used", large)
+    (await cache.made("old", large)).close()
+    for name, time in (("used", 1), ("old", 2)):
+        os.utime(tmp_path / name, (time, time))
+    (await cache.made("new", large)).close()
+    assert folders(tmp_path) == {"used", "new"}
+    used.close()
+    os.utime(tmp_path / "used", (1, 1))
+    (await cache.made("newer", large)).close()
+    assert folders(tmp_path) == {"new", "newer"}
+
+
+async def test_an_installation_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    begun = asyncio.Event()
+
+    async def forever(folder: Path) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(Cache(tmp_path).made("a", forever))
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert files(tmp_path) == {"a.lock"}
+
+
+def test_what_is_loaded_already_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("msgpack", "fresh_module"):
+        (tmp_path / f"{name}.py").touch()
+    assert packages.use(tmp_path) == ["msgpack"]
+    assert sys.path[0] == str(tmp_path)
