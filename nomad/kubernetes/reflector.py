@@ -30,7 +30,8 @@ WATCH_SECONDS = (300, 600)
 SHORTEST = 1.0
 """Seconds; a watch that brought nothing and ended sooner counts as a failure."""
 
-BACKOFF = Backoff(first=0.2, factor=2.0, limit=15.0)
+BACKOFF = Backoff(first=0.2, factor=2.0, limit=5.0)
+"""An API that comes back is noticed within seconds: what happens to pods isn't seen before."""
 
 
 class Reflector(Generic[T]):
