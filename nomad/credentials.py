@@ -30,7 +30,7 @@ from nomad.errors import StateError, UsageError
 
 DEFAULT_MASTER = "http://127.0.0.1:30000"
 
-MOST_TOKEN = 1_000
+MOST_TOKEN = 8_000
 """No token is longer (in characters)."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 """What this machine calls itself; whoever listens there isn't reached from outside."""

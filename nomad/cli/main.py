@@ -13,6 +13,7 @@ import click
 import nomad
 from nomad import errors
 from nomad.cli import bench, cluster, common, explain, pipelines, plan, profile, programs
+from nomad.cli.master import login, master
 from nomad.cli.up import up
 
 EXIT_CODES = """\b
@@ -111,7 +112,7 @@ def completion(shell: str) -> None:
 
 
 MODULES = (programs, pipelines, explain, cluster, plan, profile, bench)
-for command in (up, *(command for module in MODULES for command in module.COMMANDS)):
+for command in (up, master, login, *(command for module in MODULES for command in module.COMMANDS)):
     cli.add_command(command)
 
 

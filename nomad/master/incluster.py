@@ -8,6 +8,7 @@ was; pods go on in between. Whoever finds out that it leads no more writes nothi
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,10 +24,11 @@ from nomad.master import api as rest
 from nomad.master.assembly import Secrets
 from nomad.master.kubestore import KubernetesStore
 from nomad.master.leader import LeadershipLost, leading
+from nomad.master.pipelines import PipelineWatch
 from nomad.master.serve import Served, answering, listen, serve
 from nomad.runtime.kubernetes import KubernetesRuntime
 from nomad.runtime.manifests import Boot
-from nomad.settings import Settings
+from nomad.settings import Kubernetes, Settings
 from nomad.tasks import alongside
 from nomad.transport import certificates as tls
 
@@ -40,26 +42,29 @@ async def serve_in_cluster(
     *,
     clock: Clock | None = None,
     other_tokens: Callable[[str], Awaitable[bool]] | None = None,
+    lost: Callable[[str], None] = lambda why: None,
 ) -> AsyncIterator[Served]:
     """Wait until this process leads, and run a master until the block ends. Pods go on after that.
 
-    `settings.control`: where pods are listened for. Raises `LeadershipLost` when another one may lead, `StateError` and
+    `settings.control`: where pods are listened for. `lost(why)` is called when it leads no more, which ends the block,
+    too: the process should end in a second. Raises `LeadershipLost` when another one may lead, `StateError` and
     `ApiError` when it can't begin, `UsageError` when the port is taken.
     """
     clock = clock or SystemClock()
     settings = replace(settings, pods=replace(settings.pods, outlive_master=True, shaped=False))
     store: KubernetesStore | None = None
 
-    def lost(why: str) -> None:
+    def fence(why: str) -> None:
         if store is not None:
             store.fence(why)
+        lost(why)
 
     async with AsyncExitStack() as stack:
         sock = listen(settings.rest)
         stack.callback(sock.close)
         waiting = await stack.enter_async_context(AsyncExitStack())
         await waiting.enter_async_context(answering(rest.standby(), sock.dup()))
-        await stack.enter_async_context(leading(api, settings.kubernetes, clock, lost=lost))
+        await stack.enter_async_context(leading(api, settings.kubernetes, clock, lost=fence))
         await stack.enter_async_context(_certified(settings, api, clock))
         store = await KubernetesStore.open(
             api, settings.kubernetes.namespace, settings.kubernetes.identity, clock=clock
@@ -71,6 +76,9 @@ async def serve_in_cluster(
         served = serve(settings, None, runtime=runtime, store=store, sock=sock, other_tokens=other_tokens)
         await stack.enter_async_context(alongside(_until_fenced(store)))
         made = await stack.enter_async_context(served)
+        kubernetes = settings.kubernetes
+        watch = PipelineWatch(made.master, store, api, kubernetes.namespace, kubernetes.identity, clock)
+        await stack.enter_async_context(alongside(watch.run()))
         await waiting.aclose()
         yield made
 
@@ -78,6 +86,7 @@ async def serve_in_cluster(
 async def _runtime(settings: Settings, api: Api, store: KubernetesStore, clock: Clock) -> KubernetesRuntime:
     """What starts pods, and has found those that are there."""
     own, kubernetes = await Secrets.of(store), settings.kubernetes
+    await _tell_guests(api, kubernetes, own.keys.of)
     boot = Boot(kubernetes.control, own.keys.verify, settings.pods.master_timeout)
     keep = settings.pods.keep_ended
     master = await _own(api, settings)
@@ -94,6 +103,18 @@ async def _runtime(settings: Settings, api: Api, store: KubernetesStore, clock: 
 
     runtime.owner = owner
     return runtime
+
+
+async def _tell_guests(api: Api, settings: Kubernetes, key_of: Callable[[str], bytes]) -> None:
+    """What agents and relays have to know when they start, in the Secrets that their pods wait for."""
+    agent = {"control": settings.control, "key": key_of(names.AGENT).hex()}
+    for name, component, data in (
+        (names.AGENT_NAME, names.AGENT, {"boot": json.dumps(agent)}),
+        (names.RELAY_NAME, names.RELAY, {"key": key_of(names.RELAY).hex()}),
+    ):
+        labels = {names.APP: names.NOMAD, names.MANAGED_BY: names.NOMAD, names.COMPONENT: component}
+        body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "labels": labels}, "stringData": data}
+        await api.apply(paths.secrets(settings.namespace, name), body)
 
 
 async def _own(api: Api, settings: Settings) -> Json | None:

@@ -90,7 +90,8 @@ class Channel:
 
 
 class Guests(Protocol):
-    """Who looks after processes of one kind that are no pods: those that call themselves `<kind>:<name>`.
+    """Who looks after processes of one kind that are no pods: those that call themselves `<kind>:<name>`, and have the
+    key of `<kind>`.
 
     A process that connects again has a new channel; the old one is taken away first. Over a channel it is told and
     asked; its replies don't come by here.
@@ -252,9 +253,9 @@ class PodPort:
             self._dismiss(channel)
 
     def _key_for(self, name: str) -> bytes | None:
-        if self._guests_of(name) is None and self._pod_of(name) is None:
-            return None
-        return self._key_of(name)
+        if self._guests_of(name) is not None:
+            return self._key_of(name.partition(":")[0])
+        return None if self._pod_of(name) is None else self._key_of(name)
 
     def _guests_of(self, name: str) -> Guests | None:
         kind, colon, _ = name.partition(":")

@@ -150,11 +150,11 @@ class Agents:
 async def test_guests_are_handed_on(here: Here) -> None:
     agents = Agents()
     here.port.receive("agent", agents)
-    first = await here.dial("agent:edge")
+    first = await here.dial("agent:edge", key=key_of("agent"))
     say(first, type="word", value=1)
     await until(lambda: agents.told == [("edge", 1)])
     assert here.heard[-1] == "agent:edge"
-    second = await here.dial("agent:edge")
+    second = await here.dial("agent:edge", key=key_of("agent"))
     await until(lambda: agents.there.get("edge") and first.closed)
     asked = asyncio.create_task(agents.there["edge"].ask("probe", {"of": "fog"}, 5.0))
     request = await hears(second)
