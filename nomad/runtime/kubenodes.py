@@ -129,6 +129,7 @@ class Nodes:
         self._grace = grace
         self._nodes: dict[str, KubeNode] = {}
         self._labels: dict[str, str] = {}
+        self._hosts: dict[str, str] = {}
         self._heard: dict[str, float] = {}
         self._held: set[str] = set()  # not ready for the cluster, and shown as ready
         self._unready: set[str] = set()  # not ready for the cluster
@@ -137,6 +138,8 @@ class Nodes:
     def changed(self, old: KubeNode | None, new: KubeNode | None) -> set[str]:
         """Take in a change; the ids of the nodes that it is about."""
         ids = set()
+        if old is not None:
+            self._hosts.pop(old.host, None)
         if old is not None and self._nodes.get(old.info.id) is old:
             ids.add(old.info.id)
             del self._nodes[old.info.id]
@@ -147,6 +150,7 @@ class Nodes:
         if new is not None:
             ids.add(new.info.id)
             self._nodes[new.info.id] = new
+            self._hosts[new.host] = new.info.id
             self._labels[label(new.info.id)] = new.info.id
             if not new.info.ready:
                 self._unready.add(new.info.id)
@@ -160,6 +164,10 @@ class Nodes:
 
     def get(self, node: str) -> KubeNode | None:
         return self._nodes.get(node)
+
+    def at(self, host: str) -> str | None:
+        """The node that the cluster calls `host`; None when there is none."""
+        return self._hosts.get(host)
 
     def named(self, value: str) -> str:
         """The node whose id is that as a label's value; `value` itself when there is none."""

@@ -163,13 +163,16 @@ class KubernetesRuntime:
         return "" if pod.warm else pod.pod or None
 
     def heard(self, name: str) -> None:
-        """The process of this name, or the agent of a node (`agent:<node>`), has just said something."""
-        kind, colon, rest = name.partition(":")
+        """The process of this name, or the agent of a node (`agent:<host>`), has just said something."""
+        kind, colon, host = name.partition(":")
         if colon:
-            if kind == names.AGENT:
-                self._nodes.heard(rest)
+            if kind == names.AGENT and (node := self._nodes.at(host)) is not None:
+                self._nodes.heard(node)
         elif (pod := self._pods.items.get(name)) is not None:
             self._nodes.heard(self._nodes.named(pod.node))
+
+    def node_of(self, name: str) -> str | None:
+        return self._nodes.at(name)
 
     def workdir(self, pipeline: str, operator: str) -> str:
         return manifests.CLAIM_FOLDER if self._settings.storage_class else names.WORK_FOLDER

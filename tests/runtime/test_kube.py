@@ -126,7 +126,10 @@ async def test_a_node_that_is_given_another_name_is_another_node() -> None:
     nodes = Nodes(VirtualClock(), 10.0)
     before, after = kubenodes.take(node(), ()), kubenodes.take(node(nomad_dev__name="fog"), ())
     nodes.changed(None, before)
+    assert nodes.at("edge-1") == "edge-1"
     assert nodes.changed(before, after) == {"edge-1", "fog"}
+    assert nodes.at("edge-1") == "fog"
+    assert nodes.at("fog") is None
     assert [info.id for info in nodes.all()] == ["fog"]
 
 
