@@ -5,8 +5,8 @@
 
 Used by the runtime, the store and the leader's lease. From kubernetes_asyncio come the ways to a cluster (service
 account, kubeconfig with all its kinds of credentials) and the HTTP session; its models aren't used. All
-errors are `ApiError`s. What the API asks to send again later (429, and 503 with Retry-After) is sent again here,
-a few times; all other failures are the caller's to judge.
+errors are `ApiError`s. What the API asks to send again later (429, and 503 with Retry-After) is sent again here, a few
+times; all other failures are the caller's to judge.
 """
 
 from __future__ import annotations
@@ -19,23 +19,13 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 import aiohttp
 
 from nomad.clock import Clock, SystemClock
-from nomad.errors import (
-    ApiConflict,
-    ApiError,
-    ApiExists,
-    ApiForbidden,
-    ApiGone,
-    ApiInvalid,
-    ApiNotFound,
-    ApiUnauthorized,
-    ApiUnavailable,
-    UsageError,
-)
+from nomad.errors import ApiError, ApiGone, ApiNotFound, ApiUnauthorized, ApiUnavailable, UsageError
+from nomad.kubernetes import answers
 from nomad.kubernetes.names import FIELD_MANAGER
 
 log = logging.getLogger(__name__)
@@ -64,16 +54,6 @@ _CONTENT = {
     "merge": "application/merge-patch+json",
     "json": "application/json-patch+json",
     "strategic": "application/strategic-merge-patch+json",
-}
-
-_ERRORS: dict[int, type[ApiError]] = {
-    400: ApiInvalid,
-    401: ApiUnauthorized,
-    403: ApiForbidden,
-    404: ApiNotFound,
-    409: ApiConflict,
-    410: ApiGone,
-    422: ApiInvalid,
 }
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -233,17 +213,17 @@ class Api:
         timeout = aiohttp.ClientTimeout(sock_connect=REQUEST.sock_connect, sock_read=SILENCE)
         async with self._stream(path, query, timeout) as response:
             opened()
-            async for line in _lines(response):
+            async for line in answers.lines(response.content.iter_any()):
                 event = _event(line)
                 if event["type"] == "ERROR":
-                    _fail(event["object"].get("code", 0), event["object"], None)
+                    answers.fail(event["object"].get("code", 0), event["object"], None)
                 yield event
 
     async def lines(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncIterator[str]:
         """What a path gives as text, line by line as it comes (`pods/log`); it may be silent for long."""
         timeout = aiohttp.ClientTimeout(sock_connect=REQUEST.sock_connect)
         async with self._stream(path, params, timeout) as response:
-            async for line in _lines(response):
+            async for line in answers.lines(response.content.iter_any()):
                 yield line.decode("utf-8", "replace").rstrip("\r\n")
 
     # Inside
@@ -302,13 +282,10 @@ class Api:
             try:
                 if response.status >= 400:
                     text = await response.text()
-                    _fail(response.status, _status(text), response.headers.get("Retry-After"))
+                    answers.fail(response.status, answers.status(text), response.headers.get("Retry-After"))
                 yield response
             finally:
-                if response.content.at_eof():
-                    response.release()
-                else:
-                    response.close()
+                response.close() if not response.content.at_eof() else response.release()
         except TimeoutError as exc:
             raise ApiUnavailable(f"{self.server} hasn't answered in time: {method} {path}") from exc
         except (aiohttp.ClientError, OSError) as exc:
@@ -407,43 +384,6 @@ def _event(line: bytes) -> Json:
     return found
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Lines of whatever length, as they come."""
-    rest = b""
-    async for chunk in response.content.iter_any():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
-    if rest:
-        yield rest
-
-
-def _status(text: str) -> Json:
-    """Kubernetes' own description of an error; a proxy before it answers with anything."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"message": text[:1000].strip()}
-
-
-def _fail(code: int, status: Json, retry_after: str | None) -> NoReturn:
-    """The error that an answer means."""
-    message = str(status.get("message") or f"HTTP status {code}")
-    reason, details = str(status.get("reason") or ""), status.get("details") or {}
-    if reason == "Expired":
-        code = 410
-    if code == 429 or code >= 500 or not code:
-        wait = retry_after or details.get("retryAfterSeconds")
-        try:
-            seconds = float(wait) if wait is not None else (1.0 if code == 429 else None)
-        except ValueError:
-            seconds = 1.0
-        raise ApiUnavailable(message, status=code, reason=reason, details=details, retry_after=seconds)
-    kind = ApiExists if reason == "AlreadyExists" else _ERRORS.get(code, ApiError)
-    raise kind(message, status=code, reason=reason, details=details)
-
-
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -457,6 +397,3 @@ def _keep_alive(response: aiohttp.ClientResponse) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-
-
-__all__ = ["Api", "Json"]

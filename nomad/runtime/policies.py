@@ -1,6 +1,7 @@
 """Who may send to whom in the cluster's network: what a pipeline's graph says, and nothing else. Pure.
 
-Called by `nomad.runtime.kubernetes`. Operators are denied everything by default; each policy here allows something.
+Called by `nomad.runtime.kubernetes`. Where Nomad is installed everything is denied that isn't needed by all
+(the master, the cluster's names); each policy here allows something.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def network_policies(
     """What the operators of a pipeline may send to each other: what its graph says. One policy for each.
 
     A receiver is dialled by its senders; with `either_way` also the other way round, as it is where some nodes can
-    only dial out. What all operators may (`operators_policy`) isn't repeated here.
+    only dial out. What all operators may, and that they may nothing else, is said at Nomad's installation.
     """
     found = []
     for operator in dict.fromkeys(name for edge in edges for name in edge):
@@ -36,34 +37,12 @@ def network_policies(
     return found
 
 
-def operators_policy() -> Json:
-    """What every operator's process may: reach the master, the agents, the relay and the cluster's names; be reached
-    by nobody but those that its pipeline's own policies name.
-    """
-    parts = (
-        (names.MASTER, names.CONTROL_PORT),
-        (names.AGENT, names.AGENT_PORT),
-        (names.RELAY, names.RELAY_PORT),
-    )
-    egress: list[Json] = [
-        {"to": [{"podSelector": {"matchLabels": selector(part)}}], "ports": [_port(port)]} for part, port in parts
-    ]
-    egress.append({"to": [{"namespaceSelector": {}}], "ports": [_port(53), _port(53, "UDP")]})
-    spec = {
-        "podSelector": {"matchLabels": selector(names.OPERATOR)},
-        "policyTypes": ["Ingress", "Egress"],
-        "ingress": [],
-        "egress": egress,
-    }
-    return _policy("nomad-operators", common(names.OPERATOR), spec, None)
-
-
 def _edges(direction: str, chosen: Mapping[str, str], operators: Iterable[str]) -> list[Json]:
     peers = [
         {"podSelector": {"matchLabels": {**chosen, names.OPERATOR_LABEL: label(operator)}}}
         for operator in sorted(operators)
     ]
-    return [{direction: peers, "ports": [_port(names.DATA_PORT)]}] if peers else []
+    return [{direction: peers, "ports": [{"port": names.DATA_PORT, "protocol": "TCP"}]}] if peers else []
 
 
 def _policy(name: str, labels: Mapping[str, str], spec: Json, owner: Json | None) -> Json:
@@ -73,7 +52,3 @@ def _policy(name: str, labels: Mapping[str, str], spec: Json, owner: Json | None
         "metadata": {"name": name, "labels": dict(labels), **({"ownerReferences": [owner]} if owner else {})},
         "spec": spec,
     }
-
-
-def _port(port: int, protocol: str = "TCP") -> Json:
-    return {"port": port, "protocol": protocol}

@@ -318,7 +318,7 @@ async def test_who_is_told_to_wait_waits(api: Api, envtest: Envtest, namespace: 
         "metadata": {"name": namespace},
         "spec": {
             "priorityLevelConfiguration": {"name": namespace},
-            "matchingPrecedence": 1,
+            "matchingPrecedence": 2,
             "rules": [
                 {
                     "subjects": [account],

@@ -1,0 +1,68 @@
+"""What Kubernetes' API answers, as errors and lines. Pure; called by `nomad.kubernetes.api`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+from nomad.errors import (
+    ApiConflict,
+    ApiError,
+    ApiExists,
+    ApiForbidden,
+    ApiGone,
+    ApiInvalid,
+    ApiNotFound,
+    ApiUnauthorized,
+    ApiUnavailable,
+)
+
+Json = dict[str, Any]
+
+_ERRORS: dict[int, type[ApiError]] = {
+    400: ApiInvalid,
+    401: ApiUnauthorized,
+    403: ApiForbidden,
+    404: ApiNotFound,
+    409: ApiConflict,
+    410: ApiGone,
+    422: ApiInvalid,
+}
+
+
+def status(text: str) -> Json:
+    """Kubernetes' own description of an error; a proxy before it answers with anything."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"message": text[:1000].strip()}
+
+
+def fail(code: int, said: Json, retry_after: str | None) -> NoReturn:
+    """The error that an answer means."""
+    message = str(said.get("message") or f"HTTP status {code}")
+    reason, details = str(said.get("reason") or ""), said.get("details") or {}
+    if reason == "Expired":
+        code = 410
+    if code == 429 or code >= 500 or not code:
+        wait = retry_after or details.get("retryAfterSeconds")
+        try:
+            seconds = float(wait) if wait is not None else (1.0 if code == 429 else None)
+        except ValueError:
+            seconds = 1.0
+        raise ApiUnavailable(message, status=code, reason=reason, details=details, retry_after=seconds)
+    kind = ApiExists if reason == "AlreadyExists" else _ERRORS.get(code, ApiError)
+    raise kind(message, status=code, reason=reason, details=details)
+
+
+async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Lines of whatever length, as they come."""
+    rest = b""
+    async for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line
+    if rest:
+        yield rest
