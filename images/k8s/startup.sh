@@ -8,6 +8,7 @@
 #   OPERATOR_IMAGES   Python version=image of operators, with commas between; agents run in the last one.
 #                     Default: 3.11=nomad-operator:dev-py3.11
 #   NAMESPACE         Default: nomad
+#   NODE_PORT         of the REST interface on every node. Default: 30000
 #   TIMEOUT           Seconds that it waits for a master to lead. Default: 180
 #   CONTEXT           the cluster, as a context of kubectl. Default: the current one
 #
@@ -18,6 +19,7 @@ set -eu
 arguments "$@"
 IMAGE=${IMAGE:-nomad-master:dev}
 OPERATOR_IMAGES=${OPERATOR_IMAGES:-3.11=nomad-operator:dev-py3.11}
+NODE_PORT=${NODE_PORT:-30000}
 TIMEOUT=${TIMEOUT:-180}
 for pair in $(echo "$OPERATOR_IMAGES" | tr , ' '); do
     case $pair in
@@ -30,12 +32,13 @@ if ! exists crd pipelines.nomad.dev || ! exists serviceaccount nomad-master --na
     fail "the namespace $NAMESPACE isn't prepared: run images/k8s/init.sh first (with the same NAMESPACE)"
 fi
 
-# The images in place of the chart's own: one line --images per version, the last one's image for agents.
-with_images() {
-    awk -v master="$IMAGE" -v operators="$OPERATOR_IMAGES" '
+# What was asked for in place of the chart's own: one line --images per version, the last one's image for agents.
+changed() {
+    awk -v master="$IMAGE" -v operators="$OPERATOR_IMAGES" -v port="$NODE_PORT" '
         BEGIN { count = split(operators, pair, ","); agent = pair[count]; sub(/^[^=]*=/, "", agent) }
         /^ *image: nomad-master:/ { sub(/image: .*/, "image: " master) }
         /^ *image: nomad-operator:/ { sub(/image: .*/, "image: " agent) }
+        { sub(/nodePort: [0-9]+/, "nodePort: " port) }
         /^ *- --images=/ {
             indent = $0; sub(/- --images=.*/, "", indent)
             for (i = 1; i <= count; i++) print indent "- --images=" pair[i]
@@ -45,7 +48,7 @@ with_images() {
 }
 
 say "Masters, agents and services in the namespace $NAMESPACE"
-manifest 2-nomad.yaml | with_images | kube apply --server-side --filename -
+manifest 2-nomad.yaml | changed | kube apply --server-side --filename -
 
 say "Waiting until a master leads"
 end=$(($(date +%s) + TIMEOUT))
@@ -70,8 +73,10 @@ cat <<END
     From where nodes can't be reached, in another terminal (then NOMAD_MASTER isn't needed):
         $HOW --namespace $NAMESPACE port-forward service/nomad-master 30000
 
-    The token and the key that signs your code are in the Secret nomad-master. For this shell:
-        eval "\$(NAMESPACE=$NAMESPACE images/k8s/credentials.sh)"
+    The token and the key that signs your code are in the Secret nomad-master. To your credentials file:
+        nomad login --kubernetes --namespace $NAMESPACE${CONTEXT:+ --context $CONTEXT} --url http://$node:$port
+    or without --url for the port-forward. Or for this shell alone:
+        eval "\$(NAMESPACE=$NAMESPACE${CONTEXT:+ CONTEXT=$CONTEXT} images/k8s/credentials.sh)"
     Then:
         nomad nodes
 END

@@ -36,7 +36,7 @@ relay: {enabled: true, nodeSelector: {kubernetes.io/os: linux}, tolerations: [{o
 networkPolicy:
   operatorEgress: [{to: [{ipBlock: {cidr: 10.1.0.0/16}}]}]
   restFrom: [{ipBlock: {cidr: 10.2.0.0/16}}]
-tokenReview: {enabled: true}
+tokenReview: {enabled: true, users: ["system:serviceaccount:team:ci"], groups: [developers]}
 """
 
 

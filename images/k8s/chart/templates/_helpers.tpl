@@ -35,15 +35,6 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{- define "nomad.pullSecrets" -}}
-{{- with .Values.images.pullSecrets }}
-imagePullSecrets:
-{{- range . }}
-  - name: {{ . }}
-{{- end }}
-{{- end }}
-{{- end }}
-
 {{/* The image of agents and of the relay. */}}
 {{- define "nomad.agentImage" -}}
 {{- if .Values.images.agent -}}
