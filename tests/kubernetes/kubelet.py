@@ -98,7 +98,8 @@ class Kubelet:
         if waiting is not None:
             await self._status(name, "Pending", {"waiting": waiting})
             return
-        await self._status(name, "Running", {"running": {"startedAt": "2026-01-01T00:00:00Z"}})
+        resources = pod["spec"]["containers"][0]["resources"]
+        await self._status(name, "Running", {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, resources)
         if pod["metadata"]["labels"].get(names.OPERATOR_LABEL) == "exit3":
             await self.end(name, 3)
 
@@ -111,7 +112,7 @@ class Kubelet:
             await self.end(name, 137 if stubborn else 143)
         await self.api.delete(paths.pods(self.namespace, name), grace=0, uid=metadata["uid"])
 
-    async def _status(self, name: str, phase: str, state: Json) -> None:
+    async def _status(self, name: str, phase: str, state: Json, resources: Json | None = None) -> None:
         container = {
             "name": "operator",
             "image": "image",
@@ -119,6 +120,7 @@ class Kubelet:
             "ready": "running" in state,
             "restartCount": 0,
             "state": state,
+            "resources": resources or {},  # as a node says that can change them
         }
         status = {"status": {"phase": phase, "containerStatuses": [container]}}
         for _ in range(5):
