@@ -356,8 +356,9 @@ class PipelineHandle:
         """Its placement problem as it is now, in the form that `nomad.scheduler.plan` takes."""
         return view(dict[str, Any], await self._rest.request("GET", "pipelines", self.id, "problem"))
 
-    async def move(self, operator: str, node: str) -> MoveView:
-        """Order a move of one operator to another node, while the pipeline runs; see `move_status`.
+    async def move(self, operator: str, node: str | None = None) -> MoveView:
+        """Order a move of one operator to another node, while the pipeline runs; see `move_status`. Without a node a
+        new instance takes its place where it is.
 
         Raises `NotFoundError`, `InvalidRequestError` and `ConflictError` when it can't be moved there.
         """

@@ -132,6 +132,9 @@ class Pods:
     """A pod's log file is rotated at this size; one older file is kept."""
     packages_bytes: int = 4 << 30
     """How much of what operators require is kept installed, beside what is in use."""
+    common_folders: bool = True
+    """An operator has one folder for all its pods, as all are on one machine; without, each pod has its own, as on a
+    cluster of machines that share no disk."""
     keep_ended: int = 3
     """Logs of this many ended pods are kept per operator."""
     outlive_master: bool = False

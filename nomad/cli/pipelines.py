@@ -266,11 +266,17 @@ async def remove(cluster: Cluster, out: Out, pipeline: str) -> None:
 @click.command(short_help="Move an operator to another node.")
 @pipeline_argument
 @operator_argument(required=True)
-@click.argument("node", metavar="NODE")
+@click.argument("node", metavar="[NODE]", required=False)
+@click.option("--replace", is_flag=True, help="Keep it where it is, and put a new instance in its place there.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the move is over.")
 @with_cluster
-async def move(cluster: Cluster, out: Out, pipeline: str, operator: str, node: str, wait: bool) -> None:
-    """Move OPERATOR of PIPELINE to NODE, while the pipeline runs. Exit with 8 if it stays where it is."""
+async def move(
+    cluster: Cluster, out: Out, pipeline: str, operator: str, node: str | None, replace: bool, wait: bool
+) -> None:
+    """Move OPERATOR of PIPELINE to NODE, while the pipeline runs, or --replace it where it is. Exit with 8 if that is
+    rolled back."""
+    if (node is not None) == replace:
+        raise click.UsageError("Say either where it is to go, or --replace.")
     handle = await cluster.pipeline(pipeline)
     view = await handle.move(operator, node)
     if wait:
@@ -279,7 +285,8 @@ async def move(cluster: Cluster, out: Out, pipeline: str, operator: str, node: s
     if not wait:
         out.note(f"See what becomes of it: `nomad moves {pipeline}`")
     if view.state in ("rolled_back", "failed"):
-        raise MoveFailed(f"{operator} stays on {view.source}: {view.error}")
+        stays = "stays the instance that it was" if replace else f"stays on {view.source}"
+        raise MoveFailed(f"{operator} {stays}: {view.error}")
 
 
 @click.command(short_help="List the moves of a pipeline.")
@@ -313,7 +320,8 @@ async def moves(cluster: Cluster, out: Out, pipeline: str) -> None:
 
 
 def _moved(view: MoveView) -> str:
-    way = f"{view.operator}: {view.source} -> {view.target}, {view.state.replace('_', ' ')}"
+    where = f"replaced on {view.source}" if view.source == view.target else f"{view.source} -> {view.target}"
+    way = f"{view.operator}: {where}, {view.state.replace('_', ' ')}"
     if view.state != "done":
         return way
     counts = ", ".join(

@@ -83,11 +83,11 @@ class PipelineChange(_Input):
 
 
 class MoveForm(_Input):
-    """Which operator is to move, and where to."""
+    """Which operator is to move, and where to; without a node a new instance takes its place where it is."""
 
     operator: Annotated[str, Field(min_length=1)]
     """Its name."""
-    node: Annotated[str, Field(min_length=1)]
+    node: Annotated[str, Field(min_length=1)] | None = None
 
 
 class ProfileEntry(_Input):

@@ -206,12 +206,17 @@ class Master:
 
     # moves
 
-    async def move(self, id: str, operator: str, node: str, *, reason: str = "a user asked for it") -> MoveView:
-        """Order a move of one operator, which is carried out while the pipeline runs.
+    async def move(self, id: str, operator: str, node: str | None, *, reason: str = "a user asked for it") -> MoveView:
+        """Order a move of one operator, which is carried out while the pipeline runs. Without a node it stays on its
+        own, and a new instance takes its place there.
 
         Raises `NotFoundError`, `InvalidRequestError` and `ConflictError` when it can't be, `StateError`.
         """
         parts, wanted = self._parts, self._wanted(id)
+        if node is None:
+            pod = moves.check_replacing(wanted, operator, parts.loop.requested, parts.observed)
+            here = wanted.node_of(operator)
+            return await parts.moves.order(wanted, operator, here, cause="user", reason=reason, relieves=pod)
         used = show.memory_used(parts.desired, parts.loop.requested)
         moves.check(wanted, operator, node, parts.loop.requested, parts.observed, used)
         predicted, why = await self._predicted(wanted, operator, node)
@@ -302,6 +307,11 @@ class Master:
                 moves=moves,
                 pins=self._checked_pins(spec, {op.name: op.pin for op in spec.operators if op.pin} | dict(pins or {})),
             )
+            for name, node in wanted.bound.items():
+                if not parts.observed.open(node):
+                    raise InvalidRequestError(
+                        f"operator {name!r} can't be placed: its node {node!r} takes no new operators", status=422
+                    )
             check_pins(spec, list(parts.observed.nodes.values()), wanted.bound, parts.replanner.devices_taken(wanted))
             placed = await asyncio.to_thread(place, parts.replanner.problem(wanted))
             wanted.placement = placed.views
@@ -527,7 +537,8 @@ class Master:
     def _left_behind(self, id: str, operator: str) -> Path | None:
         """The file with what an ended operator set aside; None while its pipeline runs, or where no file survives."""
         (name,) = self._names(id, operator)
-        folder = self._parts.runtime.workdir(id, name) if self._parts.loop.is_over(id) else ""
+        there = self._parts.observed.folders_follow and self._parts.loop.is_over(id)
+        folder = self._parts.runtime.workdir(id, name) if there else ""
         return Path(folder) / setaside.FILE if folder else None
 
     async def _ask(self, id: str, operator: str, method: str, **args: Any) -> Any:

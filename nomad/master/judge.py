@@ -117,6 +117,7 @@ class Judge:
                 pins=scene.pins,
                 others=scene.others,
                 demand=self._demand(scene, knowledge, overloaded),
+                now=scene.placement,
             ),
             placement=scene.placement,
             errors=errors,

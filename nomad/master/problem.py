@@ -24,6 +24,9 @@ DEFAULT_WORK = 1e-3
 """Reference-seconds per message of an operator that nothing is known of: a few thousand lines of Python, no model."""
 DEFAULT_OUTPUT = 1024.0
 """Bytes per message that nothing is known of: a record, no picture."""
+OPEN = frozenset({"schedulable"})
+"""What nodes have that take new operators, and operators require that aren't on one already that takes none; left out
+where all take some."""
 DEFAULT_RATE = 1.0
 """Messages per second of a source that doesn't say: so few that no limit is what decides."""
 
@@ -104,12 +107,17 @@ def build(
     pins: Mapping[str, str],
     others: Iterable[Placed] = (),
     demand: float = 1.0,
+    now: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The problem, with routing `direct`: pods dial one another. `nodes`: those that are there; `pins`: operator ->
     node, those of the ends included; `others`: the pipelines that run beside it. `demand`: times the rate that is seen,
-    where the source is known to be held back.
+    where the source is known to be held back. `now`: operator -> the node where it runs, which it may stay on though
+    that takes no new operators.
     """
-    there = {node.id: node for node in sorted(nodes, key=lambda node: node.id)}
+    now = now or {}
+    taken = {*now.values(), *pins.values()}
+    there = {n.id: n for n in sorted(nodes, key=lambda n: n.id) if n.schedulable or n.id in taken}
+    closed = {node.id for node in there.values() if not node.schedulable}
     others = list(others)
     cpu, memory, flows = _taken(others, knowledge)
     devices = devices_taken(others)
@@ -131,7 +139,11 @@ def build(
                 "speed": speeds[node.id],
                 "cores": node.cores,
                 "memory_mb": node.memory_mb,
-                "labels": sorted(node.labels | _devices(spec, node, devices.get(node.id, {}))),
+                "labels": sorted(
+                    node.labels
+                    | _devices(spec, node, devices.get(node.id, {}))
+                    | (OPEN if closed and node.id not in closed else frozenset())
+                ),
                 "arch": node.arch,
                 "used_cpu": min(cpu.get(node.id, 0.0), speeds[node.id] * node.cores),
                 "used_memory_mb": min(memory.get(node.id, 0.0), node.memory_mb),
@@ -149,7 +161,9 @@ def build(
                     "output_bytes": known.output_bytes,
                     "memory_mb": op.memory_mb,
                     "selectivity": known.selectivity,
-                    "requires": sorted(requires(op)),
+                    "requires": sorted(
+                        requires(op) | (OPEN if closed and now.get(op.name) not in closed else frozenset())
+                    ),
                     "pin": pins.get(op.name),
                     "serial": True,
                 }

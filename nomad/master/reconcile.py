@@ -493,7 +493,7 @@ class _Pipeline:
             at_work=run and all(self._ready(op) for op in self.operators.values()),
             there=not move.switched and not relieves and self.wanted.node_of(name) == move.order.node,
             target_ready=self.observed.usable(move.order.node),
-            away=bool(relieves) and not move.switched and present.pod != relieves,
+            away=bool(relieves) and not move.switched and (present.pod != relieves or old_gone),
             target_closed=not self.observed.open(move.order.node),
             apart=not self.observed.folders_follow and not source,
             carried=seen.carried,

@@ -61,6 +61,8 @@ class FakeRuntime:
         self.fail_starts: list[str] = []
         """Reasons; each makes one start raise."""
         self.start_delay = 0.0
+        self.folders_follow = True
+        """Whether an operator has the same folder wherever it is."""
         self.secrets: set[str] = set()
         """`name/key` of those that there are."""
         self.stop_delay = 0.0
@@ -82,6 +84,10 @@ class FakeRuntime:
     def restore_node(self, node: str) -> None:
         """Pods can be started there again."""
         self._lost.discard(node)
+
+    def cordon(self, node: str, *, on: bool = True) -> None:
+        """The node takes no new pods, or does again."""
+        self._nodes = [replace(known, schedulable=not on) if known.id == node else known for known in self._nodes]
 
     async def start(self, spec: PodSpec) -> None:
         if spec.id in self.pods:
@@ -148,6 +154,11 @@ class FakeRuntime:
         if pod.runner is not None:
             pod.runner.cancel()
         self._end(pod, code)
+
+    def mark(self, pod_id: str, *, leaving: bool = False, outdated: bool = False) -> None:
+        """Somebody wants the pod to end, or a new one would have another image."""
+        pod = self.pods[pod_id]
+        self._show(pod, replace(pod.observed, leaving=leaving, outdated=outdated))
 
     def say(self, pod_id: str, line: str) -> None:
         """The pod prints a line."""

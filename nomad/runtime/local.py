@@ -207,8 +207,16 @@ class LocalRuntime:
 
         return lines()
 
+    @property
+    def folders_follow(self) -> bool:
+        return self._settings.common_folders
+
     def workdir(self, pipeline: str, operator: str) -> str:
         folder = self._state / "pods" / pipeline / operator
+        if not self._settings.common_folders:
+            mine = [pod.record for pod in self._pods.values()]
+            epochs = [record.epoch for record in mine if (record.pipeline, record.operator) == (pipeline, operator)]
+            folder /= str(max(epochs, default=0))  # of the newest pod, the only one that isn't told its folder yet
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return str(folder)
 

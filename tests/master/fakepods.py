@@ -29,7 +29,7 @@ DEADLINE = 10.0
 """Real seconds until a test gives up waiting."""
 
 
-HOLDS = ("ready", "standby", "greeted", "retired", "active", "turned", "heard", "stop")
+HOLDS = ("ready", "standby", "greeted", "retired", "halted", "active", "turned", "heard", "stop")
 """What pods can be kept from doing while an operator moves, in the order in which it is waited for."""
 
 
@@ -79,12 +79,17 @@ class Pod:
         self.say({"type": "ready", "address": None if source else f"inproc:{self.spec.id}", "pid": 4711})
         self.ready_sent = True
 
+    @property
+    def told(self) -> str:
+        """The role that it was told to have."""
+        return self.assignment.role if self.assignment is not None and not self.role else self.role
+
     def look(self) -> None:
         """Say how it stands, if that has changed."""
         pods, holds = self._pods, self._pods.holds
         if self._conn is None or self._conn.closed or not self.ready_sent:
             return
-        told = self.assignment.role if self.assignment is not None and not self.role else self.role
+        told = self.told
         shown = self.status["role"] if self.status is not None else control.Role.ACTIVE
         role = shown if told in holds else told
         ends = []
@@ -101,7 +106,8 @@ class Pod:
                 standby = link.standby_epoch if link.standby_address and "standby" not in holds else 0
                 end = LinkStatus(link.link, "out", epoch, standby)
             ends.append(end)
-        status = {"type": "status", "role": str(role), "links": [asdict(end) for end in ends]}
+        called = [(0, self.spec.epoch, b"")] if role == control.Role.HALTED else []
+        status = {"type": "status", "role": str(role), "links": [asdict(end) for end in ends], "called": called}
         if status != self.status:
             self.status = status
             with suppress(TransportError):  # it is said again after the next connect
@@ -159,7 +165,7 @@ class Pod:
                 self.links |= {peer.link: peer for peer in map(control.peer_from, message["links"])}
                 self.speed, self.role = message["speed"], message["role"]
                 self.look()
-            case "stop" if self._pods.obey and not (self.role == "retired" and "stop" in self._pods.holds):
+            case "stop" if self._pods.obey and not (self.role in ("retired", "halted") and "stop" in self._pods.holds):
                 self._pods.before_end(self)
                 self.end(0)
             case "request" if message["id"] and (answer := self._pods.answers.get(message["method"])) is not None:
@@ -203,7 +209,8 @@ class Pods:
                     and not pod.over
                     and (peer := self.all.get(f"{operator}-e{epoch}"))
                 ):
-                    fed = not any(end.direction == "in" for end in pod.links.values()) or any(pod.heard_epochs.values())
+                    source = not any(end.direction == "in" for end in pod.links.values())
+                    fed = pod.told != control.Role.STANDBY if source else any(pod.heard_epochs.values())
                     if fed and peer.heard_epochs.get(link.link, 0) < pod.spec.epoch:
                         peer.heard_epochs[link.link] = pod.spec.epoch
                         peer.look()
