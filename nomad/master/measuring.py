@@ -20,7 +20,7 @@ from nomad.measure.estimate import smooth
 from nomad.measure.local import LocalAgents, report
 from nomad.measure.remote import RemoteAgents
 from nomad.measure.seated import SeatedAgents
-from nomad.measure.survey import Survey
+from nomad.measure.survey import MOST_ELSEWHERE, Survey
 from nomad.runtime.base import NodeInfo
 from nomad.settings import Pods
 from nomad.tasks import alongside
@@ -74,7 +74,7 @@ async def measure_machines(
     def ready() -> list[str]:
         return [id for id in agents.nodes() if (node := observed.nodes.get(id)) is not None and node.ready]
 
-    survey = Survey(book, agents, ready, lambda: _needed(desired, loop), clock)
+    survey = Survey(book, agents, ready, lambda: _needed(desired, loop), clock, most=MOST_ELSEWHERE)
 
     async def forget() -> None:
         known: set[str] = set()

@@ -29,6 +29,9 @@ FORGET_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """A latency that was measured so long before the newest one is less sure than what coordinates predict."""
 
+MOST_PAIRS = 30_000
+"""Latencies that are kept where there are coordinates: of a thousand nodes there are half a million pairs."""
+
 SETTLED_RATES = 3
 """Samples of a rate that can be relied on."""
 
@@ -288,6 +291,9 @@ class Book:
             if self._coordinates is not None:
                 self._coordinates.observe(*pair, round_trip)
                 self._placed_at = now
+                if len(self._latency) > MOST_PAIRS:  # coordinates have what those said that nobody measures any more
+                    fresh = now - STALE_SECONDS
+                    self._latency = {p: known for p, known in self._latency.items() if known.updated >= fresh}
         way = (source, target)
         if bandwidth is not None and _valid(bandwidth) and bandwidth > 0:
             known = self._bandwidth.get(way)

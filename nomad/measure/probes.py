@@ -27,6 +27,9 @@ FIRST_TRANSFER = 4 * 1024
 LEAST_TRANSFER, MOST_TRANSFER = 2 * 1024, 1 << 20
 """Bytes of a probe of the bandwidth: the first where nothing is known of it, and the bounds."""
 
+MOST_LINKS = 20_000
+"""So many links may be remembered: on large clusters those are forgotten that owe nothing."""
+
 TRANSFER_SECONDS = 0.02
 """How long a link should be busy with it: the noise of a millisecond is 5 % then."""
 
@@ -42,6 +45,10 @@ class _Link:
     def owes(self, bandwidth: float | None, now: float) -> float:
         """Seconds until it owes nothing, if it carries so many bytes per second."""
         return self.at + self.debt / (SHARE * (bandwidth or ASSUMED_BANDWIDTH)) - now
+
+    def matters(self, now: float) -> bool:
+        """Whether there is anything to remember of it."""
+        return self.transfer != FIRST_TRANSFER or self.owes(None, now) > 0
 
 
 @dataclass(slots=True)
@@ -61,6 +68,8 @@ class Budget:
             return False
         for id in (source, target):
             self._nodes.setdefault(id, deque(maxlen=PROBES_PER_SECOND)).extend([now] * probes)
+        if len(self._links) >= MOST_LINKS:
+            self._links = {way: link for way, link in self._links.items() if link.matters(now)}
         link = self._links.setdefault((source, target), _Link())
         link.debt, link.at = float(nbytes), now
         return True

@@ -49,9 +49,11 @@ COORDINATE_ROUND = 5.0
 NEIGHBOURS = 6
 """On large clusters every node probes so many others, different ones each time, once in so many seconds."""
 
-MOST_PER_ROUND = 40
 MOST_AT_ONCE = 40
-"""Probes that are begun in one look, and that are under way; they share their process with the master."""
+"""Probes that are begun in one look, and that are under way, where agents share their process with the master."""
+
+MOST_ELSEWHERE = 200
+"""The same where they have processes of their own: a few per cent of a core of the master's, which has to ask."""
 
 TRANSFERS = 4
 """Attempts to tell the bandwidth of a link in the beginning, each larger than the one before."""
@@ -104,8 +106,11 @@ class Survey:
         needed: Callable[[], bool],
         clock: Clock,
         random: Random | None = None,
+        *,
+        most: int = MOST_AT_ONCE,
     ) -> None:
-        """`needed`: whether anybody is going to decide by these links now."""
+        """`needed`: whether anybody is going to decide by these links now. `most`: probes begun in one look."""
+        self._most = most
         self._book = book
         self._prober = prober
         self._nodes = nodes
@@ -117,7 +122,8 @@ class Survey:
         self._under_way = 0
         self._large = False
         self._round_at = 0.0
-        self._round: list[tuple[str, str]] = []
+        self._round: dict[tuple[str, str], None] = {}
+        """What is still to be probed, in this order."""
         self._tasks = Tasks()
 
     async def run(self) -> None:
@@ -131,7 +137,7 @@ class Survey:
     def forget(self, node: str) -> None:
         """It has left the cluster."""
         self._ways = {way: state for way, state in self._ways.items() if node not in way}
-        self._round = [way for way in self._round if node not in way]
+        self._round = {way: None for way in self._round if node not in way}
         self._budget.forget(node)
 
     def look(self) -> None:
@@ -143,7 +149,7 @@ class Survey:
         begun = 0
         due = [(way, False) for way in self._due_large(nodes, now)] if self._large else self._due(nodes, now)
         for way, transfer in due:
-            if begun >= MOST_PER_ROUND or self._under_way >= MOST_AT_ONCE:
+            if begun >= self._most or self._under_way >= self._most:
                 return
             begun += self._begin(*way, now, transfer=transfer)
 
@@ -181,18 +187,16 @@ class Survey:
         started = self._round_at > 0
         if (not started or self._needed()) and now >= self._round_at + COORDINATE_ROUND and not self._round:
             self._round_at = now
-            self._round = [
+            ways = [
                 (node, other)
                 for node in nodes
                 for other in self._random.sample(nodes, min(NEIGHBOURS + 1, len(nodes)))[:NEIGHBOURS]
                 if other != node
             ]
-            self._random.shuffle(self._round)
-        ready: list[tuple[str, str]] = []
-        for way in self._round:
-            if not self._budget.wait(*way, self._bandwidth(*way), now):
-                ready.append(way)
-        return ready
+            self._random.shuffle(ways)
+            self._round = dict.fromkeys(ways)
+        ready = (way for way in self._round if not self._budget.wait(*way, self._bandwidth(*way), now))
+        return list(itertools.islice(ready, self._most))
 
     # -- one probe
 
@@ -208,7 +212,7 @@ class Survey:
         if not self._budget.take(source, target, cost, self._bandwidth(*way), now, tries):
             return False
         if self._large:
-            self._round.remove(way)
+            del self._round[way]
         state.busy = True
         self._under_way += 1
         self._tasks.start(self._probe(way, state, nbytes, tries), name=f"probe {source} to {target}")
@@ -229,6 +233,8 @@ class Survey:
         finally:
             state.busy = False
             self._under_way -= 1
+            if self._large:  # there are too many ways for anything to be kept of each
+                self._ways.pop(way, None)
 
     def _found(self, way: tuple[str, str], state: _Way, probe: Probe, nbytes: int) -> None:
         now = self._clock.now()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from random import Random
 
 import pytest
 
 from nomad.errors import ConnectionBroken
+from nomad.measure import book as book_module
+from nomad.measure import probes as probes_module
 from nomad.measure.agent import Probe
 from nomad.measure.book import Book
 from nomad.measure.probes import PROBES_PER_SECOND
-from nomad.measure.survey import REFRESH, TRIES, Survey
+from nomad.measure.survey import MOST_ELSEWHERE, NEIGHBOURS, REFRESH, TRIES, Survey
 from tests.clock import VirtualClock
 
 
@@ -142,6 +145,28 @@ async def test_a_large_cluster_of_which_few_nodes_are_left_is_measured_all_the_s
     left = {(a, b) for _, a, b, _ in (await world.run(60))[-10:]}
     assert left
     assert {node for way in left for node in way} <= set(world.nodes)
+
+
+async def test_hundreds_of_nodes_are_probed_once_and_what_is_kept_of_them_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(book_module, "MOST_PAIRS", 3_000)
+    monkeypatch.setattr(book_module, "STALE_SECONDS", 10.0)
+    monkeypatch.setattr(probes_module, "MOST_LINKS", 3_000)
+    world = World(300)
+    world.survey._most = MOST_ELSEWHERE
+    probes = await world.run(30)
+    assert len(probes) == pytest.approx(300 * NEIGHBOURS, rel=0.01)
+    assert max(Counter(int(time) for time, *_ in probes).values()) <= MOST_ELSEWHERE
+    assert world.book.link("n1", "n299").latency is not None
+    assert await world.run(60) == [], "nobody needs to know"
+    world.needed = True
+    assert len(await world.run(30)) > 5 * MOST_ELSEWHERE
+    assert not world.survey._ways
+    assert len(world.book._latency) <= 3_000
+    assert len(world.survey._budget._links) <= 3_000
+    world.survey.forget("n1")
+    assert not any("n1" in way for way in world.survey._round)
 
 
 async def test_a_link_that_is_too_wide_to_measure_is_left_alone_after_a_while() -> None:

@@ -1,0 +1,170 @@
+"""Agents as processes that dial a real master: what they measure is in its views, and they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nomad.master.app import Master
+from nomad.master.assembly import Secrets
+from nomad.measure import node, remote
+from nomad.measure.node import Processors, memory_free_mb
+from nomad.runtime.base import NodeInfo
+from nomad.runtime.fake import FakeRuntime
+from nomad.settings import Settings
+from nomad.transport import certificates
+from tests.certificates import authority, put
+
+DEADLINE = 30.0
+
+
+class Machines(FakeRuntime):
+    """Nodes that aren't emulated, and are called otherwise in their cluster."""
+
+    lose_node = restore_node = None  # type: ignore[assignment]
+
+    def node_of(self, name: str) -> str | None:
+        id = name.removeprefix("host-")
+        return id if any(node.id == id for node in self._nodes) else None
+
+
+class Site:
+    """A master and the agents' processes."""
+
+    def __init__(self, folder: Path, scheme: str) -> None:
+        self.folder = folder
+        self.scheme = scheme
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.control = f"{scheme}://127.0.0.1:{free.getsockname()[1]}"
+        self.runtime = Machines([NodeInfo(id) for id in ("edge", "fog", "cloud")])
+        self.agents: dict[str, subprocess.Popen[bytes]] = {}
+        self.tls = folder / "tls"
+
+    @asynccontextmanager
+    async def master(self) -> AsyncIterator[Master]:
+        settings = Settings(state=self.folder / "state", control=self.control)
+        async with Master(settings, None, runtime=self.runtime) as master:
+            own = await Secrets.of(master._parts.store)
+            boot = {"control": self.control, "key": own.keys.of(remote.KIND).hex()}
+            (self.folder / "boot").write_text(json.dumps(boot))
+            yield master
+
+    def start(self, id: str, **changes: str) -> None:
+        environment = {
+            "NOMAD_BOOT": str(self.folder / "boot"),
+            "NOMAD_NODE": f"host-{id}",
+            "NOMAD_LISTEN": f"{self.scheme}://127.0.0.1:0",
+            "NOMAD_WORK": str(self.folder / id),
+            "NOMAD_TLS": str(self.tls),
+            **changes,
+        }
+        with open(self.folder / f"{id}.log", "ab") as log:
+            self.agents[id] = subprocess.Popen(
+                [sys.executable, "-m", node.__name__], env={**os.environ, **environment}, stdout=log, stderr=log
+            )
+
+    def kill(self, id: str, number: signal.Signals = signal.SIGKILL) -> int:
+        self.agents[id].send_signal(number)
+        return self.agents.pop(id).wait(DEADLINE)
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    made = Site(tmp_path, request.param)
+    if made.scheme == "tls":
+        put(made.tls, authority())
+        certificates.use(made.tls)
+    yield made
+    for id in list(made.agents):
+        made.kill(id)
+    certificates.use(None)
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0.05)
+    assert condition(), what
+
+
+async def test_agents_measure_nodes_and_links_for_a_master(site: Site) -> None:
+    async with site.master() as master:
+        for id in ("edge", "fog", "cloud"):
+            site.start(id)
+
+        def known() -> bool:
+            links = [link.estimates.latency for link in master.links()]
+            nodes = [node.estimates for node in master.nodes()]
+            return all(link is not None and link.samples for link in links) and all(
+                node.speed is not None and node.speed.samples and node.cores_free is not None for node in nodes
+            )
+
+        await until(known, "everything is measured")
+        assert all(link.estimates.latency.value < 1.0 for link in master.links())  # type: ignore[union-attr]
+        assert all(0.01 < node.estimates.speed.value < 100 for node in master.nodes())  # type: ignore[union-attr]
+        assert all(node.reachable for node in master.nodes())
+        agents = master._parts.agents
+        assert agents is not None
+        assert agents.address("edge").startswith(f"{site.scheme}://127.0.0.1:")
+
+        # One ends as it is asked to; what is known of its node stays.
+        assert site.kill("fog", signal.SIGTERM) == 0
+        await until(lambda: not agents.address("fog"), "it is missed")
+        assert sorted(agents.nodes()) == ["cloud", "edge"]
+        assert master.node("fog").estimates.speed is not None
+        site.start("fog")
+        await until(lambda: agents.address("fog"), "it is back")
+
+    # A new master finds the agents again.
+    site.runtime = Machines([NodeInfo(id) for id in ("edge", "fog", "cloud")])
+    async with site.master() as master:
+        agents = master._parts.agents
+        assert agents is not None
+        await until(lambda: len(agents.nodes()) == 3, "all have dialled the new master")
+
+
+@pytest.mark.slow
+async def test_a_node_that_nobody_can_dial_is_found_out(site: Site) -> None:
+    async with site.master() as master:
+        for id in ("edge", "fog"):
+            site.start(id)
+        site.start("cloud", NOMAD_POD_IP="127.0.0.9" if site.scheme == "tcp" else "192.0.2.1")
+        await until(lambda: not master.node("cloud").reachable, "nobody gets through to it")
+        assert master.node("edge").reachable
+        assert master.node("fog").reachable
+
+
+def test_an_agent_says_what_it_misses() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", node.__name__],
+        env={**os.environ, "NOMAD_BOOT": "/nowhere"},
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert process.stderr.decode().startswith("agent: ")
+
+
+def test_what_is_free_is_read_from_the_kernel(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 0 100 0 0 0 0 0 0\ncpu0 1\ncpu1 2\nintr 3\n")
+    processors = Processors(stat)
+    assert processors.free() is None
+    stat.write_text("cpu  150 0 0 250 0 0 0 0 0 0\ncpu0 1\ncpu1 2\nintr 3\n")
+    assert processors.free() == 1.5
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 2048 kB\nMemAvailable: 1024 kB\n")
+    assert memory_free_mb(meminfo) == 1.0
+    assert memory_free_mb(tmp_path / "none") is None
+    assert Processors(tmp_path / "none").free() is None
