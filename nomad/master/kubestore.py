@@ -24,7 +24,7 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from nomad.clock import Clock, SystemClock
@@ -78,6 +78,8 @@ class Held:
     """Its ConfigMap's data; None: there is none."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     history_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    placing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Pins are written to the spec, then to the status."""
     pending: list[Change] = field(default_factory=list)
     """Changes of the status that wait to be written."""
 
@@ -113,6 +115,8 @@ class KubernetesStore:
         self._writes = Writes(identity, clock)
         self._bundles = Bundles(api, namespace, self._writes, clock)
         self._held: dict[str, Held] = {}
+        self.adding: set[str] = set()
+        """Ids of pipelines that are being taken on. For reading."""
         self._state: Json = {}
         self._state_lock = asyncio.Lock()
         self._events: list[EventView] = []
@@ -184,19 +188,27 @@ class KubernetesStore:
             held.gone = True
             del self._held[name]
 
-    def owner(self, pipeline: str) -> Json:
-        """What makes an object go with the Pipeline. Raises `KeyError` when there is none."""
-        held = self._of(pipeline)
-        if held is None:
-            raise KeyError(pipeline)
-        return _owner(held)
+    def owner(self, pipeline: str) -> Json | None:
+        """The owner reference that makes an object go with the Pipeline; None when there is none."""
+        held = self.of(pipeline)
+        return None if held is None else _owner(held)
+
+    def held(self, name: str) -> Held | None:
+        """The Pipeline of that name, as an object."""
+        return self._held.get(name)
+
+    def of(self, pipeline: str) -> Held | None:
+        """The Pipeline of that id: the one that was taken on, where there are several."""
+        mine = [held for held in self._held.values() if not held.gone and held.id == pipeline]
+        return min(mine, key=lambda held: (not held.known, held.name), default=None)
 
     async def report(self, held: Held, change: Change) -> None:
         """Change what a status shows to people; without effect, and without a request, where it shows that already."""
         await self._write_status(held, change, USER)
 
-    async def release(self, held: Held) -> None:
-        """Let a Pipeline go that is to be deleted and that no master has taken on."""
+    async def discard(self, held: Held) -> None:
+        """Have a Pipeline gone that no master has taken on."""
+        await self._delete(held, LOOP)
         await self._release(held)
 
     # `Store`
@@ -256,10 +268,18 @@ class KubernetesStore:
         """
         content = resource.manifest(wanted.spec, wanted.bundle, moves=wanted.moves, pins=wanted.pins, goal=wanted.goal)
         await self._bundles.add(wanted.bundle, bundle, USER)
-        held = self._of(wanted.spec.id) or await self._create(content, wanted.spec.id)
-        if held.known:
+        if wanted.spec.id in self.adding:
             raise _taken(wanted.spec.id)
+        self.adding.add(wanted.spec.id)
+        try:
+            held = self.of(wanted.spec.id) or await self._create(content, wanted.spec.id)
+            if held.known or not _same(held.found, content):
+                raise _taken(wanted.spec.id)
+            await self._accept(held, wanted, content)
+        finally:
+            self.adding.discard(wanted.spec.id)
 
+    async def _accept(self, held: Held, wanted: DesiredPipeline, content: Json) -> None:
         def complete(found: Json) -> None:
             finalizers = found["metadata"].get("finalizers") or []
             found["metadata"]["finalizers"] = list(dict.fromkeys([*finalizers, FINALIZER]))
@@ -270,6 +290,7 @@ class KubernetesStore:
         def accept(status: Json) -> None:
             status.clear()
             status.update(resource.accepted(wanted))
+            status["observedGeneration"] = held.found["metadata"].get("generation", 0)
 
         await self._write_object(held, complete, USER)
         await self._write_link(held, wanted.link_key, USER)
@@ -279,7 +300,7 @@ class KubernetesStore:
         held.known = True
 
     async def set_goal(self, pipeline: str, goal: Goal) -> None:
-        held = self._of(pipeline)
+        held = self.of(pipeline)
         if held is None:
             return
         if goal is Goal.REMOVE:
@@ -290,7 +311,7 @@ class KubernetesStore:
 
     async def set_spec(self, spec: PipelineSpec) -> None:
         profile = resource.profile(spec)
-        if held := self._of(spec.id):
+        if held := self.of(spec.id):
             await self._write_object(held, lambda found: _set(found["spec"], "profile", profile), USER)
 
     async def set_placing(self, pipeline: str, *, moves: bool, pins: dict[str, str]) -> None:
@@ -298,24 +319,29 @@ class KubernetesStore:
 
         def change(found: Json) -> None:
             found["spec"]["moves"] = moves
-            _set(found["spec"], "pins", dict(pins))
+            # What a user has asked for in the object meanwhile, and can't be yet, stays asked for.
+            asked, met = dict(found["spec"].get("pins") or {}), (found.get("status") or {}).get("pins") or {}
+            kept = {name: node for name, node in asked.items() if name in pins or met.get(name) != node}
+            _set(found["spec"], "pins", kept | {name: node for name, node in pins.items() if met.get(name) != node})
 
-        if held := self._of(pipeline):
-            await self._write_object(held, change, USER)
+        if held := self.of(pipeline):
+            async with held.placing:
+                await self._write_object(held, change, USER)
+                await self._write_status(held, lambda status: _set(status, "pins", dict(pins)), USER)
 
     async def set_placement(self, pipeline: str, placement: dict[str, PlacementView]) -> None:
         """Where the next pods go."""
-        if held := self._of(pipeline):
+        if held := self.of(pipeline):
             await self._write_status(held, lambda status: _place(status, placement), LOOP)
 
     async def set_outcome(self, pipeline: str, outcome: Outcome, reason: str) -> None:
         change = {"outcome": str(outcome), "phase": str(outcome).capitalize(), "reason": reason}
-        if held := self._of(pipeline):
+        if held := self.of(pipeline):
             await self._write_status(held, lambda status: status.update(change), ALWAYS)
 
     async def save_operator(self, pipeline: str, operator: StoredOperator) -> None:
         """Write or replace; without effect when the pipeline has been removed."""
-        if held := self._of(pipeline):
+        if held := self.of(pipeline):
             # Only what of it has ended counts, so that either may be there without the other.
             await self._keep_past(held, operator)
             await self._write_status(held, lambda status: _save_operator(status, operator), LOOP)
@@ -330,14 +356,14 @@ class KubernetesStore:
             _save_operator(status, operator)
             _save_move(status, move)
 
-        if held := self._of(pipeline):
+        if held := self.of(pipeline):
             await self._keep_past(held, operator)
             await self._write_status(held, change, LOOP)
 
     async def save_moves(self, moves: Sequence[MoveView], keep: int) -> None:
         """Write or replace; of each pipeline all but the last `keep` are dropped."""
         for pipeline in dict.fromkeys(move.pipeline for move in moves):
-            if held := self._of(pipeline):
+            if held := self.of(pipeline):
                 await self._save_moves(held, [move for move in moves if move.pipeline == pipeline], keep)
 
     async def remove_pipeline(self, pipeline: str, epoch_floor: int) -> None:
@@ -348,7 +374,7 @@ class KubernetesStore:
             ),
             LOOP,
         )
-        if held := self._of(pipeline):
+        if held := self.of(pipeline):
             await self._delete(held, LOOP)
             for path in (self._history_path(held), self._link_path(held)):
                 await self._writes.patiently(lambda path=path: self._api.delete(path), LOOP)  # type: ignore[misc]
@@ -366,25 +392,21 @@ class KubernetesStore:
 
     # The Pipelines
 
-    def _of(self, pipeline: str) -> Held | None:
-        """The Pipeline of that id: the one that was taken on, where there are several."""
-        mine = [held for held in self._held.values() if not held.gone and held.id == pipeline]
-        return min(mine, key=lambda held: (not held.known, held.name), default=None)
-
     async def _create(self, content: Json, id: str) -> Held:
+        # Marked, so that it is known for half-made when the rest of its way fails, and goes again.
+        metadata = content["metadata"] | {"annotations": {resource.SUBMITTED_ANNOTATION: self._writes.writer}}
+        body = content | {"metadata": metadata}
         path = paths.pipelines(self._namespace)
-        name = content["metadata"]["name"]
         try:
-            return self.seen(await self._writes.patiently(lambda: self._api.create(path, content), USER))
+            return self.seen(await self._writes.patiently(lambda: self._api.create(path, body), USER))
         except ApiExists:
             pass  # by somebody who was faster, or by us, and the answer got lost
+        path = paths.pipelines(self._namespace, content["metadata"]["name"])
         try:
-            held = self.seen(
-                await self._writes.patiently(lambda: self._api.get(paths.pipelines(self._namespace, name)), USER)
-            )
+            held = self.seen(await self._writes.patiently(lambda: self._api.get(path), USER))
         except ApiNotFound:
             raise StateError(f"pipeline {id!r} was deleted while it was submitted") from None
-        if held.id != id or held.found["spec"].get("bundle") != content["spec"]["bundle"]:
+        if held.id != id:
             raise _taken(id)
         return held
 
@@ -684,6 +706,17 @@ class KubernetesStore:
         if owner is not None:
             metadata["ownerReferences"] = [_owner(owner)]
         return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
+
+
+def _same(found: Json, content: Json) -> bool:
+    """Whether an object wants the pipeline that is to be submitted: what of it can't be changed."""
+    try:
+        ours, theirs = resource.spec(content), resource.spec(found)
+    except InvalidRequestError:
+        return False
+    return replace(ours, profile=()) == replace(theirs, profile=()) and (
+        found["spec"].get("bundle") == content["spec"]["bundle"]
+    )
 
 
 def _owner(held: Held) -> Json:

@@ -28,8 +28,10 @@ from nomad.pipeline import OperatorSpec, PipelineSpec, check_id
 Json = dict[str, Any]
 T = TypeVar("T")
 
-CHUNK = 700 << 10
-"""Bytes of a bundle in one Secret: Kubernetes takes 1 MiB at most, all that belongs to it included."""
+CHUNK = 180 << 10
+"""Bytes of a bundle in one Secret. `kubectl apply` notes what it applied in an annotation, of 256 KiB at most, in base64;
+Kubernetes itself takes 1 MiB.
+"""
 
 DIGEST_ANNOTATION = f"{GROUP}/digest"
 """On a Secret of a bundle: all of its hash."""
@@ -38,6 +40,9 @@ CHUNKS_ANNOTATION = f"{GROUP}/chunks"
 SHA256_ANNOTATION = f"{GROUP}/sha256"
 """The hash of the whole bundle's bytes, its signature included."""
 CHUNK_KEY = "bundle"
+
+SUBMITTED_ANNOTATION = f"{GROUP}/submitted-by"
+"""On a Pipeline that a master made: which one."""
 
 LABELS = {APP: NOMAD, MANAGED_BY: NOMAD}
 
@@ -140,7 +145,7 @@ def moves(found: Json) -> bool:
 
 
 def pins(found: Json) -> dict[str, str]:
-    """Raises `InvalidRequestError`."""
+    """As they are wanted. Raises `InvalidRequestError`."""
     return _checked(_PINS, found.get("spec", {}).get("pins") or {}, "spec.pins")
 
 
@@ -157,6 +162,7 @@ def accepted(wanted: DesiredPipeline) -> Json:
         "epochFloor": wanted.epoch_floor,
         "warnings": list(wanted.warnings),
         "placement": placement(wanted.placement),
+        **({"pins": dict(wanted.pins)} if wanted.pins else {}),
         "operators": [{"name": op.name, "node": wanted.node_of(op.name)} for op in wanted.spec.operators],
         "ready": f"0/{len(wanted.spec.operators)}",
         "moves": 0,
@@ -179,7 +185,7 @@ def desired(found: Json, link_key: bytes) -> DesiredPipeline:
         goal=goal(found),
         epoch_floor=_checked(_COUNT, status.get("epochFloor", 0), "status.epochFloor"),
         moves=moves(found),
-        pins=pins(found),
+        pins=_checked(_PINS, status.get("pins") or {}, "status.pins"),
     )
 
 
@@ -270,6 +276,13 @@ def bundle_secrets(digest: str, data: bytes) -> list[Json]:
         }
         for number, chunk in enumerate(chunks)
     ]
+
+
+def exported(spec: PipelineSpec, digest: str, data: bytes, *, moves: bool, pins: Mapping[str, str]) -> list[Json]:
+    """What `kubectl apply` makes the same pipeline of: the Secrets with its code, and the object."""
+    found = manifest(spec, digest, moves=moves, pins=pins)
+    del found["metadata"]["finalizers"]  # it can be deleted where no master looks after it
+    return [*bundle_secrets(digest, data), found]
 
 
 def merge_patch(before: Any, after: Any) -> Any:
