@@ -97,6 +97,7 @@ class Node:
             )
         self._processes.wait(containerd, lambda: self._ctr_works(), "until containerd answers")
         if not self._processes.running(kubelet):
+            make_cgroups(f"nomad-{self.name}")
             command = [
                 str(self._programs / "kubelet"),
                 f"--config={self._folder / 'kubelet.yaml'}",
@@ -158,6 +159,7 @@ class Node:
     def remove(self) -> None:
         """The folder goes; nothing of the node may run."""
         unmount_below(self._folder)
+        remove_cgroups(f"nomad-{self.name}")
         remove(self._folder)
 
     def _shims(self) -> Iterable[psutil.Process]:
@@ -214,7 +216,9 @@ class Node:
             "clusterDomain": DOMAIN,
             "resolvConf": "",
             "cgroupDriver": "cgroupfs",
-            "cgroupsPerQOS": False,
+            # Without cgroups of their own, a kubelet that is to resize a running pod crashes.
+            "cgroupsPerQOS": True,
+            "cgroupRoot": f"/nomad-{self.name}",
             "enforceNodeAllocatable": [],
             "failCgroupV1": False,
             "failSwapOn": False,
@@ -259,6 +263,37 @@ def remove(folder: Path) -> None:
         return not folder.exists()
 
     wait_until(gone, f"{folder} to go")
+
+
+def make_cgroups(name: str) -> None:
+    """A cgroup for all pods of a node, in every hierarchy."""
+    for folder in cgroups(name):
+        folder.mkdir(exist_ok=True)
+        for setting in ("cpuset.cpus", "cpuset.mems"):  # a cpuset of cgroups v1 has none until it is told
+            if folder.parent.name == "cpuset":
+                (folder / setting).write_text((folder.parent / setting).read_text())
+
+
+def remove_cgroups(name: str) -> None:
+    """Take it away, with all below; nothing of the node may run."""
+
+    def gone() -> bool:
+        for folder in cgroups(name):
+            for path, _, _ in os.walk(folder, topdown=False):
+                try:
+                    os.rmdir(path)
+                except OSError:
+                    return False  # the last process in it isn't quite gone
+        return True
+
+    wait_until(gone, f"the cgroups of {name} to go")
+
+
+def cgroups(name: str) -> list[Path]:
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        return [root / name]
+    return [folder / name for folder in root.iterdir() if (folder / "tasks").exists()]
 
 
 def _is_below(path: str, folder: Path) -> bool:
