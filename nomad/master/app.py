@@ -77,6 +77,7 @@ class Master:
         )
         self._opened: Parts | None = None
         self._submitting = asyncio.Lock()
+        self._changing = asyncio.Lock()
         self._metrics = Metrics(self)
 
     async def __aenter__(self) -> Self:
@@ -365,9 +366,14 @@ class Master:
 
         Raises `NotFoundError`, `InvalidRequestError`, and `ConflictError` for an operator that is about to move.
         """
-        wanted = self._wanted(id)
-        moves = wanted.moves if moves is None else moves
-        changed = self._checked_pins(wanted.spec, {name: node for name, node in (pins or {}).items() if node})
+        async with self._changing:  # what is left as it is must be what it is then
+            wanted = self._wanted(id)
+            await self._change(wanted, wanted.moves if moves is None else moves, pins or {})
+        return self.pipeline(id)
+
+    async def _change(self, wanted: DesiredPipeline, moves: bool, pins: Mapping[str, str | None]) -> None:
+        id = wanted.spec.id
+        changed = self._checked_pins(wanted.spec, {name: node for name, node in pins.items() if node})
         for name, node in changed.items():
             if wanted.node_of(name) != node:
                 raise InvalidRequestError(
@@ -377,11 +383,10 @@ class Master:
                 )
             if any(order.operator == name for order in wanted.orders):
                 raise under_way(name, id)
-        kept = {name: node for name, node in wanted.pins.items() if name not in (pins or {})} | changed
+        kept = {name: node for name, node in wanted.pins.items() if name not in pins} | changed
         await self._parts.store.set_placing(id, moves=moves, pins=kept)
         wanted.moves, wanted.pins = moves, kept
         self._parts.woken.set()
-        return self.pipeline(id)
 
     async def update_profile(self, id: str, profile: Sequence[dict[str, float]]) -> PipelineView:
         """Say what is expected of each operator, in order. Raises `NotFoundError`, `PipelineError`."""

@@ -29,8 +29,8 @@ Json = dict[str, Any]
 T = TypeVar("T")
 
 CHUNK = 180 << 10
-"""Bytes of a bundle in one Secret. `kubectl apply` notes what it applied in an annotation, of 256 KiB at most, in base64;
-Kubernetes itself takes 1 MiB.
+"""Bytes of a bundle in one Secret. Kubernetes takes 1 MiB, but `kubectl apply` notes what it applied, in base64, in an
+annotation of 256 KiB at most.
 """
 
 DIGEST_ANNOTATION = f"{GROUP}/digest"
