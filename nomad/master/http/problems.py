@@ -71,6 +71,7 @@ STATUS: Mapping[type[errors.NomadError], int] = {
     errors.InvalidRequestError: 422,
     errors.UsageError: 422,
     errors.StateError: 503,
+    errors.ApiError: 503,
     errors.MasterUnreachable: 503,
     errors.TransportError: 503,
     errors.DeliveryError: 503,
