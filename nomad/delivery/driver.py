@@ -42,16 +42,20 @@ async def shake_listener(
     key_for: Callable[[str], bytes | None],
     welcome: Callable[[str, dict[str, Any]], dict[str, Any]],
     timeout: float = HANDSHAKE_TIMEOUT,
+    *,
+    patient: bool = False,
 ) -> tuple[str, dict[str, Any], list[Frame]]:
     """Greet a dialer: its proven identity, its hello, and frames that came right behind the handshake.
 
+    `patient`: its first word may take for ever.
     `key_for` gives the key of an identity or None; `welcome` what to answer, and may raise `Fenced`.
     Raises `HandshakeError`, `Fenced` or `TransportError` after it told the dialer.
     """
     listener = handshake.Listener()
+    first = await _one(conn) if patient else None
     async with _deadline(timeout):
         try:
-            identity, hello = listener.identify(await _one(conn))
+            identity, hello = listener.identify(first or await _one(conn))
             key = key_for(identity)
             if key is None:
                 raise HandshakeError("the listener doesn't know this identity or key")

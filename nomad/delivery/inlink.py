@@ -1,6 +1,7 @@
 """The receiving ends of an operator's data links on real connections: listens, greets, hands on what arrives.
 
-`InPort` listens for all links of an operator and hands each connection to its `InLink`, which owns a `Receiver`. Their
+`InPort` listens for all links of an operator, or dials the senders of those that nobody could dial
+(`nomad.delivery.meeting`), and hands each connection to its `InLink`, which owns a `Receiver`. Their
 owner (`nomad.actor`) is told through a callback when there is something to do, and calls `flush` after it did
 something.
 
@@ -11,15 +12,17 @@ instance of a sender may be connected long before it is needed, and two are neve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nomad.clock import Clock
+from nomad.clock import Clock, SystemClock
 from nomad.control import Shape
 from nomad.delivery import frames
-from nomad.delivery.driver import nothing, shake_listener, shaped
+from nomad.delivery.driver import first_of, nothing, shake_listener, shaped
+from nomad.delivery.meeting import CALL, Arrivals, Call, Calls, Relayed
 from nomad.delivery.receiver import Receiver
+from nomad.delivery.sender import GIVE_UP
 from nomad.errors import ConnectionBroken, DeliveryError, Fenced, HandshakeError, ProtocolError, TransportError
 from nomad.transport import registry
 from nomad.transport.base import Connection, Frame, Listener
@@ -37,6 +40,7 @@ class _Line:
     """What is read from."""
     conn: Connection
     """What is written to: the connection, or an emulated link around it."""
+    heard_at: float
     end: asyncio.Future[Exception] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Why it ended."""
 
@@ -111,10 +115,14 @@ class InLink:
         except ProtocolError as exc:
             raise HandshakeError(str(exc)) from exc
 
-    async def serve(self, raw: Connection, epoch: int, first: list[Frame]) -> None:
-        """Read a proven connection until it ends. Raises why it did: `TransportError`, `ProtocolError` or `Fenced`."""
+    async def serve(self, raw: Connection, epoch: int, first: list[Frame], *, dialled: bool = False) -> None:
+        """Read a proven connection until it ends. Raises why it did: `TransportError`, `ProtocolError` or `Fenced`.
+
+        `dialled` from this side: the sender can't make another one when this has broken without a sign. So it ends
+        when the sender, who asks at least every `SILENCE` seconds, isn't heard any more.
+        """
         self._admit(epoch)  # a newer sender may have been announced since the welcome
-        line = _Line(epoch, raw, shaped(raw, self._shape_for(epoch), self._clock))
+        line = _Line(epoch, raw, shaped(raw, self._shape_for(epoch), self._clock), self._clock.now())
         self._waiting.append(line)
         if len(self._waiting) > MOST_WAITING:
             oldest = min(self._waiting, key=lambda waiting: waiting.epoch)
@@ -124,6 +132,8 @@ class InLink:
             raw.notify(lambda: self._heard(line))
             self._heard(line, first)
             self._invite()
+            if dialled:
+                await first_of(_ended(line), self._miss(line))
             raise await line.end
         finally:
             line.conn.abort()
@@ -162,12 +172,18 @@ class InLink:
         for line in self._lines():
             line.conn.abort()
 
+    async def _miss(self, line: _Line) -> None:
+        while (left := line.heard_at + GIVE_UP - self._clock.now()) > 0:
+            await self._clock.sleep(left)
+        raise ConnectionBroken(f"link {self.receiver.link}: the sender has been silent for {GIVE_UP:g} s")
+
     # -- connections that wait
 
     def _heard(self, line: _Line, first: Sequence[Frame] = ()) -> None:
         """A connection that waits has frames, or has ended. `first` are some that had been read from it before."""
         if line.end.done() or line is self._line:
             return
+        line.heard_at = self._clock.now()
         try:
             arrived = [*first, *line.raw.poll()]
             for number, frame in enumerate(arrived):
@@ -220,11 +236,12 @@ class InLink:
 
     def _arrived(self, first: Sequence[Frame] = ()) -> None:
         """The connection has frames, or has ended. `first` are some that had been read from it before."""
-        if self._raw is None or self._end.done():
+        line = self._line
+        if line is None or self._raw is None or self._end.done():
             return
         news = False
         try:
-            now = self._clock.now()
+            now = line.heard_at = self._clock.now()
             for frame in [*first, *self._raw.poll()]:
                 news |= self.receiver.receive(frame, now)
         except (TransportError, DeliveryError) as exc:
@@ -265,34 +282,84 @@ class InLink:
 
 
 class InPort:
-    """Where an operator listens for all its incoming links."""
+    """Where an operator's connections with its neighbours come from, but for those that its outgoing links dial."""
 
-    def __init__(self, links: dict[str, InLink], advertise: str | None = None):
+    def __init__(self, links: dict[str, InLink], advertise: str | None = None, clock: Clock | None = None):
         """`advertise`: the host under which peers reach it, where that isn't the one it is bound to."""
         self._links = links
         self._advertise = advertise
         self._listener: Listener | None = None
+        self._senders: dict[str, bytes] = {}
+        self._calls = Calls(self._serve, clock or SystemClock())
+        self.arrivals = Arrivals()
+        """Receivers that dial this operator, for its outgoing links."""
+
+    def sends(self, link: str, key: bytes) -> None:
+        """Receivers of this outgoing link are let in."""
+        self._senders[link] = key
 
     async def listen(self, address: str) -> str:
         """Bind `address`; the address that peers should dial. Raises `TransportError`."""
         self._listener = await registry.listen(address, self._accept, advertise=self._advertise)
         return self._listener.reachable
 
+    def call(self, link: str, senders: Iterable[Call | Relayed]) -> None:
+        """Keep connections with the senders of an incoming link that can't dial this operator, and end others."""
+        self._calls.set(link, senders)
+
     async def close(self) -> None:
         """Stop listening and drop all connections."""
+        await self._calls.close()
         if self._listener is not None:
             await self._listener.close()
 
     async def _accept(self, conn: Connection) -> None:
         try:
             identity, hello, rest = await shake_listener(conn, self._key_for, self._welcome)
-            await self._links[identity].serve(conn, int(hello["epoch"]), rest)
+            if identity in self._links:
+                await self._links[identity].serve(conn, int(hello["epoch"]), rest)
+            else:
+                await self.arrivals.serve(identity.removeprefix(CALL), _epoch(hello), conn, rest)
         except (TransportError, DeliveryError):
             return  # the dialer was told where that was possible, and dials again
 
+    async def _serve(self, link: str, conn: Connection) -> bool:
+        """Talk with the sender of `link` over a connection that this side dialled. False if it came to nothing."""
+
+        def key_for(identity: str) -> bytes | None:
+            return self._links[link].key if identity == link else None
+
+        try:
+            identity, hello, rest = await shake_listener(conn, key_for, self._welcome, patient=True)
+        except (TransportError, DeliveryError):
+            return False
+        try:
+            await self._links[link].serve(conn, int(hello["epoch"]), rest, dialled=True)
+        except (TransportError, DeliveryError):
+            pass  # as it may end
+        return True
+
     def _key_for(self, identity: str) -> bytes | None:
         link = self._links.get(identity)
-        return link.key if link is not None else None
+        if link is not None:
+            return link.key
+        return self._senders.get(identity.removeprefix(CALL)) if identity.startswith(CALL) else None
 
     def _welcome(self, identity: str, hello: dict[str, Any]) -> dict[str, Any]:
+        if identity not in self._links:
+            _epoch(hello)
+            return {}
         return self._links[identity].welcome(hello)
+
+
+def _epoch(hello: dict[str, Any]) -> int:
+    """The epoch of a receiver that dials its sender."""
+    epoch = hello.get("receiver")
+    if not isinstance(epoch, int):
+        raise HandshakeError("a receiver that doesn't say which one it is")
+    return epoch
+
+
+async def _ended(line: _Line) -> None:
+    await asyncio.wait([line.end])  # other than awaiting the future itself, this may be cancelled without ending it
+    raise line.end.result()

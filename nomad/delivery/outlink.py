@@ -18,10 +18,10 @@ from nomad.clock import Clock
 from nomad.control import Shape
 from nomad.delivery import frames
 from nomad.delivery.driver import first_of, nothing, shake_dialer, shaped
+from nomad.delivery.meeting import Place, reach
 from nomad.delivery.sender import GIVE_UP, SILENCE, Sender, Tail, read_welcome
 from nomad.errors import ConnectionBroken, DeliveryError, Fenced, ProtocolError, TransportError
 from nomad.tasks import Tasks
-from nomad.transport import registry
 from nomad.transport.base import Connection
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.02, 2.0
@@ -41,7 +41,7 @@ FLUSH_BYTES = 256 * 1024
 class _Line:
     """A connection with a receiver that hands were shaken with."""
 
-    address: str
+    place: Place
     epoch: int
     welcome: dict[str, Any]
     raw: Connection
@@ -60,7 +60,7 @@ class _Line:
 class _Standby:
     """Where the receiver's next instance is."""
 
-    address: str
+    place: Place
     epoch: int
     shape: Shape = field(compare=False)
 
@@ -80,7 +80,7 @@ class OutLink:
         self.last_error: str | None = None
         self._key = key
         self._clock = clock
-        self._address: str | None = None
+        self._place: Place | None = None
         self._shape = Shape()
         self._line: _Line | None = None
         """The connection in use. The three below are of it, for the sake of what is called for each batch."""
@@ -100,22 +100,22 @@ class OutLink:
         """The receiver that was left last, while it still gets what is new."""
         self._partings = Tasks()
 
-    def set_peer(self, address: str | None, epoch: int, shape: Shape) -> None:
+    def set_peer(self, place: Place | None, epoch: int, shape: Shape) -> None:
         """Where the receiver is, the least epoch that may be heard, and how an emulated link treats the data.
 
-        A changed address or a newer epoch ends the present connection; the same ones don't. If that is the instance
+        A changed place or a newer epoch ends the present connection; the same ones don't. If that is the instance
         that was greeted beforehand, its connection is the link's at once.
         """
-        moved = address != self._address or epoch > self.sender.peer_epoch
+        moved = place != self._place or epoch > self.sender.peer_epoch
         self.sender.expect(epoch)
-        self._address, self._shape = address, shape
+        self._place, self._shape = place, shape
         if not moved:
             if self._line is not None:
                 self._conn = self._line.conn = shaped(self._line.conn, shape, self._clock)
             return
         self._moved.set()
         old, new = self._line, self._standby
-        if new is None or new.address != address or new.epoch < self.sender.peer_epoch or new.end.done():
+        if new is None or new.place != place or new.epoch < self.sender.peer_epoch or new.end.done():
             self.cut()
             return
         if old is not None:
@@ -128,13 +128,13 @@ class OutLink:
         self.sender.connected()
         self._use(new)
 
-    def set_standby(self, address: str | None, epoch: int, shape: Shape) -> None:
+    def set_standby(self, place: Place | None, epoch: int, shape: Shape) -> None:
         """Where the receiver's next instance is, its epoch, and how an emulated link to it treats the data.
 
         None: there is none.
         """
-        known = address == self._address and epoch <= self.sender.peer_epoch
-        before, self._wanted = self._wanted, None if address is None or known else _Standby(address, epoch, shape)
+        known = place == self._place and epoch <= self.sender.peer_epoch
+        before, self._wanted = self._wanted, None if place is None or known else _Standby(place, epoch, shape)
         if self._wanted != before:
             self._standby = None
             self._standby_moved.set()
@@ -189,7 +189,7 @@ class OutLink:
         backoff = BACKOFF_FIRST
         while True:
             self._moved.clear()
-            if self._line is None and self._address is None:
+            if self._line is None and self._place is None:
                 await self._moved.wait()
                 continue
             before = self.reconnects
@@ -214,13 +214,13 @@ class OutLink:
                 line.conn.abort()
 
     async def _dial(self) -> _Line:
-        assert self._address is not None
-        raw = await registry.connect(self._address)
+        assert self._place is not None
+        raw = await reach(self._place)
         line = None
         try:
             self._check_here()
             self.sender.connected()
-            line = await self._greet(raw, self._address, self._shape)
+            line = await self._greet(raw, self._place, self._shape)
             self._check_here()
             self._use(line)
         except BaseException:
@@ -234,7 +234,7 @@ class OutLink:
         if self._moved.is_set():  # and another connection may be in use already
             raise ConnectionBroken(f"link {self.sender.link}: the peer has moved")
 
-    async def _greet(self, raw: Connection, address: str, shape: Shape) -> _Line:
+    async def _greet(self, raw: Connection, place: Place, shape: Shape) -> _Line:
         """Shake hands. Raises `TransportError` or `DeliveryError`, and leaves nothing behind then."""
         conn = shaped(raw, shape, self._clock)
         try:
@@ -243,7 +243,7 @@ class OutLink:
         except BaseException:
             conn.abort()
             raise
-        return _Line(address, epoch, body, raw, conn, self._clock.now())
+        return _Line(place, epoch, body, raw, conn, self._clock.now())
 
     def _use(self, line: _Line) -> None:
         """From now on messages go over this connection. Raises `Fenced`."""
@@ -317,8 +317,8 @@ class OutLink:
 
     async def _stand_by(self, wanted: _Standby) -> None:
         """Greet the next instance, and keep the connection until it is used or not wanted any more."""
-        raw = await registry.connect(wanted.address)
-        line = await self._greet(raw, wanted.address, wanted.shape)
+        raw = await reach(wanted.place)
+        line = await self._greet(raw, wanted.place, wanted.shape)
         try:
             if line.epoch < wanted.epoch:
                 raise Fenced(f"link {self.sender.link}: the next receiver is of epoch {line.epoch}, not {wanted.epoch}")

@@ -42,6 +42,7 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         self._reading = True
         self._gathers = False
         self._lost = asyncio.Event()  # the stream is gone
+        self._released = False
 
     # Connection
 
@@ -84,12 +85,30 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         except TimeoutError:
             pass
         finally:
-            self._transport.abort()
+            if not self._released:
+                self._transport.abort()
         await self._lost.wait()
 
     def abort(self) -> None:
         self._end()
-        self._transport.abort()
+        if not self._released:
+            self._transport.abort()
+
+    def release(self) -> asyncio.Transport:
+        """Give up the stream for another protocol, which has to resume reading: this connection is closed.
+
+        The peer must have no reason to have sent anything that wasn't received. Raises `ConnectionBroken` or
+        `ConnectionClosed` when it did, or is gone.
+        """
+        if self._splitter is None or self._received or self._splitter.partial or self._transport.is_closing():
+            self._break(f"{self._peer} doesn't wait until it is its turn")
+            raise self._error()
+        self._read(False)
+        self._released = True
+        self._reader.callback = None
+        self._end()
+        self._lost.set()
+        return self._transport
 
     # asyncio.BufferedProtocol
 

@@ -30,6 +30,9 @@ __all__ = ["TlsTransport", "use"]
 HANDSHAKE_SECONDS = 10.0
 """For so long an accepted connection may take to prove itself."""
 
+TURN_SECONDS = 3600.0
+"""For so long the one end of a stream may wait for the other one to begin with TLS."""
+
 _ROLE = re.compile(r"tls://(?:(?P<role>[a-z]+)@)?(?P<rest>.*)", re.DOTALL)
 
 
@@ -71,6 +74,38 @@ class TlsTransport(TcpTransport):
             ssl_handshake_timeout=HANDSHAKE_SECONDS,
         )
         return StreamListener(server, handlers, bound, _address(identity.role, reachable))
+
+
+async def secured(connection: StreamConnection, *, server: bool) -> TlsConnection:
+    """TLS over a stream that stands, whose other end does the same as the other side; `connection` is used up.
+
+    It must be this side's turn to speak, or nobody's. As the `server` it waits for `TURN_SECONDS`. Raises
+    `TransportError`.
+    """
+    own = credentials()
+    transport = connection.release()
+    context = own.server_now() if server else own.client()
+    made = TlsConnection(own.identity)
+    made._transport = transport  # it may be lost before it is made
+    try:
+        with _explained(connection.peer):
+            async with dialling(connection.peer, TURN_SECONDS if server else HANDSHAKE_SECONDS):
+                inner = await asyncio.get_running_loop().start_tls(
+                    transport,
+                    made,
+                    context,
+                    server_side=server,
+                    ssl_handshake_timeout=TURN_SECONDS if server else HANDSHAKE_SECONDS,
+                )
+    except BaseException:
+        transport.abort()
+        raise
+    if inner is None:
+        raise ConnectionBroken(f"{connection.peer} is gone")
+    made.connection_made(inner)
+    if made.refused is not None:
+        raise ConnectionBroken(made.refused)
+    return made
 
 
 class TlsConnection(StreamConnection):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from nomad.delivery import frames
+from tests.contract.loops import LOOPS
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What hands streams from one protocol to another runs on every event loop there is."""
+    return LOOPS if item.path.stem == "test_meeting" else {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(autouse=True, scope="module")
