@@ -299,6 +299,15 @@ def controllers_command(
     ]
 
 
+def scheduler_command(programs: Path, folder: Path) -> list[str]:
+    return [
+        str(programs / "kube-scheduler"),
+        f"--kubeconfig={folder / 'kubeconfig-scheduler'}",
+        "--leader-elect=false",
+        "--secure-port=0",
+    ]
+
+
 def write_accounts(folder: Path, authority: Authority, server: str) -> None:
     """Kubeconfigs of the administrator and of Kubernetes' own parts, by certificates."""
     for file, user, groups in (

@@ -7,12 +7,14 @@ longer than that and leaves the machine's network alone.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from pathlib import Path
 from tests.kubernetes.cluster.binaries import build as build_program
 from tests.kubernetes.cluster.binaries import cache
 from tests.kubernetes.cluster.machine import TREE
-from tests.kubernetes.cluster.node import PAUSE
+from tests.kubernetes.cluster.node import PAUSE, remove, unmount_below
 from tests.kubernetes.cluster.processes import ClusterError, Processes
 
 SOURCES = Path(__file__).resolve().parent
@@ -144,9 +146,13 @@ def settle(root: Path) -> None:
 def docker() -> Iterator[dict[str, str]]:
     """A dockerd that has `BASE`; what is given is the environment in which `docker` talks to it."""
     folder = cache() / "docker"
-    processes = Processes(folder / "processes.json", folder)
-    processes.stop_all()
-    with tempfile.TemporaryDirectory(prefix="nmk-") as run_folder:
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder = Path(f"/run/nmk-docker-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}")
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        processes = Processes(folder / "processes.json", folder)
+        processes.stop_all()
+        clear(run_folder)
         address = f"unix://{run_folder}/docker.sock"
         environment = {**os.environ, "DOCKER_HOST": address, "DOCKER_BUILDKIT": "0"}
         limits = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
@@ -160,6 +166,13 @@ def docker() -> Iterator[dict[str, str]]:
             yield environment
         finally:
             processes.stop_all()
+            clear(run_folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove a folder of dockerd's, with the network namespace that it keeps there."""
+    unmount_below(folder)
+    remove(folder)
 
 
 def build(*arguments: str, tag: str = "dev") -> Path:
@@ -167,7 +180,9 @@ def build(*arguments: str, tag: str = "dev") -> Path:
     path = cache() / "images" / f"nomad-{tag}.tar"
     path.parent.mkdir(parents=True, exist_ok=True)
     with docker() as environment:
-        run([str(TREE / "images" / "build.sh"), "--network", "host", "--tag", tag, *arguments], environment)
+        command = [str(TREE / "images" / "build.sh"), "--network", "host", "--tag", tag, *arguments]
+        print(f"building images: {' '.join(command)}", file=sys.stderr, flush=True)
+        run(command, environment)
         names = run(["docker", "images", "--format", "{{.Repository}}:{{.Tag}}"], environment).split()
         built = [name for name in names if name.startswith(("nomad-master:", "nomad-operator:")) and tag in name]
         run(["docker", "save", "-o", str(path.with_suffix(".partial")), *built], environment)

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.kubernetes.cluster.envtest import (
     Control,
     apiserver_command,
     controllers_command,
+    scheduler_command,
     start_etcd,
     wait_ready,
     write_accounts,
@@ -115,15 +117,7 @@ class Real(Control):
         self._processes.start(
             "kube-controller-manager", controllers_command(self._programs, self.folder, ["*"], extra=lost)
         )
-        self._processes.start(
-            "kube-scheduler",
-            [
-                str(self._programs / "kube-scheduler"),
-                f"--kubeconfig={self.folder / 'kubeconfig-scheduler'}",
-                "--leader-elect=false",
-                "--secure-port=0",
-            ],
-        )
+        self._processes.start("kube-scheduler", scheduler_command(self._programs, self.folder))
 
     def _start_dns(self) -> None:
         """CoreDNS on the control plane's address, as the Service kube-dns."""
@@ -157,9 +151,9 @@ class Real(Control):
 
     def load(self, *archives: Path) -> None:
         """Put the images of `docker save` or OCI archives on every node."""
-        for node in self.nodes.values():
+        with ThreadPoolExecutor() as pool:
             for archive in archives:
-                node.load(archive)
+                list(pool.map(lambda node, archive=archive: node.load(archive), self.nodes.values()))
 
     def pod(self, namespace: str, name: str) -> dict[str, Any]:
         return dict(self.get("pod", name, "-n", namespace))
