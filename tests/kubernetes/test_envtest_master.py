@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nomad
 from nomad.kubernetes import names, paths
 from nomad.master.views import PipelineView
-from tests.kubernetes.cluster.envtest import Envtest
-from tests.kubernetes.masters import Host, World, container, world
+from tests.kubernetes.cluster.envtest import Envtest, Request
+from tests.kubernetes.masters import Host, World, container, init_objects, world
 from tests.master.fakepods import OPERATORS
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(240)]
@@ -90,3 +91,103 @@ async def test_the_next_master_goes_on(there: tuple[World, Host], how: str) -> N
         assert [op.restarts for op in view.operators] == [0, 0, 0]
         labelled = await here.objects(paths.pods, **{names.LEADER_LABEL: "true"})
         assert list(labelled) == [other.identity]
+
+
+async def test_its_rights_are_those_that_it_uses(there: tuple[World, Host]) -> None:
+    """No request is refused, and nothing is allowed that is never asked for."""
+    here, host = there
+    since = here.env.audit_size()
+    first, second = await here.start("master-a"), await here.start("master-b")
+    await here.until(lambda: first.leads or second.leads)
+    leader, other = (first, second) if first.leads else (second, first)
+    async with await here.leads(leader) as cluster:
+        await submit(here, cluster)
+        handle = await cluster.pipeline("p")
+        await handle.change(moves=False)
+        await handle.logs()
+        square = (await handle.status()).operators[1]
+        names_of = {pod["metadata"]["annotations"].get(names.POD_ANNOTATION): name for name, pod in (
+            await here.objects(paths.pods, **{names.COMPONENT: names.OPERATOR})).items()}  # fmt: skip
+        host.pod(names_of[square.pod]).end(-9)
+        await here.phase(cluster, "p", "degraded")
+        await here.phase(cluster, "p", "running")
+    await leader.end()
+    async with await here.leads(other) as cluster:
+        await (await cluster.pipeline("p")).remove()
+    user = f"system:serviceaccount:{here.namespace}:nomad-master"
+    async with asyncio.timeout(120):  # it looks for bundles that nobody has after a minute
+        while ("secrets", "list") not in {
+            (request.resource, request.verb) for request in here.env.requests(since, user)
+        }:
+            await asyncio.sleep(1)
+    await other.end()
+    requests = [request for request in here.env.requests(since, user) if request.resource]
+    refused = [request for request in requests if request.code == 403]
+    assert not refused, refused
+    used = {(request.group, request.resource, request.verb) for request in requests}
+    # What an apply makes is asked for as a patch, and takes the right to create, too.
+    used |= {(request.group, request.resource, "create") for request in requests if request.code == 201}
+    allowed = {right for role in init_objects(here.namespace) for right in rights(role)}
+    assert not used - allowed, f"used, and not in the Role: {sorted(used - allowed)}"
+    assert not allowed - used, f"in the Role, and not used: {sorted(allowed - used)}"
+
+
+def rights(role: dict[str, Any]) -> set[tuple[str, str, str]]:
+    """Group, resource and verb of all that the master's roles allow."""
+    if role["kind"] not in ("Role", "ClusterRole"):
+        return set()
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+IDLE_SECONDS = 41
+
+
+async def test_an_idle_master_asks_for_hardly_anything(there: tuple[World, Host]) -> None:
+    """With a pipeline that runs: one request in ten seconds beside its watches."""
+    here, _ = there
+    master = await here.start("master-a")
+    async with await here.leads(master) as cluster:
+        await submit(here, cluster)
+        user = f"system:serviceaccount:{here.namespace}:nomad-master"
+
+        def asked(since: int) -> list[Request]:
+            return [r for r in here.env.requests(since, user) if r.verb != "watch"]
+
+        since, quiet = here.env.audit_size(), time.monotonic()
+        while time.monotonic() - quiet < 11:  # what follows a start is over
+            await asyncio.sleep(0.5)
+            if [r for r in asked(since) if r.resource != "leases"]:
+                since, quiet = here.env.audit_size(), time.monotonic()
+        since = here.env.audit_size()
+        await asyncio.sleep(IDLE_SECONDS)
+        assert len(asked(since)) <= IDLE_SECONDS / 10 + 1, asked(since)
+
+
+async def test_the_api_server_is_away_for_a_while(there: tuple[World, Host]) -> None:
+    """The master ends in time, and what its container starts next waits; pods go on, and are found again."""
+    here, host = there
+    master = await here.start("master-a")
+    async with await here.leads(master) as cluster:
+        before = (await submit(here, cluster)).operators
+    here.env.stop_apiserver()
+    try:
+        async with asyncio.timeout(20):
+            assert await master.process.wait() != 0
+        again = await here.start()
+        await here.until(lambda: again.log)
+        await asyncio.sleep(10)
+        assert await again.get("/readyz") == 200
+        assert not again.leads
+        assert again.process.returncode is None
+    finally:
+        await asyncio.to_thread(here.env.start_apiserver)
+    async with await here.leads(again) as cluster:
+        view = await here.phase(cluster, "p", "running")
+        assert [op.pod for op in view.operators] == [op.pod for op in before]
+        assert [op.restarts for op in view.operators] == [0, 0, 0]
