@@ -1,0 +1,128 @@
+"""The client of Kubernetes' API against a server that answers as no API server can be made to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import yaml
+from aiohttp import web
+
+from nomad.errors import ApiError, ApiUnavailable
+from nomad.kubernetes.api import ATTEMPTS, Api
+from tests.clock import VirtualClock
+
+
+class Server:
+    """Answers each request with the next of `answers`, and then with the last."""
+
+    def __init__(self) -> None:
+        self.answers: list[web.Response] = []
+        self.asked = 0
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked += 1
+        planned = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return web.Response(status=planned.status, headers=planned.headers, body=planned.body)
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+async def api(server: Server, clock: VirtualClock, tmp_path: Path) -> AsyncIterator[Api]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", server.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    file = tmp_path / "kubeconfig"
+    file.write_text(yaml.safe_dump(config))
+    async with Api.open(file, clock=clock) as api:
+        yield api
+    await runner.cleanup()
+
+
+async def asked(api: Api, clock: VirtualClock) -> dict[str, str]:
+    """What a request gives, while time passes as it has to."""
+    task = asyncio.create_task(api.get("/thing"))
+    async with asyncio.timeout(10):
+        while not task.done():
+            if clock.sleeping:
+                await clock.advance(1.0)
+            await asyncio.sleep(0.001)
+    return await task
+
+
+async def test_what_is_turned_away_is_sent_again(api: Api, server: Server, clock: VirtualClock) -> None:
+    busy = web.Response(status=429, headers={"Retry-After": "3"}, text="too many requests")
+    server.answers = [busy, busy, web.json_response({"is": "there"})]
+    before = clock.now()
+    assert await asked(api, clock) == {"is": "there"}
+    assert server.asked == 3
+    assert 6.0 <= clock.now() - before <= 12.0
+
+
+async def test_who_is_turned_away_again_and_again_gives_up(api: Api, server: Server, clock: VirtualClock) -> None:
+    server.answers = [web.Response(status=429, headers={"Retry-After": "1"}, text="too many requests")]
+    with pytest.raises(ApiUnavailable, match="too many requests") as refused:
+        await asked(api, clock)
+    assert (refused.value.status, refused.value.retry_after, server.asked) == (429, 1.0, ATTEMPTS)
+
+
+async def test_an_api_that_wants_much_patience_is_unavailable(api: Api, server: Server, clock: VirtualClock) -> None:
+    server.answers = [web.Response(status=503, headers={"Retry-After": "600"}, text="gone fishing")]
+    with pytest.raises(ApiUnavailable, match="gone fishing"):
+        await asked(api, clock)
+    assert server.asked == 1
+
+
+async def test_a_failure_of_the_server_is_the_callers_to_judge(api: Api, server: Server, clock: VirtualClock) -> None:
+    server.answers = [web.json_response({"message": "etcd is away", "reason": "InternalError"}, status=500)]
+    with pytest.raises(ApiUnavailable, match="etcd is away") as failed:
+        await asked(api, clock)
+    assert (failed.value.reason, failed.value.retry_after, server.asked) == ("InternalError", None, 1)
+
+
+async def test_an_answer_that_is_no_json_is_no_answer(api: Api, server: Server, clock: VirtualClock) -> None:
+    server.answers = [web.Response(text="<html>a proxy's greeting</html>")]
+    with pytest.raises(ApiUnavailable, match="isn't answered with JSON"):
+        await asked(api, clock)
+
+
+async def test_a_watch_that_breaks_off_in_an_event_is_broken(api: Api, server: Server) -> None:
+    server.answers = [web.Response(text='{"type": "ADDED", "object": {}}\n{"type": "ADD')]
+    events = api.watch("/things", None, "1")
+    assert (await anext(events))["type"] == "ADDED"
+    with pytest.raises(ApiUnavailable, match="in the middle of an event"):
+        await anext(events)
+
+
+async def test_an_error_of_an_unknown_kind_keeps_its_words(api: Api, server: Server, clock: VirtualClock) -> None:
+    server.answers = [web.json_response({"message": "a teapot", "reason": "Short"}, status=418)]
+    with pytest.raises(ApiError, match="a teapot") as refused:
+        await asked(api, clock)
+    assert (refused.value.status, refused.value.reason) == (418, "Short")
+
+
+async def test_lines_of_whatever_length_are_whole(api: Api, server: Server) -> None:
+    long = "x" * 3_000_000
+    server.answers = [web.Response(text=f"one\n{long}\nlast")]
+    assert [line async for line in api.lines("/log")] == ["one", long, "last"]
