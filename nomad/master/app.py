@@ -29,7 +29,7 @@ from nomad.master.assembly import Parts, assemble, declare_profile, overrides
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
 from nomad.master.moves import under_way
-from nomad.master.placing import check_pins, place
+from nomad.master.placing import check_devices, check_pins, place
 from nomad.master.placing import view as placement_view
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
 from nomad.master.store import Store
@@ -219,7 +219,8 @@ class Master:
             here = wanted.node_of(operator)
             return await parts.moves.order(wanted, operator, here, cause="user", reason=reason, relieves=pod)
         used = show.memory_used(parts.desired, parts.loop.requested)
-        moves.check(wanted, operator, node, parts.loop.requested, parts.observed, used)
+        devices = show.devices_used(parts.desired, parts.loop.requested)
+        moves.check(wanted, operator, node, parts.loop.requested, parts.observed, used, devices)
         predicted, why = await self._predicted(wanted, operator, node)
         return await parts.moves.order(
             wanted, operator, node, cause="user", reason=reason, predicted=predicted, placement=why
@@ -313,8 +314,10 @@ class Master:
                     raise InvalidRequestError(
                         f"operator {name!r} can't be placed: its node {node!r} takes no new operators", status=422
                     )
-            check_pins(spec, list(parts.observed.nodes.values()), wanted.bound, parts.replanner.devices_taken(wanted))
+            devices = parts.replanner.devices_taken(wanted)
+            check_pins(spec, list(parts.observed.nodes.values()), wanted.bound, devices)
             placed = await asyncio.to_thread(place, parts.replanner.problem(wanted))
+            check_devices(spec, parts.observed.nodes, placed.nodes, devices)
             wanted.placement = placed.views
             if placed.warning:
                 warnings.append(placed.warning)

@@ -153,6 +153,7 @@ def check(
     requested: Requested,
     observed: Observed,
     used_memory_mb: Mapping[str, float],
+    used_devices: Mapping[str, Mapping[str, int]],
 ) -> None:
     """Whether an operator can be moved there now. Raises `NotFoundError`, `InvalidRequestError`, `ConflictError`."""
     id = wanted.spec.id
@@ -177,7 +178,7 @@ def check(
             status=422,
         )
     target, spec = observed.nodes[node], specs[operator]
-    if lacking := missing(spec, target, {}):
+    if lacking := missing(spec, target, used_devices.get(node, {})):
         raise InvalidRequestError(
             f"operator {operator!r} requires {', '.join(lacking)}, which {node} doesn't have", status=422
         )

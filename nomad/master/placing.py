@@ -13,7 +13,7 @@ from typing import Any
 from nomad.errors import InvalidRequestError
 from nomad.master.problem import missing
 from nomad.master.views import PlacementView
-from nomad.pipeline import PipelineSpec
+from nomad.pipeline import OperatorSpec, PipelineSpec
 from nomad.runtime.base import NodeInfo
 from nomad.scheduler.sustain import plan_at_most
 
@@ -88,6 +88,33 @@ def check_pins(
                     "operator": op.name,
                     "nearest": [{"node": n, "lacks": []} for n in having],
                 },
+            )
+
+
+def check_devices(
+    spec: PipelineSpec,
+    nodes: Mapping[str, NodeInfo],
+    placement: Mapping[str, str],
+    taken: Mapping[str, Mapping[str, int]],
+) -> None:
+    """The scheduler knows whether a node has what one operator needs, not whether it has it for two of a pipeline.
+
+    Raises `InvalidRequestError` (422).
+    """
+    sharing: dict[tuple[str, str], list[OperatorSpec]] = {}
+    for op in spec.operators:
+        for device in op.devices:
+            sharing.setdefault((placement[op.name], device), []).append(op)
+    for (node, device), ops in sharing.items():
+        left = nodes[node].devices.get(device, 0) - taken.get(node, {}).get(device, 0)
+        wanted = sum(op.devices[device] for op in ops)
+        if wanted > left:
+            names = ", ".join(repr(op.name) for op in ops)
+            raise InvalidRequestError(
+                f"operators {names} need {wanted} of the device {device} together, and {node}, the best node for them, "
+                f"has {left}: pin one of them to another node that has it",
+                status=422,
+                problem={"constraint": "requires", "operator": ops[-1].name, "nearest": []},
             )
 
 

@@ -186,7 +186,8 @@ class Replanner:
     async def _order(self, wanted: DesiredPipeline, order: Order, situation: Situation, cause: str) -> None:
         id = wanted.spec.id
         used = show.memory_used(self._desired, self._loop.requested)
-        orders.check(wanted, order.operator, order.node, self._loop.requested, self._observed, used)
+        devices = show.devices_used(self._desired, self._loop.requested)
+        orders.check(wanted, order.operator, order.node, self._loop.requested, self._observed, used, devices)
         history = self._judge.case(id).history
         why = "settled" if cause == "settled" and not history.moved_at else "drift"
         after = {**situation.placement, order.operator: order.node}

@@ -31,6 +31,7 @@ from nomad.master.views import (
     StatsView,
 )
 from nomad.measure.book import Book
+from nomad.pipeline import OperatorSpec
 
 _GAUGES = {f.name for f in fields(StatsView)} - {"links", "rate"}
 
@@ -95,8 +96,18 @@ def nodes(desired: Desired, requested: Requested, observed: Observed, book: Book
 def memory_used(desired: Desired, requested: Requested) -> dict[str, float]:
     """Node -> MiB that the operators placed there ask for."""
     used: dict[str, float] = {}
-    for node, _, memory_mb in _claims(desired, requested):
-        used[node] = used.get(node, 0.0) + memory_mb
+    for node, _, op in _claims(desired, requested):
+        used[node] = used.get(node, 0.0) + op.memory_mb
+    return used
+
+
+def devices_used(desired: Desired, requested: Requested) -> dict[str, dict[str, int]]:
+    """Node -> device -> how many the operators placed there have."""
+    used: dict[str, dict[str, int]] = {}
+    for node, _, op in _claims(desired, requested):
+        there = used.setdefault(node, {})
+        for name, count in op.devices.items():
+            there[name] = there.get(name, 0) + count
     return used
 
 
@@ -242,8 +253,8 @@ def _round_trips(desired: Desired, observed: Observed) -> dict[tuple[str, str], 
     return least
 
 
-def _claims(desired: Desired, requested: Requested) -> Iterator[tuple[str, str, float]]:
-    """Node, operator id and MiB of all operators that run, or are to run again; of one that moves, on both nodes."""
+def _claims(desired: Desired, requested: Requested) -> Iterator[tuple[str, str, OperatorSpec]]:
+    """Node, id and specification of all operators that run, or are to run again; of one that moves, on both nodes."""
     for id, wanted in desired.pipelines.items():
         have = requested.pipelines.get(id) or RequestedPipeline({})
         over = wanted.goal is not Goal.RUN or have.outcome is not None
@@ -257,4 +268,4 @@ def _claims(desired: Desired, requested: Requested) -> Iterator[tuple[str, str, 
                 if second not in nodes or have.move.source == have.move.order.node:  # there are two of it, there
                     nodes.append(second)
             for node in nodes:
-                yield node, operator_id(id, op.name), op.memory_mb
+                yield node, operator_id(id, op.name), op

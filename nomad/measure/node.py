@@ -231,6 +231,7 @@ def main() -> None:
     """Run the agent that the environment describes, until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("PIP_ONLY_BINARY", ":all:")
+    os.environ.setdefault("PIP_NO_CACHE_DIR", "1")  # what is installed is the cache
     try:
         asyncio.run(_run(Boot.of(os.environ)))
     except (UsageError, TransportError) as exc:

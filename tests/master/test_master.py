@@ -171,6 +171,16 @@ async def test_pods_are_asked_for_with_what_operators_need(cluster: Cluster) -> 
         assert (specs[first.name].image, specs[first.name].memory_mb) == ("my/own", 100)
         assert specs[first.name].python == f"{sys.version_info.major}.{sys.version_info.minor}"
         assert specs[last.name].secrets == {"P": "db/password"}
+        both = [source, pipeline.operator(OPERATORS[1], devices={"screen"}), sink]
+        data = bundle.make(pipeline.build(both), master.signing_key)
+        await master.remove("q")
+        await cluster.until(lambda: not master.pipelines())
+        with pytest.raises(
+            InvalidRequestError, match="'square', 'sink' need 2 of the device screen together, and cloud"
+        ):
+            await bad_submit(cluster, data=data, id="r")
+        data = bundle.make(pipeline.build([source, OPERATORS[1], sink]), master.signing_key)
+        await bad_submit(cluster, data=data)
         # Its camera is taken now, and the others are in use as well.
         with pytest.raises(InvalidRequestError, match="requires device camera, which its node 'edge'.*no node does"):
             await bad_submit(cluster, data=data, id="r")
