@@ -169,6 +169,7 @@ class Toleration(click.ParamType[Mapping[str, object]]):
 @click.option("--log-level", envvar="NOMAD_LOG_LEVEL", type=click.Choice(LEVELS), default="info", show_default=True)
 @kubeconfig_option
 @context_option
+@click.option("--json", "as_json", is_flag=True, help="Log in JSON, one object a line.")
 def master(
     namespace: str,
     identity: str,
@@ -193,6 +194,7 @@ def master(
     log_level: str,
     kubeconfig: str | None,
     context: str | None,
+    as_json: bool,
 ) -> None:
     """Run the master of the Kubernetes cluster that this is in, or that --kubeconfig says, until SIGTERM.
 
@@ -209,9 +211,11 @@ def master(
     from nomad.master.incluster import listens
     from nomad.settings import Kubernetes, Pods, Rest, Settings
 
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    output = logging.StreamHandler(sys.stdout)
+    output.setFormatter(
+        _JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
+    logging.basicConfig(level=log_level.upper(), handlers=[output])
     settings = Settings(
         state=Path(os.devnull),  # nothing is kept on disk
         rest=Rest(host=host, port=port),
@@ -277,6 +281,22 @@ async def _run(
         if not over.is_set():
             raise
         log.info("ends before it has led")
+
+
+class _JsonLines(logging.Formatter):
+    """Records for programs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        found: dict[str, object] = {
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            found["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(found)
 
 
 def _end_soon(why: str) -> None:
