@@ -58,7 +58,10 @@ class RemoteAgents:
         self._book = book
         self._clock = clock
         self._node_of = node_of
+        self._connected: dict[str, _Agent] = {}
+        """By what the cluster calls their nodes."""
         self._agents: dict[str, _Agent] = {}
+        """By what Nomad calls those; a node may be known later than its agent is there."""
         self._used: dict[tuple[str, str], float] = {}
 
     # -- what the door lets in
@@ -69,24 +72,37 @@ class RemoteAgents:
         return Door(self)
 
     def came(self, name: str, hello: dict[str, Any], channel: Any) -> None:
-        address = hello.get("address")
-        node = self._node_of(name)
-        if node is not None and isinstance(address, str):
-            self._agents[node] = _Agent(channel, address, self._clock.now())
+        if isinstance(address := hello.get("address"), str):
+            self._connected[name] = _Agent(channel, address, self._clock.now())
+            self._place(name)
 
     def said(self, name: str, message: dict[str, Any]) -> None:
-        node = self._node_of(name)
-        agent = self._agents.get(node) if node is not None else None
-        if node is None or agent is None:
+        node = self._place(name)
+        if node is None:
             return
+        agent = self._agents[node]
         agent.heard_at = self._clock.now()
         if message["type"] == "report":
             found = {kind: _amount(message.get(kind)) for kind in ("speed", "cores_free", "memory_free_mb")}
             self._book.node_sample(node, agent.heard_at, **found)
 
     def left(self, channel: Any) -> None:
-        for node in [node for node, agent in self._agents.items() if agent.channel is channel]:
-            del self._agents[node]
+        for agents in (self._connected, self._agents):
+            for key in [key for key, agent in agents.items() if agent.channel is channel]:
+                del agents[key]
+
+    def _place(self, name: str) -> str | None:
+        """The node of an agent that is connected, as Nomad calls it now."""
+        agent = self._connected.get(name)
+        if agent is None:
+            return None
+        node = self._node_of(name)
+        if node is None or self._agents.get(node) is not agent:
+            for before in [before for before, other in self._agents.items() if other is agent]:
+                del self._agents[before]
+            if node is not None:
+                self._agents[node] = agent
+        return node
 
     # -- for the survey
 
@@ -113,6 +129,7 @@ class RemoteAgents:
                 other.failures += 1
                 other.failed_from.add(source)
             raise
+        found = found if isinstance(found, dict) else {}
         round_trip, transfer = (_amount(found.get(kind)) for kind in ("round_trip", "transfer"))
         if round_trip is None:
             raise ConnectionBroken(f"the agent of {source} gave an answer that isn't valid")

@@ -1,0 +1,129 @@
+"""Who is there, and who can be dialled, as the master knows it of agents elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nomad.errors import ConnectionBroken, RequestError
+from nomad.measure.book import Book
+from nomad.measure.remote import SILENT_SECONDS, RemoteAgents
+from tests.clock import VirtualClock
+
+
+class Channel:
+    """Answers probes; those of addresses in `away` fail."""
+
+    def __init__(self, away: set[str]) -> None:
+        self.away = away
+        self.answer: Any = {"round_trip": 0.01, "transfer": None}
+
+    async def ask(self, method: str, args: dict[str, Any], timeout: float) -> Any:
+        assert method == "probe"
+        if args["address"] in self.away:
+            raise RequestError("it isn't reached", status=503)
+        return self.answer
+
+
+class World:
+    def __init__(self, *nodes: str) -> None:
+        self.clock, self.book = VirtualClock(), Book()
+        self.known = {f"host-{node}": node for node in nodes}
+        self.agents = RemoteAgents(self.book, self.clock, self.known.get)
+        self.away: set[str] = set()
+        self.channels = {node: Channel(self.away) for node in nodes}
+
+    def come(self, *nodes: str) -> None:
+        for node in nodes:
+            self.agents.door.connected(f"host-{node}", {"address": node}, self.channels[node])
+
+    async def probe(self, *ways: str) -> None:
+        for way in ways:
+            try:
+                await self.agents.probe(*way.split(">"), 0)
+            except RequestError:
+                continue
+
+
+async def test_an_agent_is_there_while_it_is_heard() -> None:
+    world = World("a", "b")
+    world.come("a", "b")
+    await world.clock.advance(SILENT_SECONDS - 1)
+    world.agents.door.said("host-a", {"type": "report", "speed": 0.5, "cores_free": -1, "memory_free_mb": "much"})
+    await world.clock.advance(2)
+    assert world.agents.nodes() == ["a"]
+    assert (world.agents.address("a"), world.agents.address("b")) == ("a", "")
+    found = world.book.node("a")
+    assert found.speed is not None
+    assert found.speed.value == 0.5
+    assert found.cores_free is None
+    assert found.memory_free_mb is None
+    world.agents.door.disconnected("host-a", world.channels["a"])
+    assert world.agents.nodes() == []
+    with pytest.raises(ConnectionBroken, match="agent of a isn't there"):
+        await world.agents.probe("b", "a", 0)
+
+
+async def test_an_agent_may_be_there_before_its_node_is_known_and_be_called_otherwise_later() -> None:
+    world = World("a")
+    world.known.clear()
+    world.come("a")
+    assert world.agents.nodes() == []
+    world.known["host-a"] = "edge"
+    world.agents.door.said("host-a", {"type": "report"})
+    assert world.agents.nodes() == ["edge"]
+    world.known["host-a"] = "fog"
+    world.agents.door.said("host-a", {"type": "report"})
+    assert world.agents.nodes() == ["fog"]
+    world.agents.door.said("host-b", {"type": "report"})
+    world.agents.door.connected("host-b", {}, object())
+    assert world.agents.nodes() == ["fog"]
+
+
+async def test_a_new_connection_takes_the_place_of_the_old_one() -> None:
+    world = World("a")
+    world.come("a")
+    old, new = world.channels["a"], Channel(set())
+    world.agents.door.connected("host-a", {"address": "elsewhere"}, new)
+    world.agents.door.disconnected("host-a", old)
+    assert world.agents.address("a") == "elsewhere"
+
+
+async def test_a_node_that_others_try_in_vain_cannot_be_dialled() -> None:
+    world = World("a", "b", "c")
+    world.come("a", "b", "c")
+    world.away.add("c")
+    await world.probe("a>c", "a>c", "b>c")
+    assert world.agents.unreachable() == frozenset(), "nobody has reached anybody yet"
+    await world.probe("a>b")
+    assert world.agents.unreachable() == {"c"}
+    world.away.clear()
+    await world.probe("a>c")
+    assert world.agents.unreachable() == frozenset()
+    world.away.add("c")
+    await world.probe(*["a>c", "b>c"] * 3)
+    assert world.agents.unreachable() == frozenset(), "a network that is down is no NAT"
+
+
+async def test_one_that_cannot_dial_does_not_make_others_unreachable() -> None:
+    world = World("a", "b", "c")
+    world.come("a", "b", "c")
+    await world.probe("a>b")
+    world.away.add("c")
+    await world.probe(*["a>c"] * 5)
+    assert world.agents.unreachable() == frozenset()
+    await world.probe("b>c")
+    assert world.agents.unreachable() == {"c"}
+
+
+async def test_an_answer_that_is_none() -> None:
+    world = World("a", "b")
+    world.come("a", "b")
+    world.channels["a"].answer = {"round_trip": "soon"}
+    with pytest.raises(ConnectionBroken, match="isn't valid"):
+        await world.agents.probe("a", "b", 0)
+    world.channels["a"].answer = {"round_trip": 0.1, "transfer": 0.2}
+    assert not world.agents.connected("a", "b")
+    assert (await world.agents.probe("a", "b", 10)).transfer == 0.2
+    assert world.agents.connected("a", "b")
