@@ -57,7 +57,7 @@ class Facts:
     turned: bool = False
     """The operators before send to the new instance."""
     followed: bool = False
-    """Those behind hear it."""
+    """Those behind hear it; where there are none, it hears those before."""
     counted: bool = False
     """What the move cost is known, as far as it can be."""
 

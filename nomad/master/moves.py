@@ -19,7 +19,7 @@ from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
 from nomad.master.actions import Moving
 from nomad.master.events import EventLog
 from nomad.master.problem import missing
-from nomad.master.state import ORDERS_KEPT, DesiredPipeline, MoveOrder, Observed, Requested, Tally
+from nomad.master.state import ORDERS_KEPT, DesiredPipeline, Goal, MoveOrder, Observed, Requested, Tally
 from nomad.master.store import Store
 from nomad.master.views import MovePhase, MoveState, MoveView, PlacementView
 
@@ -91,7 +91,9 @@ class MoveLog:
         async with self._ordering:
             if any(other.operator == operator for other in wanted.orders):
                 raise under_way(operator, wanted.spec.id)
+            _check_wanted(wanted)
             await self._store.save_moves([view], self._keep)
+            _check_wanted(wanted)  # else there would be a move left of a pipeline that isn't there any more
             self._put(view)
             wanted.orders.append(order)
             wanted.orders.sort(key=lambda other: other.cause not in URGENT)
@@ -200,6 +202,11 @@ def check_replacing(wanted: DesiredPipeline, operator: str, requested: Requested
     if not observed.open(wanted.node_of(operator)):
         raise InvalidRequestError(f"the node {wanted.node_of(operator)!r} takes no new operators", status=422)
     return pod
+
+
+def _check_wanted(wanted: DesiredPipeline) -> None:
+    if wanted.goal is Goal.REMOVE:
+        raise ConflictError(f"pipeline {wanted.spec.id!r} is being removed", status=409)
 
 
 def _check_operator(wanted: DesiredPipeline, operator: str) -> None:

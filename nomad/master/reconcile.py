@@ -483,6 +483,7 @@ class _Pipeline:
         before, behind = self._before(name), self._behind(name)
         epoch = new.epoch if new.pod is not None else -1
         out = {link: seen.ends.get((link, "out")) for _, link in behind}
+        hears = {link: end.epoch for (link, direction), end in seen.ends.items() if direction == "in"}
         greeted = {link: end.epoch if end is not None else 0 for link, end in out.items()}
         old_gone = old.pod is None or self._gone(old)
         source, goal = name in self.wanted.sources, peers.at_rest(self.wanted, name)
@@ -510,7 +511,8 @@ class _Pipeline:
             stored=move.switched or (move.state is MoveState.SWITCHING and seen.switched),
             store_error=seen.switch_error,
             turned=all(self._end_of(peer, link, "out")[0] == epoch for peer, link in before),
-            followed=all(self._end_of(peer, link, "in")[0] == epoch for peer, link in behind),
+            followed=all(self._end_of(peer, link, "in")[0] == epoch for peer, link in behind)
+            and (bool(behind) or all(hears.get(link) == self.operators[peer].epoch for peer, link in before)),
             counted=tally is not None and tally.measured,
         )
 

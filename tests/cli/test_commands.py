@@ -377,6 +377,23 @@ def test_move(test_pipeline: Nomad) -> None:
     assert "no operator 'cube'" in test_pipeline.error("move", "test", "cube", "fog", code=5)
 
 
+def test_replace(test_pipeline: Nomad) -> None:
+    async def end(master: FakeMaster) -> None:
+        await until(lambda: len(master.moves("test")) == count)
+        master.end_move("test", *outcome)
+
+    count, outcome = 1, (MoveState.DONE, "")
+    with test_pipeline.meanwhile(end):
+        text = test_pipeline.out("move", "test", "square", "--replace")
+    assert text == "square: replaced on cloud, done; pause 12 ms, 0 lost, 0 doubled\n"
+    count, outcome = 2, (MoveState.ROLLED_BACK, "the target is lost")
+    with test_pipeline.meanwhile(end):
+        result = test_pipeline("move", "test", "square", "--replace", code=8)
+    assert result.stderr == "Error: square stays the instance that it was: the target is lost\n"
+    for words in (("square",), ("square", "fog", "--replace")):
+        assert "Say either where it is to go, or --replace" in test_pipeline.error("move", "test", *words, code=2)
+
+
 def test_pins_and_no_moves(nomad: Nomad) -> None:
     target = nomad.file(PROGRAM)
     ends = ("--start", "edge", "--end", "cloud")

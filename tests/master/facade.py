@@ -166,10 +166,11 @@ class FakeMaster(Master):
         self._nodes[node] = replace(self.node(node), ready=True)
         return self._nodes[node]
 
-    async def move(self, id: str, operator: str, node: str, *, reason: str = "a user asked for it") -> MoveView:
+    async def move(self, id: str, operator: str, node: str | None, *, reason: str = "a user asked for it") -> MoveView:
         source = next((op.node for op in self.pipeline(id).operators if op.name == operator), None)
         if source is None:
             raise NotFoundError(f"pipeline {id!r} has no operator {operator!r}")
+        node = source if node is None else node
         self.node(node)
         move = f"m{next(self._numbers)}"
         view = MoveView(move, id, operator, source, node, "user", reason, MoveState.PLANNED, time.time())

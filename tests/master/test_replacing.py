@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -356,3 +357,25 @@ async def test_all_of_it_is_carried_over_in_order(cluster: Cluster) -> None:
         await cluster.master.move("p", "sink", None)
         assert (await until_over(cluster)).state == "done"
     assert parts == [(0, False), (10, False), (20, True)]
+
+
+async def test_an_idle_pipeline_is_not_waited_for(cluster: Cluster) -> None:
+    cluster.pods.answers["samples"] = lambda args: {"ok": True, "value": []}
+    async with cluster.run():
+        await begin(cluster)
+        await cluster.master.move("p", "square", None)
+        view = await until_over(cluster)
+        assert (view.state, view.pause) == ("done", None)
+        assert next(phase.seconds for phase in view.phases if phase.name == "stopping") < 3.0
+
+
+async def test_no_order_outlives_its_pipeline(cluster: Cluster) -> None:
+    async with cluster.run() as master:
+        await begin(cluster)
+        wanted = master._parts.desired.pipelines["p"]
+        removing = asyncio.create_task(master.remove("p"))
+        await cluster.until(removing.done, passing=0.1)
+        await removing
+        with pytest.raises(ConflictError, match="is being removed"):
+            await master._parts.moves.order(wanted, "square", "fog", cause="drift", reason="it pays")
+        assert master._parts.moves.list("p") == []
