@@ -53,7 +53,7 @@ manifest 2-nomad.yaml | changed | kube apply --server-side --filename -
 say "Waiting until a master leads"
 end=$(($(date +%s) + TIMEOUT))
 until [ -n "$(in_namespace get endpointslices --selector kubernetes.io/service-name=nomad-master \
-    --output 'jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].addresses}')" ]; do
+    --output 'go-template={{range .items}}{{range .endpoints}}{{if .conditions.ready}}{{.addresses}}{{end}}{{end}}{{end}}')" ]; do
     if [ "$(date +%s)" -ge "$end" ]; then
         in_namespace get pods --selector "$OURS,app.kubernetes.io/component=master" >&2 || true
         in_namespace get events --field-selector type=Warning --sort-by .lastTimestamp 2>/dev/null | tail -n 5 >&2 || true
