@@ -24,6 +24,7 @@ from nomad import bundle, credentials, program
 from nomad.delivery.codec import Codec
 from nomad.errors import AuthenticationError, PayloadError, UsageError
 from nomad.master.views import (
+    BundleView,
     EventView,
     ExplainView,
     LatencyView,
@@ -351,6 +352,11 @@ class PipelineHandle:
     async def explain(self) -> ExplainView:
         """Why its operators are where they are, by what is known now."""
         return view(ExplainView, await self._rest.request("GET", "pipelines", self.id, "explain"))
+
+    async def bundle(self) -> bytes:
+        """Its code, signed as it was submitted."""
+        found = view(BundleView, await self._rest.request("GET", "pipelines", self.id, "bundle"))
+        return base64.b64decode(found.data)
 
     async def problem(self) -> dict[str, Any]:
         """Its placement problem as it is now, in the form that `nomad.scheduler.plan` takes."""

@@ -37,6 +37,17 @@ class Tasks:
             log.error("%s failed", task.get_name(), exc_info=error)
 
 
+async def first(*work: Coroutine[Any, Any, Any]) -> None:
+    """Run `work` until one of them is done, and cancel the others. What it returned or failed with isn't looked at."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @asynccontextmanager
 async def alongside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run `work` while the block runs, and cancel it at the block's end.

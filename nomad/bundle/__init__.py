@@ -14,7 +14,7 @@ Only `load_operator` ever unpickles, and only what it has verified. Bundles aren
 
 from nomad.bundle.environment import check_environment
 from nomad.bundle.load import LoadedOperator, load_operator, verified_spec
-from nomad.bundle.make import make
+from nomad.bundle.make import make, sign_again
 from nomad.bundle.read import MAX_BUNDLE, MEDIA_TYPE, Bundle, read
 from nomad.bundle.signing import new_signing_key, public_key
 
@@ -29,5 +29,6 @@ __all__ = [
     "new_signing_key",
     "public_key",
     "read",
+    "sign_again",
     "verified_spec",
 ]

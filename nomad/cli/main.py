@@ -12,7 +12,7 @@ import click
 
 import nomad
 from nomad import errors
-from nomad.cli import bench, cluster, common, explain, pipelines, plan, profile, programs
+from nomad.cli import bench, cluster, common, explain, export, pipelines, plan, profile, programs
 from nomad.cli.master import login, master
 from nomad.cli.up import up
 
@@ -111,7 +111,7 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "nomad", "_NOMAD_COMPLETE").source())
 
 
-MODULES = (programs, pipelines, explain, cluster, plan, profile, bench)
+MODULES = (programs, pipelines, explain, export, cluster, plan, profile, bench)
 for command in (up, master, login, *(command for module in MODULES for command in module.COMMANDS)):
     cli.add_command(command)
 

@@ -338,6 +338,12 @@ def get_problem(master: Master, pipeline: str) -> ProblemForm:
     return ProblemForm.model_validate(master.problem(pipeline))
 
 
+@api("GET", "/pipelines/{pipeline}/bundle", tag="pipelines", raises=(404,))
+async def get_bundle(master: Master, pipeline: str) -> views.BundleView:
+    """Its code, signed as it was submitted: to be kept, or submitted elsewhere."""
+    return await master.bundle(pipeline)
+
+
 @api("GET", "/pipelines/{pipeline}/profile", tag="pipelines", raises=(404,))
 def get_profile(master: Master, pipeline: str) -> list[ProfileEntry]:
     """What is expected of each operator, in order; empty where nothing is."""

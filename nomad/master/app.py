@@ -9,6 +9,7 @@ Reads answer from memory and are synchronous; calls that write return once what 
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from nomad.master.state import DesiredPipeline, Goal, History, operator_id
 from nomad.master.store import Store
 from nomad.master.tally import SAMPLES
 from nomad.master.views import (
+    BundleView,
     EventView,
     ExplainView,
     LatencyView,
@@ -406,6 +408,11 @@ class Master:
         wanted = self._wanted(id)
         measured = {op.name: op.stats.latency_p50 for op in self.pipeline(id).operators}
         return await self._parts.replanner.explain(wanted, measured)
+
+    async def bundle(self, id: str) -> BundleView:
+        """Its code, as it was submitted. Raises `NotFoundError`, `StateError`."""
+        digest = self._wanted(id).bundle
+        return BundleView(digest, base64.b64encode(await self._parts.store.bundle(digest)).decode())
 
     def problem(self, id: str) -> dict[str, Any]:
         """Its placement problem as it is now, in the form that plans are asked for in. Raises `NotFoundError`."""

@@ -42,7 +42,7 @@ from nomad.master.state import DesiredPipeline, Goal, Outcome
 from nomad.master.store import StoredOperator, StoredPipeline
 from nomad.master.views import EventView, MoveView, PlacementView
 from nomad.pipeline import PipelineSpec
-from nomad.tasks import Tasks
+from nomad.tasks import Tasks, first
 
 log = logging.getLogger(__name__)
 
@@ -696,10 +696,8 @@ class KubernetesStore:
                     return
                 log.warning("bundles that nobody has can't be looked for: %s", exc)
                 wait = SWEEP_AFTER
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._unused.wait()
-                    await self._clock.sleep(SWEEP_AFTER)
+            await first(self._unused.wait(), self._clock.sleep(wait))
+            await self._clock.sleep(SWEEP_AFTER)
 
     def _object(self, kind: str, name: str, owner: Held | None = None) -> Json:
         metadata: Json = {"name": name, "labels": dict(LABELS)}

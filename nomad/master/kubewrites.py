@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from nomad.clock import Clock
 from nomad.errors import ApiConflict, ApiError, ApiNotFound, ApiUnavailable, StateError
+from nomad.tasks import first
 
 log = logging.getLogger(__name__)
 
@@ -78,23 +79,12 @@ class Writes:
                 log.debug("asking again in %.1f s: %s", pause, exc)
             except ApiError as exc:
                 raise StateError(f"Kubernetes' API refuses what has to be written down: {exc}") from exc
-            await self._sleep(pause * random.uniform(0.8, 1.2))
+            await first(self._clock.sleep(pause * random.uniform(0.8, 1.2)), self.fenced.wait())
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _check(self) -> None:
         if self.fenced.is_set():
             raise StateError(f"this master leads no more, {self._why}: ask again, another one answers")
-
-    async def _sleep(self, seconds: float) -> None:
-        """Less when this master is fenced meanwhile."""
-        sleep = asyncio.ensure_future(self._clock.sleep(seconds))
-        fenced = asyncio.ensure_future(self.fenced.wait())
-        try:
-            await asyncio.wait((sleep, fenced), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (sleep, fenced):
-                task.cancel()
-            await asyncio.wait((sleep, fenced))
 
 
 def term_of(writer: str) -> int:

@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from nomad import bundle
 from nomad.clock import Clock, SystemClock
@@ -37,7 +36,7 @@ from nomad.master.kubestore import Held, KubernetesStore
 from nomad.master.resource import Json
 from nomad.master.views import Phase, PipelineView
 from nomad.settings import Backoff
-from nomad.tasks import Tasks, alongside
+from nomad.tasks import Tasks, alongside, first
 
 log = logging.getLogger(__name__)
 
@@ -133,19 +132,8 @@ class PipelineWatch:
 
     async def _wait(self) -> None:
         due = [self._retries[uid].due for uid in self._dirty if uid in self._retries and uid not in self._busy]
-        waits: set[asyncio.Task[Any]] = {
-            asyncio.create_task(self._woken.wait(), name="something changed"),
-            asyncio.create_task(self._store.fenced.wait(), name="another master leads"),
-        }
-        if due:
-            sleep = self._clock.sleep(max(0.0, min(due) - self._clock.now()))
-            waits.add(asyncio.create_task(sleep, name="time to try again"))
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.wait(waits)
+        pause = [self._clock.sleep(max(0.0, min(due) - self._clock.now()))] if due else []
+        await first(self._woken.wait(), self._store.fenced.wait(), *pause)
 
     async def _settle(self, held: Held) -> None:
         again = False

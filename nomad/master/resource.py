@@ -99,6 +99,12 @@ def manifest(
     }
 
 
+def with_profile(spec: PipelineSpec, profile: Iterable[Mapping[str, float]]) -> PipelineSpec:
+    """With what is expected of its operators now; fields that aren't known are left out."""
+    entries = tuple({key: value for key, value in entry.items() if value is not None} for entry in profile)
+    return replace(spec, profile=entries)
+
+
 def profile(spec: PipelineSpec) -> list[Json]:
     """What is expected of its operators, as it stands in an object."""
     return [{to_camel(key): value for key, value in entry.items()} for entry in spec.profile]

@@ -454,6 +454,16 @@ class ConsideredView:
 
 
 @dataclass(frozen=True, slots=True)
+class BundleView:
+    """A pipeline's code, as it was submitted."""
+
+    digest: str
+    """SHA-256 of its manifest, in hex."""
+    data: str
+    """The signed bundle, in base64: what `POST /pipelines` takes."""
+
+
+@dataclass(frozen=True, slots=True)
 class ExplainView:
     """Why a pipeline is placed as it is, by what is known now."""
 

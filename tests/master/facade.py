@@ -6,6 +6,7 @@ Also `serve` and `serve_in_thread`, which put the REST interface of any facade o
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import threading
 import time
@@ -24,6 +25,7 @@ from nomad.master import api
 from nomad.master.app import Master
 from nomad.master.http import server
 from nomad.master.views import (
+    BundleView,
     ConsideredView,
     EventView,
     ExplainedOperatorView,
@@ -57,6 +59,7 @@ class FakeMaster(Master):
         self._nodes = {name: NodeView(name, 1.0, 2.0, 1024.0, 0.0, "x86_64", [], "3.11", []) for name in NODES}
         self._links = {(a, b): LinkView(a, b, 0.0, 0.0, None, 0.0) for a in NODES for b in NODES if a != b}
         self._pipelines: dict[str, PipelineView] = {}
+        self._bundles: dict[str, bytes] = {}
         self._events: list[EventView] = []
         self._numbers = itertools.count(1)
         self._happened: Fanout[EventView] = Fanout()
@@ -217,6 +220,10 @@ class FakeMaster(Master):
         looked = ConsideredView(1.5, "interval", "no move makes 15 ms less", 0.015, 0.0, None)
         return ExplainView(id, 10.0, 0.5, 0.015, 0.02, operators, looked, True, 12)
 
+    async def bundle(self, id: str) -> BundleView:
+        self.pipeline(id)
+        return BundleView("d" * 64, base64.b64encode(self._bundles[id]).decode())
+
     def problem(self, id: str) -> dict[str, Any]:
         operators = [{"id": op.name, "pin": op.node} for op in self.pipeline(id).operators]
         return {"nodes": [{"id": node} for node in self._nodes], "pipeline": {"id": id, "operators": operators}}
@@ -264,6 +271,7 @@ class FakeMaster(Master):
             )
             for operator in spec.operators
         ]
+        self._bundles[id] = data
         view = PipelineView(
             id=id,
             phase=Phase.RUNNING,
