@@ -44,9 +44,20 @@ class Shape:
     """Probability in [0, 1) that a frame is lost once and sent again one retransmission time-out later."""
 
 
+class Way(StrEnum):
+    """How the two ends of a link come together."""
+
+    DIAL = "dial"
+    """The sender dials the receiver."""
+    BACK = "back"
+    """The receiver, which can't be dialled, dials the sender."""
+    RELAY = "relay"
+    """Neither can be dialled: both dial a relay."""
+
+
 @dataclass(slots=True)
 class LinkPeer:
-    """One data link as one of its ends sees it. The receiver listens, the sender dials."""
+    """One data link as one of its ends sees it."""
 
     link: str
     """`pipeline:from>to`, unique in the cluster."""
@@ -54,17 +65,23 @@ class LinkPeer:
     """"in" or "out", seen from the pod that gets this."""
     peer_operator: str
     address: str | None = None
-    """Where to dial (direction "out"); None while the peer isn't ready."""
+    """Where to dial, the peer or a relay; None while the peer isn't ready, and where it is the peer that dials."""
     peer_epoch: int = 0
     """The least epoch of the peer that may be heard."""
     shape: Shape = field(default_factory=Shape)
     """For what this pod sends on the link: data on "out", acknowledgements on "in"."""
+    way: str = Way.DIAL
+    """One of `Way`."""
+    relay_key: bytes = b""
+    """What this link's ends prove to a relay."""
     standby_address: str | None = None
-    """Where the peer's next instance is (direction "out"): to shake hands with it before it is needed."""
+    """`address` for the peer's next instance: to shake hands with it before it is needed."""
     standby_epoch: int = 0
     """Epoch of the peer's next instance; 0 when there is none."""
     standby_shape: Shape = field(default_factory=Shape)
     """`shape` towards that instance."""
+    standby_way: str = Way.DIAL
+    """`way` to that instance."""
 
 
 class Role(StrEnum):

@@ -155,8 +155,11 @@ class Kubernetes:
     """The name of the master's own pod."""
     images: Mapping[str, str] = field(default_factory=dict)
     """Python's minor version -> the image of operators whose code was made with it."""
-    control: str = "tls://nomad-master:30001"
+    control: str = "tls://master@nomad-master:30001"
     """Where pods and agents dial the master; the address that is reachable from all nodes."""
+    relay: str = ""
+    """Where pods dial the relay, as in `control`; needed for links between two nodes that can only dial out. `tls://`
+    stands for links that are encrypted from end to end through it."""
     transport: str = "tls"
     """Scheme of data links between pods: tls, or tcp in a network that is trusted."""
     warm: int = 1

@@ -2,10 +2,12 @@
 
     nodes:
       edge:  {speed: 0.25, cores: 2, memory: 2Gi, labels: [near], devices: {camera: 1}}
+      home:  {reachable: false}
       cloud: {}
     links:
       - {from: edge, to: cloud, latency: 20ms, bandwidth: 100Mbit, jitter: 2ms, loss: 0.001}
 
+Pods on a node with `reachable: false` are never dialled from others, as behind NAT.
 A link stands for both directions unless `both: false`; what isn't declared isn't shaped. A node's cores
 and memory default to this machine's, `speed` to 1.0. Called by the command line and by embedding
 programs. Every problem is one `TopologyError` that lists file, line, place and the way out; nothing is
@@ -113,6 +115,7 @@ class _Node(BaseModel):
     labels: frozenset[Annotated[str, Field(min_length=1)]] = frozenset()
     arch: str = Field(default_factory=platform.machine)
     devices: Annotated[dict[str, int], BeforeValidator(_devices)] = {}
+    reachable: bool = True
 
     @model_validator(mode="before")
     @classmethod
@@ -128,6 +131,7 @@ class _Node(BaseModel):
             arch=self.arch,
             labels=self.labels,
             devices=self.devices,
+            reachable=self.reachable,
             python=f"{sys.version_info.major}.{sys.version_info.minor}",
         )
 

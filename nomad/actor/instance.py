@@ -20,10 +20,11 @@ from nomad.actor.source import Source
 from nomad.bundle import LoadedOperator
 from nomad.callables import setup_of
 from nomad.clock import Clock
-from nomad.control import Assignment, LinkPeer, LinkStatus, PodStats, Role
+from nomad.control import Assignment, LinkPeer, LinkStatus, PodStats, Role, Way
 from nomad.delivery.codec import Codec
 from nomad.delivery.frames import Position
 from nomad.delivery.inlink import InLink, InPort
+from nomad.delivery.meeting import Arriving, Call, Place, Relayed
 from nomad.delivery.outlink import OutLink
 from nomad.delivery.receiver import Receiver
 from nomad.delivery.sender import Sender
@@ -64,6 +65,7 @@ class Instance:
         final = bool(assignment.links) and all(peer.direction == "in" for peer in assignment.links)
         path = self._file("journal") if final else None
         self._journal = Journal(path) if path else None
+        self._port = InPort(self._ins, advertise, clock)
         for peer in assignment.links:
             self._add(peer)
         self.outbox = Outbox(list(self._outs.values()), self.codec, copy=loaded.spec.copy_outputs)
@@ -71,7 +73,6 @@ class Instance:
         self._setup = setup_of(loaded.function)
         self._set_aside = SetAside(self._file(FILE))
         self.meter.set_aside(self._set_aside.count)
-        self._port = InPort(self._ins, advertise)
         self._tasks: list[asyncio.Task[None]] = []
         self.actor: Operator | Source = self._actor(loaded)
         self._told = told
@@ -87,8 +88,8 @@ class Instance:
             await self._worker.once(self._setup)
 
     async def start(self) -> str | None:
-        """Listen and dial; the address that peers should dial, None for a source. Raises `TransportError`."""
-        address = await self._port.listen(self._assignment.listen) if self._ins else None
+        """Listen and dial; the address that peers should dial, None if there is none. Raises `TransportError`."""
+        address = await self._port.listen(self._assignment.listen) if self._assignment.listen else None
         for link in self._outs.values():
             self._tasks.append(asyncio.create_task(link.run(), name=f"link {link.sender.link}"))
         self.set_peers(self._assignment.links)
@@ -103,12 +104,37 @@ class Instance:
         for peer in peers:
             if peer.direction == "out":
                 out = self._outs[peer.link]
-                out.set_peer(peer.address, peer.peer_epoch, peer.shape)
-                out.set_standby(peer.standby_address, peer.standby_epoch, peer.standby_shape)
+                place = self._place(peer, peer.way, peer.address, peer.peer_epoch)
+                out.set_peer(place, peer.peer_epoch, peer.shape)
+                place = self._place(peer, peer.standby_way, peer.standby_address, peer.standby_epoch)
+                out.set_standby(place, peer.standby_epoch, peer.standby_shape)
             else:
                 inlink = self._ins[peer.link]
                 inlink.set_peer(peer.peer_epoch, peer.shape)
                 inlink.set_standby(peer.standby_epoch, peer.standby_shape)
+                calls = (
+                    self._call(peer, peer.way, peer.address, peer.peer_epoch),
+                    self._call(peer, peer.standby_way, peer.standby_address, peer.standby_epoch),
+                )
+                self._port.call(peer.link, [call for call in calls if call is not None])
+
+    def _place(self, peer: LinkPeer, way: str, address: str | None, epoch: int) -> Place | None:
+        """Where the receiver of this epoch is found."""
+        if not epoch:
+            return address
+        if way == Way.BACK:
+            return Arriving(self._port.arrivals, peer.link, epoch)
+        if way == Way.RELAY and address is not None:
+            return Relayed(address, peer.relay_key, peer.link, self._assignment.epoch, epoch)
+        return address
+
+    def _call(self, peer: LinkPeer, way: str, address: str | None, epoch: int) -> Call | Relayed | None:
+        """Where this operator has to go to the sender of this epoch; None where that comes by itself."""
+        if not epoch or address is None or way == Way.DIAL:
+            return None
+        if way == Way.RELAY:
+            return Relayed(address, peer.relay_key, peer.link, epoch, self._assignment.epoch)
+        return Call(address, self._assignment.link_key, peer.link, self._assignment.epoch)
 
     def set_role(self, role: Role, called: Sequence[tuple[int, int, bytes]] = ()) -> None:
         """What this instance may do while its operator moves. `called`: what the one before said in its `status`."""
@@ -246,6 +272,7 @@ class Instance:
         if peer.direction == "out":
             sender = Sender(peer.link, mine.epoch, quiet=mine.role == Role.STANDBY)
             self._outs[peer.link] = OutLink(sender, mine.link_key, self._clock)
+            self._port.sends(peer.link, mine.link_key)
             return
         receiver = Receiver(
             peer.link,

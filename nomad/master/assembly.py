@@ -22,6 +22,7 @@ from typing import Self
 from nomad import bundle, credentials
 from nomad.clock import Clock
 from nomad.control import Shape
+from nomad.delivery.relay import Relay as RelayServer
 from nomad.errors import RequestError, StateError
 from nomad.master.enact import Enactor, Keys
 from nomad.master.events import EventLog
@@ -38,6 +39,7 @@ from nomad.master.state import (
     Desired,
     History,
     Observed,
+    Relay,
     Requested,
     RequestedMove,
     RequestedOperator,
@@ -58,6 +60,9 @@ from nomad.tasks import Tasks, alongside
 from nomad.topology import Topology
 
 log = logging.getLogger(__name__)
+
+RELAY = "relay"
+"""What the relay calls itself, whose key is made of that."""
 
 
 @dataclass(slots=True)
@@ -144,6 +149,12 @@ async def assemble(
             for node in sorted(desired.lost):
                 runtime.lose_node(node)
         observed.nodes = {node.id: node for node in runtime.nodes}
+        if here and not all(node.reachable for node in runtime.nodes):
+            relay = RelayServer(own.keys.of(RELAY))
+            stack.push_async_callback(relay.close)
+            observed.relay = Relay(await relay.listen(f"unix:{folder}/{RELAY}"), own.keys.of(RELAY))
+        elif settings.kubernetes.relay:
+            observed.relay = Relay(settings.kubernetes.relay, own.keys.of(RELAY))
         observed.folders_follow = not isinstance(runtime, Apart) or runtime.folders_follow
         book = Book()
         declare_nodes(book, runtime.nodes, clock.now())

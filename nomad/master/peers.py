@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nomad.control import LinkPeer, Role
+from nomad.control import LinkPeer, Role, Way
+from nomad.delivery.relay import key_of
 from nomad.master.state import (
     Desired,
     DesiredPipeline,
@@ -19,6 +20,7 @@ from nomad.master.state import (
     link_id,
 )
 from nomad.master.views import MoveState
+from nomad.runtime.base import NodeInfo
 
 NOTHING = PodState()
 """Of a pod that nothing has been seen of."""
@@ -60,6 +62,17 @@ def role(wanted: DesiredPipeline, name: str, move: RequestedMove | None, observe
     return at_rest(wanted, name) if taken_over else Role.ACTIVE
 
 
+def way(sender: str, receiver: str, nodes: Mapping[str, NodeInfo]) -> Way:
+    """How two operators on these nodes come together. On one node they always reach each other."""
+
+    def reachable(node: str) -> bool:
+        return node not in nodes or nodes[node].reachable
+
+    if sender == receiver or reachable(receiver):
+        return Way.DIAL
+    return Way.BACK if reachable(sender) else Way.RELAY
+
+
 def links(
     wanted: DesiredPipeline,
     name: str,
@@ -71,7 +84,7 @@ def links(
 ) -> tuple[tuple[LinkPeer, ...], set[str]]:
     """The links of an operator's pod on `node` as it should know them, and those whose address can't be told yet.
 
-    The sender dials the receiver. A peer that an earlier master started and that hasn't reported yet most likely
+    A peer that an earlier master started and that hasn't reported yet most likely
     works on: nothing is said of its address, so that its link isn't cut.
     """
     found: list[LinkPeer] = []
@@ -88,21 +101,39 @@ def links(
             elif not out and move.second.pod is not None:
                 # Who hears the old instance goes on doing so until the first word of the new one.
                 now, standby = move.second, operators[peer]
-        state = state_of(observed, now)
         link = link_id(wanted.spec.id, source, target)
-        if out and now.adopted and state.ready_at is None:
+        there = now.node or wanted.node_of(peer)
+        how = way(node, there, observed.nodes) if out else way(there, node, observed.nodes)
+        if now.adopted and state_of(observed, now).ready_at is None and _dials(out, how):
             unknown.add(link)
         entry = LinkPeer(
             link=link,
             direction="out" if out else "in",
             peer_operator=peer,
-            address=state.address if out else None,
+            address=_address(out, how, now, observed),
             peer_epoch=now.epoch,
-            shape=desired.shape(node, now.node or wanted.node_of(peer)),
+            shape=desired.shape(node, there),
+            way=how,
         )
         if standby is not None and standby.pod is not None:
-            entry.standby_address = state_of(observed, standby).address if out else None
+            ends = (node, standby.node) if out else (standby.node, node)
+            entry.standby_way = way(*ends, observed.nodes)
+            entry.standby_address = _address(out, entry.standby_way, standby, observed)
             entry.standby_epoch = standby.epoch
             entry.standby_shape = desired.shape(node, standby.node)
+        if observed.relay is not None and Way.RELAY in (entry.way, entry.standby_way):
+            entry.relay_key = key_of(observed.relay.key, link)
         found.append(entry)
     return tuple(found), unknown
+
+
+def _dials(out: bool, how: Way) -> bool:
+    """Whether this end of a link dials the other one."""
+    return how is (Way.DIAL if out else Way.BACK)
+
+
+def _address(out: bool, how: Way, other: RequestedOperator, observed: Observed) -> str | None:
+    """Where this end of a link has to dial to come together with the other."""
+    if how is Way.RELAY:
+        return observed.relay.address if observed.relay is not None else None
+    return state_of(observed, other).address if _dials(out, how) else None

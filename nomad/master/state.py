@@ -347,6 +347,16 @@ class Tally:
     doubled: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """A relay that links may go through."""
+
+    address: str
+    """`tls://` for links that are to be encrypted from end to end."""
+    key: bytes = field(repr=False)
+    """Its own: what links' keys are made of."""
+
+
 @dataclass(slots=True)
 class Observed:
     """All that is seen."""
@@ -360,6 +370,8 @@ class Observed:
     """By move, until it has ended."""
     homeless: dict[str, str] = field(default_factory=dict)
     """Operator id -> why there is no other node for it."""
+    relay: Relay | None = None
+    """Where links go through whose ends are both on nodes that can't be dialled."""
     folders_follow: bool = True
     """An operator has the same folder wherever it is."""
 

@@ -365,7 +365,7 @@ async def test_an_end_that_is_gone_ends_the_other(either: World) -> None:
 
 
 @pytest.fixture
-def spied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """All that goes through relays."""
     from nomad.delivery.relay import _Stream
 
