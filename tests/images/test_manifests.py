@@ -106,7 +106,7 @@ def test_the_master_may_do_nothing_to_all() -> None:
     (role,) = [item for item in documents() if item["kind"] == "Role"]
     assert not [rule for rule in role["rules"] if "*" in rule["verbs"] + rule["resources"] + rule["apiGroups"]]
     (nodes,) = [item for item in documents() if item["kind"] == "ClusterRole"]
-    assert nodes["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}]
+    assert nodes["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]
 
 
 def test_the_chart_is_of_this_version_and_its_values_are_all_described() -> None:
