@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from nomad import setaside
-from nomad.actor import mode, operator, outbox, progress, source
+from nomad.actor import instance, mode, operator, outbox, progress, source
 from nomad.delivery import codec, driver, frames, handshake, inlink, outlink, receiver, sender
 from nomad.delivery.states import TABLE, Event, State
 from nomad.settings import Windows
@@ -70,6 +70,8 @@ def numbers() -> str:
         ("connections that wait beside the one of a link", str(inlink.MOST_WAITING)),
         ("an instance that takes another's place may catch up for", seconds(operator.HOLD_MOST)),
         ("the one before goes on getting what is new for", seconds(outlink.TAIL_SECONDS)),
+        ("a source that is to rest is waited for", seconds(source.STILL_SECONDS)),
+        ("messages set aside are handed over in parts of", size(instance.PART)),
         ("silence before a ping", seconds(sender.SILENCE)),
         ("silence before a connection is given up", seconds(sender.GIVE_UP)),
         (
