@@ -120,6 +120,8 @@ class Survey:
         self._budget = Budget()
         self._ways: dict[tuple[str, str], _Way] = {}
         self._under_way = 0
+        self._many = False
+        """More than `MANY_NODES`."""
         self._large = False
         self._round_at = 0.0
         self._round: dict[tuple[str, str], None] = {}
@@ -129,7 +131,7 @@ class Survey:
     async def run(self) -> None:
         while True:
             self.look()
-            await self._clock.sleep(ROUND if len(self._nodes()) <= MANY_NODES else 4 * ROUND)
+            await self._clock.sleep(4 * ROUND if self._many else ROUND)
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -143,6 +145,7 @@ class Survey:
     def look(self) -> None:
         """Begin the probes that are due and allowed."""
         nodes, now = list(self._nodes()), self._clock.now()
+        self._many = len(nodes) > MANY_NODES
         if len(nodes) > MOST_PAIRS_NODES and not self._large:
             self._large = True
             self._book.use_coordinates(Coordinates(self._random))
@@ -207,7 +210,7 @@ class Survey:
         if transfer:
             known = self._book.link(source, target).bandwidth
             nbytes = self._budget.transfer_bytes(source, target, known.value if known is not None else None)
-        tries = 1 if transfer or len(self._nodes()) > MANY_NODES else TRIES
+        tries = 1 if transfer or self._many else TRIES
         cost = tries * PROBE_BYTES + nbytes + (0 if self._prober.connected(source, target) else HANDSHAKE_BYTES)
         if not self._budget.take(source, target, cost, self._bandwidth(*way), now, tries):
             return False
