@@ -89,15 +89,23 @@ class Toleration(click.ParamType[Mapping[str, object]]):
     "--control",
     envvar="NOMAD_CONTROL",
     metavar="ADDRESS",
-    default="tls://nomad-master:30001",
+    default="tls://master@nomad-master:30001",
     show_default=True,
-    help="Where pods and agents on all nodes reach the master.",
+    help="Where pods and agents on all nodes reach the master; master@ wants to see that this is one.",
 )
 @click.option(
     "--control-listen",
     envvar="NOMAD_CONTROL_LISTEN",
     metavar="ADDRESS",
     help="Where it listens for them.  [default: the port of --control, at all addresses]",
+)
+@click.option(
+    "--relay",
+    envvar="NOMAD_RELAY",
+    metavar="ADDRESS",
+    default="",
+    help="Where pods on all nodes reach the relay, for links between nodes that can both only dial out; "
+    "tls://HOST:PORT is encrypted from end to end.",
 )
 @click.option("--host", envvar="NOMAD_HOST", default="0.0.0.0", show_default=True, help="Where REST listens.")
 @click.option("--port", envvar="NOMAD_PORT", type=click.IntRange(0, 65535), default=30_000, show_default=True)
@@ -176,6 +184,7 @@ def master(
     images: tuple[tuple[str, str], ...],
     control: str,
     control_listen: str | None,
+    relay: str,
     host: str,
     port: int,
     transport: str,
@@ -226,6 +235,7 @@ def master(
             identity=identity,
             images=dict(images),
             control=control,
+            relay=relay,
             transport=transport,
             warm=warm,
             warm_python=warm_python,
