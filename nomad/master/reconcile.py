@@ -219,11 +219,14 @@ class _Pipeline:
         state = self._state(op)
         if op.pod is None or not self._gone(op):
             return op
+        if kept and self._away(name, op):
+            # Perhaps only the way to it is lost, and it goes on. As long as it has no other place it is left alone.
+            return replace(self._rehome(name, op, op.node, "it is lost"), away=True)
         backoff = self.settings.backoff
         healthy = state.ready_at is not None and self.now - state.ready_at >= backoff.healthy
         failures, start_failures = 1 if healthy else op.failures + 1, op.start_failures
         retry_at, reason = self.now + backoff.delay(failures), ""
-        if not state.ended:
+        if not self.observed.usable(op.node):
             # Pods on a lost node are nobody's: they are ended if they are seen again, and fenced by their epoch.
             failures, retry_at, reason = op.failures, self.now, f"its node {op.node} is lost"
         elif state.ready_at is None and (state.start_error is not None or op.kill_by is not None):
@@ -284,6 +287,8 @@ class _Pipeline:
         state, pod = self._state(op), op.pod
         if pod is None or self._gone(op):
             return op
+        if op.away:
+            op = replace(op, away=False, adopted=True, asked_at=self.now)  # it has time to report again
         if op.kill_by is not None:
             return self._kill(op, "it hasn't ended")
         if state.ready_at is None:
@@ -576,6 +581,11 @@ class _Pipeline:
     def _gone(self, op: RequestedOperator) -> bool:
         """Its pod has ended, or its node is lost with it."""
         return self._state(op).ended or not self.observed.usable(op.node)
+
+    def _away(self, name: str, op: RequestedOperator) -> bool:
+        """Its node is lost, and it may still run there: nobody has seen it end, and it has no other place."""
+        lost = not self._state(op).ended and not self.observed.usable(op.node)
+        return lost and self.wanted.node_of(name) == op.node
 
     def _how(self, op: RequestedOperator) -> str:
         """How a pod that is gone ended, in words."""

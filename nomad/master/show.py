@@ -151,7 +151,7 @@ def _phase(desired: Desired, wanted: DesiredPipeline, have: RequestedPipeline, o
         return Phase(have.outcome)
     if wanted.goal is not Goal.RUN or desired.closing:
         return Phase.STOPPING
-    states = [observed.pods.get(op.pod or "") for op in have.operators.values()]
+    states = [None if op.away else observed.pods.get(op.pod or "") for op in have.operators.values()]
     if states and all(state is not None and state.ready_at is not None for state in states):
         return Phase.RUNNING
     if have.was_running:
@@ -173,7 +173,7 @@ def _operator(
     state = observed.pods.get(op.pod) if op.pod else None
     history = observed.history.get(id, History())
     shown, reason = _operator_state(op, state, history, phase, now)
-    if op.pod is None and phase in (Phase.DEGRADED, Phase.STARTING, Phase.PENDING):
+    if (op.pod is None or op.away) and phase in (Phase.DEGRADED, Phase.STARTING, Phase.PENDING):
         reason = _waiting(wanted, name, id, observed) or reason
     mine = move if move is not None and move.order.operator == name else None
     other = observed.pods.get(mine.second.pod) if mine is not None and mine.second.pod else None
@@ -229,6 +229,8 @@ def _operator_state(
             return OperatorState.PENDING, ""
         why = str(history.failure) if history.failure else "its pod ended"
         return OperatorState.RESTARTING, f"{why}; restarted in {max(0.0, op.retry_at - now):.1f} s"
+    if op.away:
+        return OperatorState.UNRESPONSIVE, ""
     if state is None or state.ready_at is None:
         return OperatorState.STARTING, ""
     if state.finished:

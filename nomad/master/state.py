@@ -181,6 +181,8 @@ class RequestedOperator:
     """The pod was ready, and that was noted."""
     silent: bool = False
     """Its heart-beats are overdue, and that was noted."""
+    away: bool = False
+    """Its node is lost; the pod is waited for."""
     stop_by: float | None = None
     """It was asked to end until then."""
     kill_by: float | None = None

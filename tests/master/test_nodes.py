@@ -175,3 +175,49 @@ async def test_real_nodes_cannot_be_made_to_fail(cluster: Cluster) -> None:
         with pytest.raises(ConflictError, match="are real"):
             await master.lose_node("fog")
         parts.runtime = runtime
+
+
+@pytest.mark.parametrize("operator", ["sink", "square"])
+async def test_what_went_on_while_its_node_was_lost_is_found_again(cluster: Cluster, operator: str) -> None:
+    """As on a cluster where a node couldn't be reached: what is bound to it, and what has no other place, isn't started
+    anew when it is back; also not by another master.
+    """
+    async with cluster.run(killed=True):
+        await submit_in_the_middle(cluster)
+        cluster.runtime._nodes = [NodeInfo("edge"), NodeInfo("fog", labels=frozenset({"gpu"})), NodeInfo("cloud")]
+        node, pod = cluster.operator(operator).node, cluster.pods[cluster.operator(operator).pod]
+        cluster.runtime._lost.add(node)
+        pod.disconnect(stay=True)
+        await cluster.until(lambda: cluster.phase() == "degraded", passing=0.1)
+        assert cluster.operator(operator).state == "unresponsive"
+        assert f"its node {node} is lost" in cluster.operator(operator).reason
+        await cluster.clock.advance(120.0)
+        assert cluster.operator(operator).restarts == 0
+        cluster.runtime._lost.discard(node)
+        pod.reconnect()
+        await cluster.until(lambda: cluster.phase() == "running", passing=0.1)
+        assert (cluster.operator(operator).epoch, cluster.operator(operator).restarts) == (1, 0)
+        cluster.runtime._lost.add(node)
+        pod.disconnect(stay=True)
+        await cluster.until(lambda: cluster.phase() == "degraded", passing=0.1)
+    async with cluster.run():
+        await cluster.clock.advance(120.0)
+        assert cluster.operator(operator).epoch == 1
+        cluster.runtime._lost.discard(node)
+        await cluster.clock.advance(2.0)
+        pod.reconnect()
+        await cluster.until(lambda: cluster.phase() == "running", passing=0.1)
+        assert (cluster.operator(operator).epoch, cluster.operator(operator).restarts) == (1, 0)
+        assert "operator.failed" not in cluster.kinds()
+
+
+async def test_what_ended_while_its_node_was_lost_is_started_again(cluster: Cluster) -> None:
+    async with cluster.run():
+        await cluster.submit_and_run()
+        cluster.runtime._lost.add("cloud")
+        await cluster.until(lambda: cluster.phase() == "degraded", passing=0.1)
+        cluster.runtime.kill("p.sink-e1")
+        await cluster.until(lambda: cluster.operator("sink").state == "restarting", passing=0.1)
+        cluster.runtime._lost.discard("cloud")
+        await cluster.until(lambda: cluster.phase() == "running", passing=0.1)
+        assert cluster.operator("sink").epoch == 2
