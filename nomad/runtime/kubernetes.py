@@ -44,7 +44,7 @@ SELECTOR = f"{names.APP}={names.NOMAD},{names.COMPONENT}={names.OPERATOR}"
 
 
 class KubernetesRuntime:
-    """`nomad.runtime.base.Runtime` and `Distant` on a cluster. Made by `open`."""
+    """`nomad.runtime.base.Runtime`, `Distant`, `Apart` and `Machines` on a cluster. Made by `open`."""
 
     def __init__(
         self,
@@ -173,6 +173,10 @@ class KubernetesRuntime:
 
     def node_of(self, name: str) -> str | None:
         return self._nodes.at(name)
+
+    @property
+    def folders_follow(self) -> bool:
+        return bool(self._settings.storage_class)
 
     def workdir(self, pipeline: str, operator: str) -> str:
         return manifests.CLAIM_FOLDER if self._settings.storage_class else names.WORK_FOLDER

@@ -21,7 +21,7 @@ from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api
 from nomad.runtime import kubernetes as kubernetes_runtime
 from nomad.runtime import manifests, warm
-from nomad.runtime.base import Distant, ObservedPod, PodPhase, PodSpec
+from nomad.runtime.base import Apart, Distant, Machines, ObservedPod, PodPhase, PodSpec
 from nomad.runtime.kubernetes import KubernetesRuntime
 from nomad.runtime.manifests import Boot
 from nomad.settings import Backoff, Kubernetes
@@ -148,7 +148,8 @@ def spec(operator: str = "quiet", epoch: int = 1, **changes: Any) -> PodSpec:
 
 async def test_a_new_pod_has_its_secret_and_its_place(harness: Harness, node: str) -> None:
     runtime = await harness.open()
-    assert isinstance(runtime, Distant)
+    assert all(isinstance(runtime, kind) for kind in (Distant, Apart, Machines))
+    assert (runtime.folders_follow, runtime.node_of(node)) == (False, "here")
     runtime.owner = lambda pipeline: None
     assert runtime.pod_of("p-quiet-e1") is None
     await runtime.start(spec())
@@ -444,6 +445,31 @@ async def test_ended_pods_stay_for_their_logs_and_only_a_few(harness: Harness) -
         return len(await harness.pods(**{names.PIPELINE_LABEL: "p"})) == 4
 
     await until(pruned)
+
+
+async def test_folders_are_kept_where_the_cluster_has_a_place_for_them(harness: Harness) -> None:
+    runtime = await harness.open(warm=1, storage_class="nfs")
+    await warm_pods(harness, 1)
+    assert runtime.folders_follow
+    for epoch in (1, 2):
+        await runtime.start(spec(epoch=epoch))
+        await seen_by_list(runtime, f"p.quiet-e{epoch}", PodPhase.RUNNING)
+    path = paths.claims(harness.settings.namespace)
+    claims, _ = await harness.api.list(path)
+    assert [claim["spec"]["storageClassName"] for claim in claims] == ["nfs"]
+    made = await harness.pods(**{names.PIPELINE_LABEL: "p"})
+    folders = [volume for pod in made for volume in pod["spec"]["volumes"] if "persistentVolumeClaim" in volume]
+    assert len(folders) == 2
+    for epoch in (1, 2):
+        await runtime.stop(f"p.quiet-e{epoch}", grace=1.0)
+        await seen_by_list(runtime, f"p.quiet-e{epoch}", PodPhase.EXITED)
+    await runtime.forget("p")
+
+    async def gone() -> bool:
+        claims, _ = await harness.api.list(path)
+        return all(deleting(claim) for claim in claims)
+
+    await until(gone)
 
 
 async def test_secrets_that_operators_can_not_have_are_named(harness: Harness) -> None:
