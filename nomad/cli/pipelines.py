@@ -102,7 +102,8 @@ async def show(cluster: Cluster, out: Out, pipeline: str) -> None:
         if asked := _asked(operator):
             out.note(f"  it asks for {asked}")
         if operator.moving_to:
-            out.note(f"  it is being moved to {operator.moving_to}")
+            here = operator.moving_to == operator.node
+            out.note("  it is being replaced there" if here else f"  it is being moved to {operator.moving_to}")
         if operator.reason:
             out.note(f"  {operator.state}: {operator.reason}")
     for operator in view.operators:

@@ -237,6 +237,8 @@ def _operator_state(
         return OperatorState.FINISHED, ""
     if op.silent:
         return OperatorState.UNRESPONSIVE, "its process lives, but its heart-beats are overdue"
+    if state.leaving:
+        return OperatorState.RUNNING, "its pod is to end"
     return OperatorState.RUNNING, ""
 
 

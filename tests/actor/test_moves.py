@@ -700,3 +700,59 @@ async def test_a_source_that_stays_in_its_function_is_not_waited_for_for_long(
         old.set_role(Role.ACTIVE)
         await chain.finished()
     assert got == [0, 1]
+
+
+@pytest.mark.parametrize("end", ["source", "sink"])
+async def test_faults_in_every_phase_of_replacing_an_end(end: str, tmp_path: Path, rng: random.Random) -> None:
+    stop, world, got, kills = threading.Event(), itertools.count(), list[int](), 0
+
+    def source() -> Iterator[int]:
+        while not stop.wait(0.0005):
+            yield next(world)
+
+    window = rng.choice([8, 100, 10_000])
+    chain = Chain([source, same, lambda x: x, got.append], tmp_path, window_messages=window)
+    number, neighbour = (0, 1) if end == "source" else (3, 2)
+
+    async def fault() -> None:
+        await asyncio.sleep(rng.random() * 0.01)
+        kind = rng.randrange(5)
+        if kind == 0:
+            chain[number].instance.cut()
+        elif kind == 1:
+            await chain.restart(neighbour)
+        elif kind == 2 and (following := chain[number].next) is not None:
+            following.instance.cut()
+
+    async with chain:
+        for _ in range(10):
+            await chain.prepare(number)
+            await fault()
+            if rng.random() < 0.8:
+                await chain.connected(number)
+            await fault()
+            if rng.random() < 0.2:
+                await chain.roll_back(number)
+                continue
+            await chain.hand_over(number)
+            await fault()
+            if rng.random() < 0.2:
+                await chain.roll_back(number)
+                continue
+            old = chain.switch(number)
+            if number and rng.random() < 0.3:
+                kills += 1
+                await chain.restart(number)
+            await fault()
+            if not number:
+                await chain.end_source(old)
+            if rng.random() < 0.7:
+                await chain.taken_over(number)
+            await old.kill()
+            chain.introduce(number)
+        stop.set()
+        await chain.finished()
+        assert chain[0].stats.unacked_messages == 0
+    expected = list(range(next(world)))
+    assert list(dict.fromkeys(got)) == expected
+    assert len(got) - len(expected) <= kills
