@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kubernetes.cluster import machine
-from tests.kubernetes.cluster.envtest import Envtest
+from tests.kubernetes.cluster import given, machine
+from tests.kubernetes.cluster.envtest import Control, Envtest
+from tests.kubernetes.cluster.given import Given
 from tests.kubernetes.cluster.real import Real
+from tests.kubernetes.cluster.scale import Scale
 
 
 @pytest.fixture(scope="session")
@@ -31,17 +33,36 @@ def namespace(envtest: Envtest) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def real() -> Iterator[Real]:
     """The cluster of three nodes; one that is up already is used and left."""
+    if found := given.kubeconfig():
+        pytest.skip(f"needs control over nodes, and KUBECONFIG names another cluster ({found})")
     if reason := machine.unfit():
         pytest.skip(reason)
     cluster = Real()
-    found = cluster.is_up()
-    if not found:
+    was_up = cluster.is_up()
+    if not was_up:
         cluster.up()
     try:
         yield cluster
     finally:
-        if not found:
+        if not was_up:
             cluster.down()
+
+
+@pytest.fixture(scope="session")
+def some_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Control:
+    """The user's cluster where KUBECONFIG names one, else `real`: for tests that leave the nodes alone."""
+    if kubeconfig := given.kubeconfig():
+        return Given(kubeconfig, tmp_path_factory.mktemp("given"))
+    found = request.getfixturevalue("real")
+    assert isinstance(found, Control)
+    return found
+
+
+@pytest.fixture(scope="session")
+def scale(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scale]:
+    """An API server with 1,000 faked nodes."""
+    with Scale(tmp_path_factory.mktemp("scale")) as env:
+        yield env
 
 
 @pytest.fixture

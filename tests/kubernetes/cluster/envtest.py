@@ -150,6 +150,8 @@ class Control:
 class Envtest(Control):
     """Use it with `with` or `async with`; `folder` is emptied when it starts and keeps the logs when it ends."""
 
+    apiserver_options: tuple[str, ...] = ("--endpoint-reconciler-type=none",)
+
     def __init__(self, folder: Path, *, controllers: Sequence[str] = CONTROLLERS) -> None:
         super().__init__(folder)
         self._controllers = controllers
@@ -204,7 +206,7 @@ class Envtest(Control):
             etcd=etcd,
             address="127.0.0.1",
             port=port,
-            extra=["--endpoint-reconciler-type=none"],
+            extra=self.apiserver_options,
         )
         self._processes.start("kube-apiserver", self._apiserver)
         write_accounts(self.folder, authority, self.server)

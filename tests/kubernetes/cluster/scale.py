@@ -16,16 +16,20 @@ from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
 from tests.kubernetes.cluster import binaries
 from tests.kubernetes.cluster.envtest import Envtest, scheduler_command
-from tests.kubernetes.cluster.processes import wait_until
 
 ANNOTATION = "kwok.x-k8s.io/node"
 TIERS = {"edge": 0.7, "fog": 0.25, "cloud": 0.05}
 """The nodes' tiers and the share of each."""
 AT_ONCE = 32
-"""Requests that make objects."""
+"""Requests that make objects, and pods that are made to run."""
 IMAGE = "nomad.dev/pause:1"
 HEARTBEAT_SECONDS = 300
 """How often a node writes that nothing changed, as kubelets do."""
+OPTIONS = {
+    "apiVersion": "config.kwok.x-k8s.io/v1alpha1",
+    "kind": "KwokConfiguration",
+    "options": {"podPlayStageParallelism": AT_ONCE, "nodePlayStageParallelism": 4, "nodeLeaseParallelism": 4},
+}
 NODE_STATUS = """
 conditions:
 - {type: Ready, status: "True", reason: KubeletReady, message: ready, lastHeartbeatTime: {{ Now | Quote }},
@@ -50,6 +54,9 @@ containerStatuses:
 class Scale(Envtest):
     """`node_count` nodes `edge-0` ... `cloud-...`, all ready. Use it as an `Envtest`."""
 
+    # New nodes get a taint that a controller takes away, which isn't here: it would end nodes that aren't there.
+    apiserver_options = (*Envtest.apiserver_options, "--disable-admission-plugins=TaintNodesByCondition")
+
     def __init__(self, folder: Path, node_count: int = 1000) -> None:
         super().__init__(folder)
         self.node_count = node_count
@@ -58,7 +65,7 @@ class Scale(Envtest):
         super()._start()
         self._processes.start("kube-scheduler", scheduler_command(binaries.kubernetes(), self.folder))
         config = self.folder / "kwok.yaml"
-        config.write_text(yaml.safe_dump_all(stages()))
+        config.write_text(yaml.safe_dump_all([OPTIONS, *stages()]))
         self._processes.start(
             "kwok",
             [
@@ -66,12 +73,13 @@ class Scale(Envtest):
                 f"--kubeconfig={self.kubeconfig}",
                 f"--config={config}",
                 f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
+                "--v=ERROR",
                 "--node-lease-duration-seconds=200",
                 "--cidr=10.200.0.0/16",
             ],
         )
         asyncio.run(self._create({paths.nodes(): nodes(self.node_count)}))
-        wait_until(lambda: self._ready_nodes() == self.node_count, f"{self.node_count} nodes to be ready", timeout=180)
+        self._processes.wait("kwok", lambda: self._ready_nodes() == self.node_count, "until all nodes are ready", 180)
 
     def make_pods(
         self, namespace: str, count: int, labels: Mapping[str, str] | None = None, timeout: float = 300
@@ -80,7 +88,7 @@ class Scale(Envtest):
         names = [name for name, _ in node_names(self.node_count)]
         made = [pod(number, dict(labels or {}), names[number % len(names)]) for number in range(count)]
         asyncio.run(self._create({paths.pods(namespace): made}))
-        wait_until(lambda: self._running_pods(namespace) >= count, f"{count} pods to run", timeout)
+        self._processes.wait("kwok", lambda: self._running_pods(namespace) >= count, f"until {count} pods run", timeout)
 
     async def _create(self, wanted: Mapping[str, Any]) -> None:
         limit = asyncio.Semaphore(AT_ONCE)
