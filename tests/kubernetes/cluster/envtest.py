@@ -276,6 +276,7 @@ def apiserver_command(
         f"--audit-policy-file={policy}",
         f"--audit-log-path={folder / 'audit.log'}",
         "--audit-log-mode=blocking",
+        "--audit-log-maxsize=4000",
         "--profiling=false",
         "--shutdown-delay-duration=0s",
         *extra,

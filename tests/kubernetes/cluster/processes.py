@@ -6,6 +6,7 @@ its pid and the time of its start, so that a pid that was given out again is nev
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -32,7 +33,6 @@ class Processes:
     def __init__(self, path: Path, logs: Path) -> None:
         self._path = path
         self._logs = logs
-        self._known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Start `command` in a session of its own, its output at the end of `<logs>/<name>.log`."""
@@ -55,18 +55,17 @@ class Processes:
             )
         finally:
             os.close(log)
-        self._known[name] = {"pid": pid, "started": psutil.Process(pid).create_time()}
-        self._write()
+        self._note(add={name: {"pid": pid, "started": psutil.Process(pid).create_time()}})
 
     def running(self, name: str) -> bool:
         process = self._process(name)
         return process is not None and process.status() != psutil.STATUS_ZOMBIE
 
     def names(self) -> list[str]:
-        return list(self._known)
+        return list(self._known())
 
     def pid(self, name: str) -> int:
-        return int(self._known[name]["pid"])
+        return int(self._known()[name]["pid"])
 
     def log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
@@ -97,15 +96,13 @@ class Processes:
             process.kill()
         if left := wait_gone(ending.values(), END_SECONDS):
             raise ClusterError(f"these processes can't be ended: {left}")
-        for name in names:
-            self._known.pop(name, None)
-        self._write()
+        self._note(drop=names)
 
     def stop_all(self, number: int = signal.SIGTERM) -> None:
         self.stop(*self.names(), number=number)
 
     def _process(self, name: str) -> psutil.Process | None:
-        known = self._known.get(name)
+        known = self._known().get(name)
         if known is None:
             return None
         try:
@@ -114,11 +111,19 @@ class Processes:
         except psutil.NoSuchProcess:
             return None
 
-    def _write(self) -> None:
+    def _known(self) -> dict[str, dict[str, Any]]:
+        """What the file says now: others may have it open, too."""
+        return dict(json.loads(self._path.read_text())) if self._path.exists() else {}
+
+    def _note(self, add: Mapping[str, dict[str, Any]] | None = None, drop: Iterable[str] = ()) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._known))
-        partial.replace(self._path)
+        with open(self._path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            dropped = set(drop)
+            known = {name: process for name, process in self._known().items() if name not in dropped}
+            partial = self._path.with_suffix(".partial")
+            partial.write_text(json.dumps({**known, **(add or {})}))
+            partial.replace(self._path)
 
 
 def wait_gone(processes: Iterable[psutil.Process], timeout: float) -> list[psutil.Process]:
