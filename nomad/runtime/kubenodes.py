@@ -134,6 +134,7 @@ class Nodes:
         self._held: set[str] = set()  # not ready for the cluster, and shown as ready
         self._unready: set[str] = set()  # not ready for the cluster
         self._shown: tuple[NodeInfo, ...] | None = None
+        self._began = clock.now()  # who was heard by an earlier master isn't known: all have had their say then
 
     def changed(self, old: KubeNode | None, new: KubeNode | None) -> set[str]:
         """Take in a change; the ids of the nodes that it is about."""
@@ -183,7 +184,7 @@ class Nodes:
         held = set()
         if self._unready:
             now = self._clock.now()
-            held = {node for node in self._unready if now - self._heard.get(node, -self._grace) < self._grace}
+            held = {node for node in self._unready if now - self._heard.get(node, self._began) < self._grace}
         if self._shown is None or held != self._held:
             self._held = held
             self._shown = tuple(

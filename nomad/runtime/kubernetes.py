@@ -7,32 +7,32 @@ newer ones or the pipeline is forgotten; those whose objects somebody deletes ar
 
     manifests, policies     what the cluster is asked for (pure)
     kubepods, kubenodes     what is made of what it shows (pure)
-    warm, kubelogs          waiting pods; what pods print
+    kubestart, warm         asking for pods; those that wait for an operator
+    kubelogs, kubesecrets   what pods print; what they can't be given
 
 Opened by the master that leads, and only by that one: it keeps the waiting pods, too. Called by the master's loop.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import math
 import random
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Self
 
 from nomad.clock import Clock, SystemClock
-from nomad.errors import ApiConflict, ApiError, ApiExists, PodStartError, StateError
+from nomad.errors import ApiError, ApiUnavailable, PodStartError, StateError
 from nomad.fanout import Fanout
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api, Json
 from nomad.kubernetes.reflector import Reflector
-from nomad.runtime import kubelogs, kubenodes, kubepods, kubesecrets, manifests, policies
+from nomad.runtime import kubelogs, kubenodes, kubepods, kubesecrets, kubestart, manifests
 from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase, PodSpec
 from nomad.runtime.kubenodes import KubeNode, Nodes
 from nomad.runtime.kubepods import KubePod
+from nomad.runtime.kubestart import Starter
 from nomad.runtime.manifests import Boot
 from nomad.runtime.warm import STUCK, WarmPool
 from nomad.settings import Kubernetes
@@ -61,8 +61,6 @@ class KubernetesRuntime:
         self._api = api
         self._settings = settings
         self._namespace = settings.namespace
-        self._boot = boot
-        self._key_of = key_of
         self._keep_ended = keep_ended
         self._clock = clock
         self._nodes = Nodes(clock, settings.node_grace)
@@ -83,11 +81,12 @@ class KubernetesRuntime:
             clock=clock,
             rng=rng,
         )
+        self._starter = Starter(api, settings, boot, key_of, self._pods.seen, clock)
         self._pool = WarmPool(
             api,
             settings,
             self._nodes,
-            self._make,
+            self._starter,
             self._pods.seen,
             image=self._image_for(settings.warm_python) if settings.warm else "",
             clock=clock,
@@ -99,8 +98,6 @@ class KubernetesRuntime:
         self._stopping: dict[str, int] = {}  # uids of pods that this master has asked to end, within how many seconds
         self._discarded: set[str] = set()  # uids of pods that nobody wants to see any more
         self._judging: set[str] = set()  # uids of pods that are given a little more time to start
-        self._guards: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by pipeline
-        self._guarded: dict[str, object] = {}  # by pipeline: what the network policies that are in force were made of
         self._changes: Fanout[ObservedPod] = Fanout()
         self._tasks = Tasks()
         self.owner: Callable[[str], Json | None] = lambda pipeline: None
@@ -200,8 +197,26 @@ class KubernetesRuntime:
     # What it does
 
     async def start(self, spec: PodSpec) -> None:
-        if spec.id in self._seen:
-            return
+        until = self._clock.now() + kubestart.PATIENCE
+        tried = False
+        while spec.id not in self._seen:
+            try:
+                if tried:
+                    await self._starter.find(spec)
+                if spec.id not in self._seen:
+                    tried = True
+                    await self._start(spec)
+                return
+            except ApiUnavailable as exc:
+                # Another node wouldn't help, and another try must not make a second pod.
+                if self._clock.now() >= until:
+                    raise PodStartError(f"pod {spec.id} can't be started: {exc}") from exc
+                log.info("pod %s waits for the cluster's API: %s", spec.id, exc)
+            except ApiError as exc:
+                raise PodStartError(f"pod {spec.id} can't be started: {exc}") from exc
+            await self._clock.sleep(kubestart.RETRY)
+
+    async def _start(self, spec: PodSpec) -> None:
         node = self._nodes.get(spec.node)
         if node is None:
             there = ", ".join(sorted(self._nodes.ids()))
@@ -217,17 +232,14 @@ class KubernetesRuntime:
                 f"pod {spec.id}: there is no image for Python {spec.python}; there are some for {there}"
             )
         self._prune(spec.pipeline, spec.operator)
-        owner = self.owner(spec.pipeline)
-        try:
-            await self._guard(spec.pipeline, owner)
-            if await self._pool.claim(spec, image, owner):
-                return
-            if self._settings.storage_class:
-                await self._ensure_claim(spec, owner)
-            body = manifests.operator_pod(spec, self._settings, host=node.host, image=image, owner=owner)
-            await self._make(body, spec.epoch)
-        except ApiError as exc:
-            raise PodStartError(f"pod {spec.id} can't be started: {exc}") from exc
+        owner, edges = self.owner(spec.pipeline), self.edges(spec.pipeline)
+        await self._starter.guard(spec.pipeline, edges, owner, either_way=self._nodes.one_way)
+        if await self._pool.claim(spec, image, owner):
+            return
+        if self._settings.storage_class:
+            await self._starter.keep_folder(spec, owner)
+        body = manifests.operator_pod(spec, self._settings, host=node.host, image=image, owner=owner)
+        await self._starter.make(body, spec.epoch)
 
     async def stop(self, pod_id: str, *, grace: float) -> None:
         pod = self._pods.items.get(self._objects.get(pod_id, ""))
@@ -237,22 +249,17 @@ class KubernetesRuntime:
         if pod.deleting and self._stopping.get(pod.uid, seconds + 1) <= seconds:
             return  # it was asked already, and its node may be away for long
         self._stopping[pod.uid] = seconds
-        await self._delete(pod, seconds)
+        await self._starter.delete(pod.name, pod.uid, seconds)
 
     async def forget(self, pipeline: str) -> None:
-        chosen = {"labelSelector": f"{SELECTOR},{names.PIPELINE_LABEL}={manifests.label(pipeline)}"}
         ids = [pod_id for key, ids in self._of_operator.items() if key[0] == pipeline for pod_id in ids]
         try:
             for pod_id in ids:
                 if self._seen[pod_id].phase is PodPhase.EXITED:
                     await self._discard(pod_id)
-            await self._api.delete(paths.networkpolicies(self._namespace), params=chosen)
-            if self._settings.storage_class:
-                await self._api.delete(paths.claims(self._namespace), params=chosen)
+            await self._starter.forget(pipeline, SELECTOR)
         except ApiError as exc:
             raise StateError(f"what is left of pipeline {pipeline} can't be deleted yet: {exc}") from exc
-        self._guarded.pop(pipeline, None)
-        self._guards.pop(pipeline, None)
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -269,46 +276,6 @@ class KubernetesRuntime:
         newest = max(images, key=lambda version: [int(part) for part in version.split(".")], default="")
         return images.get(newest, "")
 
-    async def _make(self, body: Json, epoch: int) -> None:
-        """Create a pod, and the secret that it waits for. Raises `ApiError`, and leaves nothing then."""
-        pod = await self._api.create(paths.pods(self._namespace), body)
-        secret = manifests.boot_secret(pod, epoch, self._key_of(pod["metadata"]["name"]), self._boot)
-        self._pods.seen(pod)
-        try:
-            await self._api.create(paths.secrets(self._namespace), secret)
-        except ApiExists:
-            pass  # it was made, and the answer was lost
-        except ApiError:
-            self._discarded.add(pod["metadata"]["uid"])
-            self._drop(kubepods.take(pod).pod)
-            await self._delete(kubepods.take(pod), 1)
-            raise
-
-    async def _delete(self, pod: KubePod, grace: int) -> None:
-        """Delete that pod, and no later one of its name."""
-        try:
-            await self._api.delete(paths.pods(self._namespace, pod.name), grace=grace, uid=pod.uid)
-        except ApiConflict:
-            pass
-
-    async def _guard(self, pipeline: str, owner: Json | None) -> None:
-        """See to the network policies of a pipeline before its first pod starts. Raises `ApiError`."""
-        edges, either_way = tuple(self.edges(pipeline)), self._nodes.one_way
-        async with self._guards[pipeline]:
-            if self._guarded.get(pipeline) == (edges, either_way):
-                return
-            wanted = policies.network_policies(pipeline, edges, owner=owner, either_way=either_way)
-            path = functools.partial(paths.networkpolicies, self._namespace)
-            await asyncio.gather(*(self._api.apply(path(found["metadata"]["name"]), found) for found in wanted))
-            self._guarded[pipeline] = edges, either_way
-
-    async def _ensure_claim(self, spec: PodSpec, owner: Json | None) -> None:
-        try:
-            claim = manifests.work_claim(spec, self._settings, owner)
-            await self._api.create(paths.claims(self._namespace), claim)
-        except ApiExists:
-            pass
-
     def _prune(self, pipeline: str, operator: str) -> None:
         """Keep the newest ended pods of an operator only."""
         ids = self._of_operator.get((pipeline, operator), [])
@@ -322,7 +289,7 @@ class KubernetesRuntime:
         self._drop(pod_id)
         if pod is not None:
             self._discarded.add(pod.uid)
-            await self._delete(pod, 1)
+            await self._starter.delete(pod.name, pod.uid, 1)
 
     # What the cluster shows
 
@@ -393,6 +360,6 @@ class KubernetesRuntime:
         self._stopping[pod.uid] = 1
         self._tell(self._ended(seen, now.reason, failed=True))
         try:
-            await self._delete(now, 1)
+            await self._starter.delete(now.name, now.uid, 1)
         except ApiError as exc:
             log.warning("pod %s, which can't be started, can't be deleted either: %s", pod.name, exc)

@@ -129,7 +129,7 @@ def operator_pod(
         image=image,
         labels=operator_labels(spec.pipeline, spec.operator, spec.epoch, spec.node),
         annotations=annotations,
-        owner=owner,
+        owners=_owned(owner),
         resources=resources(spec),
         variables=variables,
     )
@@ -150,7 +150,7 @@ def warm_pod(name: str, node: str, settings: Kubernetes, *, host: str, image: st
         image=image,
         labels=labels,
         annotations={PYTHON_ANNOTATION: settings.warm_python},
-        owner=owner,
+        owners=[owner] if owner else [],
         resources={"requests": {"memory": f"{INTERPRETER_MB}Mi", "cpu": "10m"}},
         variables=[],
     )
@@ -175,7 +175,7 @@ def claim_patch(spec: PodSpec, uid: str, owner: Json | None) -> list[Json]:
         {"op": "test", "path": at("labels", names.STATE_LABEL), "value": names.WARM},
         *(put(at("labels", key), value) for key, value in labels.items()),
         *(put(at("annotations", key), value) for key, value in annotations.items()),
-        put("/metadata/ownerReferences", [owner] if owner else []),
+        put("/metadata/ownerReferences", _owned(owner)),
     ]
 
 
@@ -260,7 +260,7 @@ def _pod(
     image: str,
     labels: Mapping[str, str],
     annotations: Mapping[str, str],
-    owner: Json | None,
+    owners: list[Json],
     resources: Json,
     variables: list[Json],
 ) -> Json:
@@ -305,7 +305,7 @@ def _pod(
             "name": name,
             "labels": dict(labels),
             "annotations": dict(annotations),
-            **({"ownerReferences": [owner]} if owner else {}),
+            "ownerReferences": owners,
         },
         "spec": {
             "restartPolicy": "Never",
@@ -330,6 +330,11 @@ def _pod(
             ],
         },
     }
+
+
+def _owned(owner: Json | None) -> list[Json]:
+    """Owner references of an operator's pod. Its pipeline makes it anew: so those who drain nodes may evict it."""
+    return [{**owner, "controller": True}] if owner else []
 
 
 def _only_on(host: str) -> Json:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nomad.clock import Clock
@@ -22,6 +22,7 @@ from nomad.runtime import manifests
 from nomad.runtime.base import PodPhase, PodSpec
 from nomad.runtime.kubenodes import Nodes
 from nomad.runtime.kubepods import KubePod
+from nomad.runtime.kubestart import Starter
 from nomad.settings import Backoff, Kubernetes
 from nomad.tasks import Tasks
 
@@ -38,6 +39,9 @@ REFILL = 3.0
 
 STUCK = 10.0
 """Seconds that a pod may be kept from starting before it is taken away again."""
+
+SLOW = 300.0
+"""Seconds that a pod may take to start at all: an image may have to be fetched over a thin line."""
 
 BACKOFF = Backoff(first=5.0, factor=2.0, limit=300.0)
 """Of a node whose waiting pods end or can't be started."""
@@ -59,18 +63,18 @@ class WarmPool:
         api: Api,
         settings: Kubernetes,
         nodes: Nodes,
-        make: Callable[[Json, int], Awaitable[None]],
+        starter: Starter,
         seen: Callable[[Json], None],
         *,
         image: str,
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        """`make(body, epoch)` creates a pod with its secret; `seen` takes in what the API answered about one."""
+        """`seen` takes in what the API answered about a pod."""
         self._api = api
         self._settings = settings
         self._nodes = nodes
-        self._make = make
+        self._starter = starter
         self._seen = seen
         self._image = image
         self._clock = clock
@@ -99,7 +103,9 @@ class WarmPool:
             node = self._nodes.named(new.node)
             self._pods.setdefault(node, {})[new.name] = new
             if new.stuck and not (old is not None and old.stuck):
-                self._tasks.start(self._judge(node, new), name=f"watch {new.name}")
+                self._tasks.start(self._judge(node, new, STUCK), name=f"watch {new.name}")
+            if old is None and new.phase is PodPhase.STARTING:
+                self._tasks.start(self._judge(node, new, SLOW), name=f"wait for {new.name}")
             if old is None or not new.alive or new.image != self._image:
                 self._look(node)
 
@@ -180,7 +186,7 @@ class WarmPool:
         crashed = [pod for pod in pods if not pod.deleting and pod.phase is PodPhase.EXITED]
         surplus = [pod for pod in pods if pod.alive and pod not in good] + good[wanted:]
         for pod in [*crashed, *surplus]:
-            await self._remove(pod)
+            await self._starter.delete(pod.name, pod.uid, 1)
         if crashed:
             self._failed(node, f"{crashed[0].name} {crashed[0].reason}")
         if not pods and known is None:
@@ -194,22 +200,18 @@ class WarmPool:
             body = manifests.warm_pod(
                 name, node, self._settings, host=known.host, image=self._image, owner=self.owner()
             )
-            await self._make(body, 0)
+            await self._starter.make(body, 0)
 
-    async def _remove(self, pod: KubePod) -> None:
-        try:
-            await self._api.delete(paths.pods(self._settings.namespace, pod.name), uid=pod.uid, grace=1)
-        except ApiConflict:
-            pass  # it is another one by now
-
-    async def _judge(self, node: str, pod: KubePod) -> None:
-        """Take a pod away that still can't be started after a while."""
-        await self._clock.sleep(STUCK)
+    async def _judge(self, node: str, pod: KubePod, patience: float) -> None:
+        """Take a pod away that doesn't run, and may not come to, after so many seconds."""
+        await self._clock.sleep(patience)
         now = self._pods.get(node, {}).get(pod.name)
-        if now is not None and now.uid == pod.uid and now.stuck and now.alive:
-            self._failed(node, f"{pod.name} can't be started there: {now.reason}")
+        if now is None or now.uid != pod.uid or now.phase is not PodPhase.STARTING or not now.alive:
+            return
+        if now.stuck or patience >= SLOW:
+            self._failed(node, f"{pod.name} can't be started there: {now.reason or 'it takes too long'}")
             try:
-                await self._remove(now)
+                await self._starter.delete(now.name, now.uid, 1)
             except ApiError as exc:
                 log.warning("pod %s can't be taken away: %s", pod.name, exc)
 

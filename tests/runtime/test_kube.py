@@ -107,6 +107,8 @@ async def test_a_node_that_the_cluster_lost_is_there_while_it_is_heard() -> None
     assert nodes.all() is shown
     gone = kubenodes.take(node(ready="Unknown"), ())
     nodes.changed(there, gone)
+    assert [info.ready for info in nodes.all()] == [True]  # whoever lives there has just not had the time to say so
+    await clock.advance(10.0)
     assert [info.ready for info in nodes.all()] == [False]
     nodes.heard("edge-1")
     assert [info.ready for info in nodes.all()] == [True]

@@ -75,7 +75,7 @@ def test_a_pod_says_who_it_is_and_where_it_belongs() -> None:
     metadata = pod()["metadata"]
     assert metadata["name"] == "test-square-e3"
     assert metadata["annotations"][names.POD_ANNOTATION] == "test.square-e3"
-    assert metadata["ownerReferences"] == [OWNER]
+    assert metadata["ownerReferences"] == [{**OWNER, "controller": True}]
     assert metadata["labels"][names.STATE_LABEL] == names.TAKEN
     terms = pod()["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     field = {"key": "metadata.name", "operator": "In", "values": ["edge-1"]}
