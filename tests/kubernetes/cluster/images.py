@@ -175,19 +175,33 @@ def clear(folder: Path) -> None:
     remove(folder)
 
 
+NOMAD = ("--extras", "examples")
+"""The arguments of images/build.sh for the images that the tests use."""
+
+
 def build(*arguments: str, tag: str = "dev") -> Path:
     """The repository's images, built by its own script with these arguments, as a `docker save` archive."""
     path = cache() / "images" / f"nomad-{tag}.tar"
     path.parent.mkdir(parents=True, exist_ok=True)
     with docker() as environment:
-        command = [str(TREE / "images" / "build.sh"), "--network", "host", "--tag", tag, *arguments]
-        print(f"building images: {' '.join(command)}", file=sys.stderr, flush=True)
-        run(command, environment)
+        make(environment, "--tag", tag, *arguments)
         names = run(["docker", "images", "--format", "{{.Repository}}:{{.Tag}}"], environment).split()
         built = [name for name in names if name.startswith(("nomad-master:", "nomad-operator:")) and tag in name]
         run(["docker", "save", "-o", str(path.with_suffix(".partial")), *built], environment)
     path.with_suffix(".partial").replace(path)
     return path
+
+
+def warm_up() -> None:
+    """Build what the tests use, so that a test that needs it finds all steps in docker's cache."""
+    with docker() as environment:
+        make(environment, *NOMAD)
+
+
+def make(environment: Mapping[str, str], *arguments: str) -> None:
+    command = [str(TREE / "images" / "build.sh"), "--network", "host", *arguments]
+    print(f"building images: {' '.join(command)}", file=sys.stderr, flush=True)
+    run(command, environment)
 
 
 def answers(environment: Mapping[str, str]) -> bool:

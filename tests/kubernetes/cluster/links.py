@@ -6,7 +6,7 @@ The lines are those of `nomad.bench.netns`. Every connection to SOCKET gives one
 
     {"subnets": {"edge": "10.244.1.0/24", ...}, "shapes": [[source, target, {"latency", ...}], ...]}
 
-Pairs that aren't named lose their line; a packet without a line is given back at once.
+A pair that isn't named any more has a line without delay; a packet without a line is given back at once.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ class Lines:
             for node, subnet in request["subnets"].items()
         }
         now = time.monotonic()
-        kept = {}
-        for source, target, shape in request["shapes"]:
-            pair = subnets[source], subnets[target]
-            line = kept[pair] = self._lines.get(pair) or Line(Shape(), self._random)
-            line.set_shape(Shape(**shape), now)
-        self._lines = kept
+        wanted = {(subnets[source], subnets[target]): Shape(**shape) for source, target, shape in request["shapes"]}
+        for pair in wanted.keys() - self._lines.keys():
+            self._lines[pair] = Line(Shape(), self._random)
+        for pair, line in self._lines.items():
+            line.set_shape(wanted.get(pair, Shape()), now)
 
     def packet(self, packet: bytes, now: float) -> bool:
         """Take a packet in; False when it has no line."""

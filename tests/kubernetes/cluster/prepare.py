@@ -23,7 +23,7 @@ def main() -> None:
         else:
             machine.prepare()
             images.pause()
-            images.base()
+            images.warm_up()
             print("Real cluster: everything is here.")
     except (binaries.BuildError, ClusterError) as error:
         sys.exit(str(error))

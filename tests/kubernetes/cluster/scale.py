@@ -88,6 +88,10 @@ class Scale(Envtest):
         names = [name for name, _ in node_names(self.node_count)]
         made = [pod(number, dict(labels or {}), names[number % len(names)]) for number in range(count)]
         asyncio.run(self._create({paths.pods(namespace): made}))
+        self.wait_running(namespace, count, timeout)
+
+    def wait_running(self, namespace: str, count: int, timeout: float = 300) -> None:
+        """Until so many pods run there."""
         self._processes.wait("kwok", lambda: self._running_pods(namespace) >= count, f"until {count} pods run", timeout)
 
     async def _create(self, wanted: Mapping[str, Any]) -> None:
