@@ -199,7 +199,7 @@ class KubernetesRuntime:
     async def start(self, spec: PodSpec) -> None:
         until = self._clock.now() + kubestart.PATIENCE
         tried = False
-        while spec.id not in self._seen:
+        while True:
             try:
                 if tried:
                     await self._starter.find(spec)

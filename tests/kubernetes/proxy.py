@@ -20,6 +20,8 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self.refusing = False
         """New connections are closed at once."""
+        self.mute = False
+        """What the target answers is lost."""
         self.connections = 0
         """How many were made so far."""
         self.url = ""
@@ -59,8 +61,8 @@ class Proxy:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             try:
                 both = [
-                    asyncio.create_task(_copy(reader, far_writer)),
-                    asyncio.create_task(_copy(far_reader, writer)),
+                    asyncio.create_task(self._copy(reader, far_writer)),
+                    asyncio.create_task(self._copy(far_reader, writer, answers=True)),
                 ]
                 try:
                     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -76,11 +78,11 @@ class Proxy:
             writer.transport.abort()
             self._pipes.discard(task)
 
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except OSError:
-        pass  # either side has gone
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False) -> None:
+        try:
+            while data := await reader.read(65536):
+                if not (answers and self.mute):
+                    writer.write(data)
+                    await writer.drain()
+        except OSError:
+            pass  # either side has gone

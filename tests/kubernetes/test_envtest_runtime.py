@@ -246,7 +246,7 @@ async def warm_pods(harness: Harness, count: int) -> list[dict[str, Any]]:
 
 
 async def test_a_waiting_pod_goes_to_one_operator_only(harness: Harness) -> None:
-    first, second = await harness.open(warm=1), await harness.open(warm=0)
+    first, second = await harness.open(warm=1), await harness.open(warm=1)
     [waiting] = await warm_pods(harness, 1)
     name = waiting["metadata"]["name"]
 
@@ -497,15 +497,48 @@ async def test_pods_go_on_while_the_api_is_away(harness: Harness, envtest: Envte
         pod = await seen(changes, "p.quiet-e1", PodPhase.RUNNING)
         proxy.refusing = True
         await proxy.cut()
-        with pytest.raises(PodStartError, match="can't be started"):
-            await runtime.start(spec("chatty"))
+        starting = asyncio.create_task(runtime.start(spec("chatty")))
         assert [found.id for found in await runtime.list()] == ["p.quiet-e1"]
         harness.kill(pod)
         proxy.refusing = False
         ended = await seen(changes, "p.quiet-e1", PodPhase.EXITED)
         assert ended.exit_code == -9
-        await runtime.start(spec("chatty", 2))
-        await seen(changes, "p.chatty-e2", PodPhase.RUNNING)
+        await starting
+        await seen_by_list(runtime, "p.chatty-e1", PodPhase.RUNNING)
+        await runtime.close()
+
+
+@pytest.mark.parametrize("warm", [0, 1])
+async def test_a_start_whose_answer_is_lost_starts_one_pod(
+    harness: Harness, envtest: Envtest, tmp_path: Path, warm: int
+) -> None:
+    async with Proxy(envtest.server) as proxy, contextlib.AsyncExitStack() as stack:
+        config = proxy.kubeconfig(envtest.kubeconfig, tmp_path / "kubeconfig")
+        far = await stack.enter_async_context(Api.open(config))
+        runtime = await harness.open(far, warm=warm)
+        await warm_pods(harness, warm)
+
+        async def waits() -> bool:
+            running = [pod for pod in runtime._pods.items.values() if pod.phase is PodPhase.RUNNING]
+            return len(running) == warm
+
+        await until(waits)
+        await far.get("/version")  # over a connection that the next request uses
+        proxy.mute = True
+        starting = asyncio.create_task(runtime.start(spec()))
+
+        async def made() -> bool:
+            return len(await harness.pods(**{names.PIPELINE_LABEL: "p"})) == 1
+
+        await until(made)
+        assert not starting.done()
+        proxy.mute = False
+        await proxy.cut()
+        await starting
+        await seen_by_list(runtime, "p.quiet-e1", PodPhase.RUNNING)
+        [pod] = await harness.pods(**{names.PIPELINE_LABEL: "p"})
+        assert pod["metadata"]["name"].startswith("nomad-warm-" if warm else "p-quiet-e1")
+        await harness.api.get(paths.secrets(harness.settings.namespace, pod["metadata"]["name"]))
         await runtime.close()
 
 
