@@ -25,7 +25,7 @@ from nomad import bundle, setaside
 from nomad.clock import Clock, SystemClock
 from nomad.control import Shape
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
-from nomad.master import moves, show
+from nomad.master import moves, peers, show
 from nomad.master.assembly import Parts, assemble, declare_profile, overrides
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
@@ -86,6 +86,7 @@ class Master:
         """Raises `StateError` (folder in use, not writable, newer version) and `TransportError`."""
         self._opened = await self._assembly.__aenter__()
         self._opened.moves.ended = self._metrics.moved
+        self._opened.loop.stepped = self._metrics.stepped
         return self
 
     async def __aexit__(
@@ -321,9 +322,9 @@ class Master:
             placed = await asyncio.to_thread(place, parts.replanner.problem(wanted))
             check_devices(spec, parts.observed.nodes, placed.nodes, devices)
             wanted.placement = placed.views
-            if placed.warning:
-                warnings.append(placed.warning)
-                wanted.warnings = tuple(warnings)
+            warnings += [placed.warning] if placed.warning else []
+            warnings += peers.apart(wanted, parts.observed)
+            wanted.warnings = tuple(warnings)
             await parts.store.add_pipeline(wanted, data)
             parts.desired.pipelines[spec.id] = wanted
             declare_profile(parts.book, spec, parts.clock.now())

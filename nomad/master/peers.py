@@ -73,6 +73,18 @@ def way(sender: str, receiver: str, nodes: Mapping[str, NodeInfo]) -> Way:
     return Way.BACK if reachable(sender) else Way.RELAY
 
 
+def apart(wanted: DesiredPipeline, observed: Observed) -> list[str]:
+    """What to tell the user of links whose ends don't come together, for want of a relay."""
+    if observed.relay is not None:
+        return []
+    return [
+        f"{source!r} on {wanted.node_of(source)!r} and {target!r} on {wanted.node_of(target)!r} can't reach each other"
+        ": both nodes can only dial out, and there is no relay. Nothing flows until one of them is moved"
+        for source, target in wanted.spec.edges
+        if way(wanted.node_of(source), wanted.node_of(target), observed.nodes) is Way.RELAY
+    ]
+
+
 def links(
     wanted: DesiredPipeline,
     name: str,

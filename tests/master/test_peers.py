@@ -128,3 +128,14 @@ def test_who_is_told_nothing_of_a_sender_that_has_not_reported_yet() -> None:
     wanted = world.desired.pipelines["p"]
     _, unknown = peers.links(wanted, "square", "edge", have, None, world.desired, world.observed)
     assert unknown == {"p:source>square"}
+
+
+def test_the_user_is_told_of_links_for_which_there_is_no_relay() -> None:
+    world = World()
+    wanted = world.desired.pipelines["p"]
+    assert peers.apart(wanted, world.observed) == []
+    world.observed.nodes = {name: NodeInfo(name, reachable=False) for name in ("edge", "cloud")}
+    (said,) = peers.apart(wanted, world.observed)
+    assert said.startswith("'source' on 'edge' and 'square' on 'cloud' can't reach each other")
+    world.observed.relay = Relay("unix:/relay", b"r" * 32)
+    assert peers.apart(wanted, world.observed) == []
