@@ -11,7 +11,7 @@ import pytest
 
 from nomad import setaside
 from nomad.delivery.frames import Position, step
-from nomad.errors import describe
+from nomad.errors import NomadError, describe
 from nomad.setaside import SetAside, StoreFull
 
 ERROR = {"type": "ValueError", "message": "no", "traceback": "Traceback ..."}
@@ -219,3 +219,41 @@ def test_another_process_writes_and_this_one_reads_it_again(tmp_path: Path) -> N
     assert first.reruns() == [(7, b"result")]
     for store in (first, second):
         store.close()
+
+
+def test_it_goes_from_one_folder_to_another_part_by_part(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "set-aside.db" for name in ("old", "new")]
+    for path in paths:
+        path.parent.mkdir()
+    old, new = (SetAside(str(path)) for path in paths)
+    for n in range(20):
+        old.add(0, Position(n), bytes(1000), ERROR, 1)
+    old.ran(old.records()[0], 7, b"result", NOTHING)
+    offset, more = 0, True
+    while more:
+        data, more = old.part(offset, 10_000)
+        assert len(data) <= 10_000
+        assert new.count == 0, "only the whole counts"
+        new.take(offset, data, last=not more)
+        offset += len(data)
+    assert offset > 20_000
+    assert new.records() == old.records()
+    assert new.reruns() == old.reruns() == [(7, b"result")]
+    assert new.kept == {(0, Position(n)) for n in range(20)}
+    assert sorted(path.name for path in paths[1].parent.iterdir() if "-" not in path.suffix) == ["set-aside.db"]
+    new.take(0, b"some", last=False)
+    with pytest.raises(NomadError, match="a part is missing before byte 5"):
+        new.take(5, b"more", last=True)
+    for store in (old, new):
+        store.close()
+
+
+def test_nothing_set_aside_is_nothing_to_hand_over(tmp_path: Path) -> None:
+    old, new = SetAside(str(tmp_path / "old.db")), SetAside(str(tmp_path / "new.db"))
+    assert old.part(0, 100) == (b"", False)
+    new.take(0, b"", last=True)
+    assert list(tmp_path.iterdir()) == []
+    homeless = SetAside(None)
+    homeless.take(0, b"", last=True)
+    with pytest.raises(NomadError, match="no folder"):
+        homeless.take(0, b"x", last=False)

@@ -125,3 +125,14 @@ def test_it_survives_a_kill_at_any_moment(path: str, how: str) -> None:
         assert position.path == (b"" if how == "store" else step(position.origin % 300))
         last = max(last, position.origin)
         os.remove(path)
+
+
+def test_what_another_instance_was_done_with_counts_where_it_is_ahead(path: str) -> None:
+    journal = Journal(path)
+    journal.mark(0, Position(5, step(1)))
+    journal.mark(3, Position(9))
+    journal.advance({0: Position(5, step(2)), 3: Position(8), 4: Position(1)})
+    expected = {0: Position(5, step(2)), 3: Position(9), 4: Position(1)}
+    assert journal.positions() == expected
+    journal.close()
+    assert reopened(path) == expected

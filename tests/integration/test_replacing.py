@@ -173,7 +173,9 @@ async def main():
         while master.pipeline("p").phase != "running":
             await asyncio.sleep(0.01)
         move = await master.move("p", name, None)
-        while master.move_status("p", move.id).state != until:
+        while (view := master.move_status("p", move.id)).state != until:
+            if until in [phase.name for phase in view.phases]:
+                break  # it was so short that it wasn't seen
             await asyncio.sleep(0)
         print("there", flush=True)
         await asyncio.Event().wait()
