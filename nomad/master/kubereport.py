@@ -20,7 +20,8 @@ from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import API_VERSION, GROUP, KIND
 from nomad.master import resource
 from nomad.master.app import Master
-from nomad.master.kubestore import Held, KubernetesStore
+from nomad.master.kubeobjects import Held
+from nomad.master.kubestore import KubernetesStore
 from nomad.master.resource import Json
 from nomad.master.views import EventView, OperatorState, Phase, PipelineView
 from nomad.tasks import Tasks, alongside

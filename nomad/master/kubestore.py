@@ -1,11 +1,11 @@
 """The store of a master on Kubernetes: what it must not forget is in the cluster, in objects that people can look at.
 
-    Pipeline x           spec: what is wanted. status: what was asked for, placements, moves under way, how it ended
-    Secret x-link        what the pods of x prove to each other; owned by the Pipeline, as the next is
-    ConfigMap x-history  past moves, counters, failures and last outputs of x, see `kubepast`
+    Pipeline x              spec: what is wanted. status: what was asked for, placements, moves under way, how it ended
+    Secret x-link           what the pods of x prove to each other; owned by the Pipeline, as the next is
+    ConfigMap x-history     past moves, counters, failures and last outputs of x, see `kubepast`
     Secrets nomad-bundle-*  code, see `kubebundles`
-    Secret nomad-master  token, signing key, pod key
-    ConfigMap nomad-state  small facts, and the last events
+    Secret nomad-master     token, signing key, pod key
+    ConfigMap nomad-state   small facts and the last events, see `kubestate`
 
 Opened once this master leads. Masters count: opening leaves the next number on every Pipeline, and so a new resource
 version. A master that was superseded and doesn't know yet has the old one, so that its next write conflicts; it reads
@@ -18,24 +18,24 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import copy
 import logging
 import os
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from nomad.clock import Clock, SystemClock
 from nomad.control import PodStats
-from nomad.errors import ApiConflict, ApiError, ApiExists, ApiNotFound, ConflictError, InvalidRequestError, StateError
+from nomad.errors import ApiConflict, ApiError, ApiNotFound, InvalidRequestError, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
-from nomad.kubernetes.names import API_VERSION, FINALIZER, GROUP, KIND, MASTER_NAME, META_CONFIGMAP
+from nomad.kubernetes.names import FINALIZER, MASTER_NAME
 from nomad.master import kubepast, resource
 from nomad.master.kubebundles import Bundles
+from nomad.master.kubeobjects import Change, Held, Pipelines, belongs, owner, same, taken
 from nomad.master.kubepast import PastOperator
+from nomad.master.kubestate import MasterState
 from nomad.master.kubewrites import ALWAYS, LOOP, USER, Writes, term_of
 from nomad.master.resource import LABELS, Json
 from nomad.master.state import DesiredPipeline, Goal, Outcome
@@ -46,63 +46,10 @@ from nomad.tasks import Tasks, first
 
 log = logging.getLogger(__name__)
 
-Change = Callable[[Json], object]
-"""Changes a copy of a status or a spec in place."""
-
-EVENTS_EVERY = 5.0
-"""Seconds between two writes of the last events."""
-
 SWEEP_AFTER = 60.0
 """Seconds from the start to the first look for bundles that no pipeline has; takeover has other things to do."""
 
 LINK_KEY = "key"
-_WRITER = "master"
-"""In a status, and as an annotation of nomad-state: who wrote it."""
-_WRITER_ANNOTATION = f"{GROUP}/{_WRITER}"
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A Pipeline as this master knows it."""
-
-    name: str
-    uid: str
-    found: Json
-    """As it was last seen or written."""
-    known: bool = False
-    """This master has taken it on, or found it taken on when it was opened."""
-    gone: bool = False
-    past_moves: dict[str, MoveView] = field(default_factory=dict)
-    past: dict[str, PastOperator] = field(default_factory=dict)
-    written: dict[str, str] | None = None
-    """Its ConfigMap's data; None: there is none."""
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    history_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    placing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Pins are written to the spec, then to the status."""
-    pending: list[Change] = field(default_factory=list)
-    """Changes of the status that wait to be written."""
-
-    @property
-    def id(self) -> str:
-        return resource.pipeline_id(self.found)
-
-    @property
-    def version(self) -> str:
-        return str(self.found["metadata"]["resourceVersion"])
-
-    @property
-    def status(self) -> Json:
-        return self.found.get("status") or {}
-
-    @property
-    def writer(self) -> str:
-        return str(self.status.get(_WRITER, ""))
-
-    @property
-    def moves(self) -> dict[str, MoveView]:
-        """Past ones and open ones."""
-        return self.past_moves | {view.id: view for view in resource.open_moves(self.found)}
 
 
 class KubernetesStore:
@@ -114,14 +61,10 @@ class KubernetesStore:
         self._clock = clock
         self._writes = Writes(identity, clock)
         self._bundles = Bundles(api, namespace, self._writes, clock)
-        self._held: dict[str, Held] = {}
+        self._pipelines = Pipelines(api, namespace, self._writes)
+        self._state = MasterState(api, namespace, self._writes, clock)
         self.adding: set[str] = set()
         """Ids of pipelines that are being taken on. For reading."""
-        self._state: Json = {}
-        self._state_lock = asyncio.Lock()
-        self._events: list[EventView] = []
-        self._events_dirty = asyncio.Event()
-        self._keep_events = kubepast.MOST_EVENTS
         self._unused = asyncio.Event()
         self._tasks = Tasks()
 
@@ -133,28 +76,26 @@ class KubernetesStore:
         """
         clock = clock or SystemClock()
         self = cls(api, namespace, f"{identity or os.uname().nodename}/{secrets.token_hex(4)}", clock)
-        found, self.resource_version = await self._writes.patiently(lambda: api.list(paths.pipelines(namespace)), LOOP)
+        try:
+            found, _ = await self._writes.patiently(lambda: api.list(paths.pipelines(namespace)), LOOP)
+        except ApiNotFound:
+            raise StateError(
+                "the cluster doesn't know what a Pipeline is: kubectl apply --server-side -f images/k8s/crd.yaml"
+            ) from None
         for item in found:
             self.seen(item)
-        await self._open_state(max((term_of(held.writer) for held in self._held.values()), default=0))
-        for held in self._held.values():
+        await self._state.open(max((term_of(held.writer) for held in self._pipelines.held.values()), default=0))
+        for held in self._pipelines.held.values():
             held.known = resource.is_accepted(held.found)
-        await asyncio.gather(*(self._take_over(held) for held in self._held.values() if held.known))
-        self._tasks.start(self._write_events(), name="write events")
+        await asyncio.gather(*(self._pipelines.take_over(held) for held in self._pipelines.held.values() if held.known))
+        self._tasks.start(self._state.run(), name="write events")
         self._tasks.start(self._sweep(), name="look for unused bundles")
         return self
-
-    resource_version: str = ""
-    """Of the Pipelines as they were when it was opened."""
 
     async def close(self) -> None:
         """Write down the last events."""
         await self._tasks.close()
-        if self._events_dirty.is_set() and not self.fenced.is_set():
-            try:
-                await self._write_state(self._with_events, USER)
-            except StateError as exc:
-                log.warning("the last events are lost: %s", exc)
+        await self._state.close()
 
     @property
     def fenced(self) -> asyncio.Event:
@@ -169,47 +110,34 @@ class KubernetesStore:
 
     def seen(self, found: Json) -> Held:
         """A Pipeline as it was read; an older one than is known already is left aside."""
-        name, uid = found["metadata"]["name"], found["metadata"]["uid"]
-        found["metadata"].pop("managedFields", None)
-        self._writes.look((found.get("status") or {}).get(_WRITER, ""))
-        held = self._held.get(name)
-        if held is None or held.uid != uid:
-            if held is not None:
-                held.gone = True
-            held = self._held[name] = Held(name, uid, found)
-        elif _version(found) >= _version(held.found):
-            held.found = found
-        return held
+        return self._pipelines.seen(found)
 
     def lost(self, name: str, uid: str) -> None:
         """A Pipeline isn't there any more."""
-        held = self._held.get(name)
-        if held is not None and held.uid == uid:
-            held.gone = True
-            del self._held[name]
+        self._pipelines.lost(name, uid)
 
     def owner(self, pipeline: str) -> Json | None:
         """The owner reference that makes an object go with the Pipeline; None when there is none."""
         held = self.of(pipeline)
-        return None if held is None else _owner(held)
+        return None if held is None else owner(held)
 
     def held(self, name: str) -> Held | None:
         """The Pipeline of that name, as an object."""
-        return self._held.get(name)
+        return self._pipelines.held.get(name)
 
     def of(self, pipeline: str) -> Held | None:
         """The Pipeline of that id: the one that was taken on, where there are several."""
-        mine = [held for held in self._held.values() if not held.gone and held.id == pipeline]
-        return min(mine, key=lambda held: (not held.known, held.name), default=None)
+        return self._pipelines.of(pipeline)
 
     async def report(self, held: Held, change: Change) -> None:
         """Change what a status shows to people; without effect, and without a request, where it shows that already."""
-        await self._write_status(held, change, USER)
+        await self._pipelines.write_status(held, change, USER)
 
     async def discard(self, held: Held) -> None:
         """Have a Pipeline gone that no master has taken on."""
-        await self._delete(held, LOOP)
-        await self._release(held)
+        await self._pipelines.delete(held, LOOP)
+        await self._pipelines.release(held)
+        self._unused.set()
 
     # `Store`
 
@@ -240,12 +168,10 @@ class KubernetesStore:
 
     async def meta(self) -> dict[str, bytes]:
         """The small facts by name."""
-        data = self._state.get("binaryData") or {}
-        return {key: base64.b64decode(value) for key, value in data.items() if kubepast.is_fact(key)}
+        return self._state.facts
 
     async def set_meta(self, key: str, value: bytes) -> None:
-        text = base64.b64encode(value).decode()
-        await self._write_state(lambda state: state["binaryData"].__setitem__(key, text), USER)
+        await self._state.set(key, value, USER)
 
     async def bundle(self, digest: str) -> bytes:
         """The bundle's bytes. Raises `StateError` when it isn't there."""
@@ -254,7 +180,7 @@ class KubernetesStore:
     async def pipelines(self) -> list[StoredPipeline]:
         """Those that a master has taken on, oldest first. One that can't be read is left as it is, and logged."""
         found = []
-        for held in [held for held in self._held.values() if held.known]:
+        for held in [held for held in self._pipelines.held.values() if held.known]:
             try:
                 found.append(await self._load(held))
             except (InvalidRequestError, KeyError, TypeError) as exc:
@@ -269,12 +195,12 @@ class KubernetesStore:
         content = resource.manifest(wanted.spec, wanted.bundle, moves=wanted.moves, pins=wanted.pins, goal=wanted.goal)
         await self._bundles.add(wanted.bundle, bundle, USER)
         if wanted.spec.id in self.adding:
-            raise _taken(wanted.spec.id)
+            raise taken(wanted.spec.id)
         self.adding.add(wanted.spec.id)
         try:
-            held = self.of(wanted.spec.id) or await self._create(content, wanted.spec.id)
-            if held.known or not _same(held.found, content):
-                raise _taken(wanted.spec.id)
+            held = self.of(wanted.spec.id) or await self._pipelines.create(content, wanted.spec.id)
+            if held.known or not same(held.found, content):
+                raise taken(wanted.spec.id)
             await self._accept(held, wanted, content)
         finally:
             self.adding.discard(wanted.spec.id)
@@ -292,27 +218,29 @@ class KubernetesStore:
             status.update(resource.accepted(wanted))
             status["observedGeneration"] = held.found["metadata"].get("generation", 0)
 
-        await self._write_object(held, complete, USER)
+        await self._pipelines.write(held, complete, USER)
         await self._write_link(held, wanted.link_key, USER)
-        await self._write_status(held, accept, USER)
+        await self._pipelines.write_status(held, accept, USER)
         if held.gone:
             raise StateError(f"pipeline {wanted.spec.id!r} was deleted while it was submitted")
         held.known = True
+        with suppress(StateError):
+            await self._pipelines.write(held, _unmark, USER)
 
     async def set_goal(self, pipeline: str, goal: Goal) -> None:
         held = self.of(pipeline)
         if held is None:
             return
         if goal is Goal.REMOVE:
-            await self._delete(held, USER)
+            await self._pipelines.delete(held, USER)
         else:
             text = "Run" if goal is Goal.RUN else "Stop"
-            await self._write_object(held, lambda found: found["spec"].__setitem__("goal", text), USER)
+            await self._pipelines.write(held, lambda found: found["spec"].__setitem__("goal", text), USER)
 
     async def set_spec(self, spec: PipelineSpec) -> None:
         profile = resource.profile(spec)
         if held := self.of(spec.id):
-            await self._write_object(held, lambda found: _set(found["spec"], "profile", profile), USER)
+            await self._pipelines.write(held, lambda found: _set(found["spec"], "profile", profile), USER)
 
     async def set_placing(self, pipeline: str, *, moves: bool, pins: dict[str, str]) -> None:
         """What Nomad may do with the pipeline's operators by itself."""
@@ -326,25 +254,25 @@ class KubernetesStore:
 
         if held := self.of(pipeline):
             async with held.placing:
-                await self._write_object(held, change, USER)
-                await self._write_status(held, lambda status: _set(status, "pins", dict(pins)), USER)
+                await self._pipelines.write(held, change, USER)
+                await self._pipelines.write_status(held, lambda status: _set(status, "pins", dict(pins)), USER)
 
     async def set_placement(self, pipeline: str, placement: dict[str, PlacementView]) -> None:
         """Where the next pods go."""
         if held := self.of(pipeline):
-            await self._write_status(held, lambda status: _place(status, placement), LOOP)
+            await self._pipelines.write_status(held, lambda status: _place(status, placement), LOOP)
 
     async def set_outcome(self, pipeline: str, outcome: Outcome, reason: str) -> None:
         change = {"outcome": str(outcome), "phase": str(outcome).capitalize(), "reason": reason}
         if held := self.of(pipeline):
-            await self._write_status(held, lambda status: status.update(change), ALWAYS)
+            await self._pipelines.write_status(held, lambda status: status.update(change), ALWAYS)
 
     async def save_operator(self, pipeline: str, operator: StoredOperator) -> None:
         """Write or replace; without effect when the pipeline has been removed."""
         if held := self.of(pipeline):
             # Only what of it has ended counts, so that either may be there without the other.
             await self._keep_past(held, operator)
-            await self._write_status(held, lambda status: _save_operator(status, operator), LOOP)
+            await self._pipelines.write_status(held, lambda status: _save_operator(status, operator), LOOP)
 
     async def save_switch(
         self, pipeline: str, operator: StoredOperator, placement: dict[str, PlacementView], move: MoveView
@@ -358,7 +286,7 @@ class KubernetesStore:
 
         if held := self.of(pipeline):
             await self._keep_past(held, operator)
-            await self._write_status(held, change, LOOP)
+            await self._pipelines.write_status(held, change, LOOP)
 
     async def save_moves(self, moves: Sequence[MoveView], keep: int) -> None:
         """Write or replace; of each pipeline all but the last `keep` are dropped."""
@@ -368,139 +296,21 @@ class KubernetesStore:
 
     async def remove_pipeline(self, pipeline: str, epoch_floor: int) -> None:
         """Delete a pipeline and remember which epochs were used; its bundle goes by time once no other has it."""
-        await self._write_state(
-            lambda state: state["binaryData"].__setitem__(
-                "epoch_floor", base64.b64encode(str(epoch_floor).encode()).decode()
-            ),
-            LOOP,
-        )
+        await self._state.set("epoch_floor", str(epoch_floor).encode(), LOOP)
         if held := self.of(pipeline):
-            await self._delete(held, LOOP)
+            await self._pipelines.delete(held, LOOP)
             for path in (self._history_path(held), self._link_path(held)):
                 await self._writes.patiently(lambda path=path: self._api.delete(path), LOOP)  # type: ignore[misc]
-            await self._release(held)
+            await self._pipelines.release(held)
+            self._unused.set()
 
     async def events(self, limit: int) -> list[EventView]:
         """The last `limit`, oldest first; 1,000 at most."""
-        return self._events[-limit:] if limit else []
+        return self._state.events[-limit:] if limit else []
 
     async def add_events(self, events: Sequence[EventView], keep: int) -> None:
         """Append, and drop all but the last `keep`. They are written down a little later, many at a time."""
-        self._keep_events = min(keep, kubepast.MOST_EVENTS)
-        self._events = [*self._events, *events][-self._keep_events :]
-        self._events_dirty.set()
-
-    # The Pipelines
-
-    async def _create(self, content: Json, id: str) -> Held:
-        # Marked, so that it is known for half-made when the rest of its way fails, and goes again.
-        metadata = content["metadata"] | {"annotations": {resource.SUBMITTED_ANNOTATION: self._writes.writer}}
-        body = content | {"metadata": metadata}
-        path = paths.pipelines(self._namespace)
-        try:
-            return self.seen(await self._writes.patiently(lambda: self._api.create(path, body), USER))
-        except ApiExists:
-            pass  # by somebody who was faster, or by us, and the answer got lost
-        path = paths.pipelines(self._namespace, content["metadata"]["name"])
-        try:
-            held = self.seen(await self._writes.patiently(lambda: self._api.get(path), USER))
-        except ApiNotFound:
-            raise StateError(f"pipeline {id!r} was deleted while it was submitted") from None
-        if held.id != id:
-            raise _taken(id)
-        return held
-
-    async def _take_over(self, held: Held) -> None:
-        """Leave this master's name, whoever's is there."""
-        while not held.gone:
-            patch = {"metadata": {"resourceVersion": held.version}, "status": {_WRITER: self._writes.writer}}
-            path = paths.pipelines(self._namespace, held.name, "status")
-            try:
-                self.seen(await self._writes.patiently(lambda: self._api.patch(path, patch), LOOP))  # noqa: B023
-                return
-            except ApiConflict:
-                await self._read_again(held, LOOP)
-            except ApiNotFound:
-                self.lost(held.name, held.uid)
-
-    async def _read_again(self, held: Held, patience: float) -> None:
-        """After a conflict: somebody has changed it. Raises `StateError` when that was another master."""
-        path = paths.pipelines(self._namespace, held.name)
-        try:
-            self.seen(await self._writes.patiently(lambda: self._api.get(path), patience))
-        except ApiNotFound:
-            self.lost(held.name, held.uid)
-
-    async def _write_status(self, held: Held, change: Change, patience: float) -> None:
-        """Together with what others have changed of it meanwhile. Without effect once it is gone."""
-        held.pending.append(change)
-        try:
-            async with held.lock:
-                while not held.gone and any(waits is change for waits in held.pending):
-                    batch = list(held.pending)
-                    after = copy.deepcopy(held.status)
-                    for each in batch:
-                        each(after)
-                    after[_WRITER] = self._writes.writer
-                    if await self._patch(held, "status", resource.merge_patch(held.status, after), patience):
-                        held.pending = [waits for waits in held.pending if not any(waits is done for done in batch)]
-        finally:
-            held.pending = [waits for waits in held.pending if waits is not change]
-
-    async def _write_object(self, held: Held, change: Change, patience: float) -> None:
-        """Change spec or metadata, on top of what users have changed meanwhile."""
-        async with held.lock:
-            while not held.gone:
-                after = copy.deepcopy(held.found)
-                change(after)
-                patch = {
-                    part: inner
-                    for part in ("metadata", "spec")
-                    if (inner := resource.merge_patch(held.found[part], after[part]))
-                }
-                if await self._patch(held, "", patch, patience):
-                    return
-
-    async def _patch(self, held: Held, sub: str, patch: Json, patience: float) -> bool:
-        """False: it has changed, look again. Nothing is sent when there is nothing to change."""
-        if not patch:
-            return True
-        body = {"status": patch} if sub else patch
-        body = body | {"metadata": {**body.get("metadata", {}), "resourceVersion": held.version}}
-        path = paths.pipelines(self._namespace, held.name, sub)
-        try:
-            self.seen(await self._writes.patiently(lambda: self._api.patch(path, body), patience))
-        except ApiConflict:
-            await self._read_again(held, patience)
-            return False
-        except ApiNotFound:
-            self.lost(held.name, held.uid)
-        return True
-
-    async def _delete(self, held: Held, patience: float) -> None:
-        """Ask for its end; it stays until it is released."""
-        if held.gone or held.found["metadata"].get("deletionTimestamp"):
-            return
-        path = paths.pipelines(self._namespace, held.name)
-        try:
-            there = await self._writes.patiently(lambda: self._api.delete(path, uid=held.uid), patience)
-        except ApiConflict:
-            there = False
-        if not there:
-            self.lost(held.name, held.uid)
-            return
-        await self._read_again(held, patience)
-
-    async def _release(self, held: Held) -> None:
-        def change(found: Json) -> None:
-            found["metadata"]["finalizers"] = [
-                name for name in found["metadata"].get("finalizers") or [] if name != FINALIZER
-            ]
-
-        await self._write_object(held, change, LOOP)
-        if not any(name != FINALIZER for name in held.found["metadata"].get("finalizers") or []):
-            self.lost(held.name, held.uid)
-        self._unused.set()
+        self._state.add(events, keep)
 
     # What belongs to a Pipeline
 
@@ -515,7 +325,7 @@ class KubernetesStore:
         wanted = resource.desired(held.found, key)
         try:
             there = await self._writes.patiently(lambda: self._api.get(self._history_path(held)), LOOP)
-            if _belongs(there, held):
+            if belongs(there, held):
                 held.written = dict(there.get("binaryData") or {})
                 moves, held.past = kubepast.unpack(held.written)
                 held.past_moves = {view.id: view for view in moves}
@@ -535,7 +345,7 @@ class KubernetesStore:
     async def _read_link(self, held: Held) -> bytes:
         try:
             found = await self._writes.patiently(lambda: self._api.get(self._link_path(held)), LOOP)
-            if _belongs(found, held) and (text := (found.get("data") or {}).get(LINK_KEY)):
+            if belongs(found, held) and (text := (found.get("data") or {}).get(LINK_KEY)):
                 return base64.b64decode(text)
         except ApiNotFound:
             pass
@@ -549,7 +359,7 @@ class KubernetesStore:
             "type": "Opaque",
             "data": {LINK_KEY: base64.b64encode(key).decode()},
         }
-        await self._replace(paths.secrets(self._namespace), body, patience)
+        await self._pipelines.replace(paths.secrets(self._namespace), body, patience)
 
     async def _keep_past(self, held: Held, operator: StoredOperator) -> None:
         past = PastOperator(operator.totals, operator.failure)
@@ -575,7 +385,7 @@ class KubernetesStore:
             if not status["openMoves"]:
                 del status["openMoves"]
 
-        await self._write_status(held, change, LOOP)
+        await self._pipelines.write_status(held, change, LOOP)
 
     async def _write_history(self, held: Held) -> None:
         async with held.history_lock:
@@ -589,106 +399,14 @@ class KubernetesStore:
                     held.written = data
                     return
             body = self._object("ConfigMap", f"{held.name}-history", held) | {"binaryData": data}
-            await self._replace(paths.configmaps(self._namespace), body, LOOP)
+            await self._pipelines.replace(paths.configmaps(self._namespace), body, LOOP)
             held.written = data
-
-    async def _replace(self, path: str, body: Json, patience: float) -> None:
-        """Create it in the place of what an earlier Pipeline of that name may have left."""
-        mine = f"{path}/{body['metadata']['name']}"
-        for _ in range(3):
-            try:
-                await self._writes.patiently(lambda: self._api.create(path, body), patience)
-                return
-            except ApiExists:
-                await self._writes.patiently(lambda: self._api.delete(mine), patience)
-            except ApiNotFound as exc:
-                raise StateError(f"{mine} can't be made: {exc}") from exc
-        raise StateError(f"{mine} can't be replaced: somebody else makes it again and again")
-
-    # What is the master's own
-
-    async def _open_state(self, term: int) -> None:
-        """Its ConfigMap, with this master's name on it, whose number is above `term` and all that were there."""
-        path = paths.configmaps(self._namespace, META_CONFIGMAP)
-        while True:
-            try:
-                self._state = await self._writes.patiently(lambda: self._api.get(path), LOOP)
-                self._writes.term = 1 + max(term, term_of(self._state_writer))
-                marks = {"resourceVersion": self._state["metadata"]["resourceVersion"], "annotations": self._marks}
-                self._state = await self._writes.patiently(
-                    lambda: self._api.patch(path, {"metadata": marks}),  # noqa: B023
-                    LOOP,
-                )
-                break
-            except ApiNotFound:
-                self._writes.term = 1 + term
-                with suppress(ApiExists):
-                    self._state = await self._create_state({}, LOOP)
-                    break
-            except ApiConflict:
-                continue
-        try:
-            self._events = kubepast.unpack_events(self._state.get("binaryData") or {})
-        except StateError as exc:
-            log.error("%s", exc)
-
-    @property
-    def _marks(self) -> Json:
-        return {_WRITER_ANNOTATION: self._writes.writer}
-
-    @property
-    def _state_writer(self) -> str:
-        return str((self._state["metadata"].get("annotations") or {}).get(_WRITER_ANNOTATION, ""))
-
-    async def _create_state(self, data: Json, patience: float) -> Json:
-        body = self._object("ConfigMap", META_CONFIGMAP) | {"binaryData": data}
-        body["metadata"]["annotations"] = self._marks
-        path = paths.configmaps(self._namespace)
-        return await self._writes.patiently(lambda: self._api.create(path, body), patience)
-
-    async def _write_state(self, change: Change, patience: float) -> None:
-        path = paths.configmaps(self._namespace, META_CONFIGMAP)
-        async with self._state_lock:
-            while True:
-                before = self._state.get("binaryData") or {}
-                after = {"binaryData": dict(before)}
-                change(after)
-                patch = resource.merge_patch(before, after["binaryData"])
-                if not patch:
-                    return
-                version = self._state["metadata"]["resourceVersion"]
-                body = {"metadata": {"resourceVersion": version}, "binaryData": patch}
-                try:
-                    self._state = await self._writes.patiently(lambda: self._api.patch(path, body), patience)  # noqa: B023
-                    return
-                except ApiConflict:
-                    self._state = await self._writes.patiently(lambda: self._api.get(path), patience)
-                    self._writes.look(self._state_writer)
-                except ApiNotFound:  # somebody has deleted it: what is known is written again
-                    with suppress(ApiExists):
-                        self._state = await self._create_state(before, patience)
-
-    def _with_events(self, state: Json) -> None:
-        state["binaryData"].update(kubepast.pack_events(self._events, self._keep_events))
-
-    async def _write_events(self) -> None:
-        while True:
-            await self._events_dirty.wait()
-            await self._clock.sleep(EVENTS_EVERY)
-            self._events_dirty.clear()
-            try:
-                await self._write_state(self._with_events, LOOP)
-            except (StateError, ApiError) as exc:
-                if self.fenced.is_set():
-                    return
-                log.warning("the last events can't be written down yet: %s", exc)
-                self._events_dirty.set()
 
     async def _sweep(self) -> None:
         await self._clock.sleep(SWEEP_AFTER)
         while True:
             self._unused.clear()
-            used = {str(held.found["spec"].get("bundle")) for held in self._held.values()}
+            used = {str(held.found["spec"].get("bundle")) for held in self._pipelines.held.values()}
             try:
                 wait = max(SWEEP_AFTER, await self._bundles.sweep(used))
             except (StateError, ApiError) as exc:
@@ -699,36 +417,17 @@ class KubernetesStore:
             await first(self._unused.wait(), self._clock.sleep(wait))
             await self._clock.sleep(SWEEP_AFTER)
 
-    def _object(self, kind: str, name: str, owner: Held | None = None) -> Json:
+    def _object(self, kind: str, name: str, of: Held | None = None) -> Json:
         metadata: Json = {"name": name, "labels": dict(LABELS)}
-        if owner is not None:
-            metadata["ownerReferences"] = [_owner(owner)]
+        if of is not None:
+            metadata["ownerReferences"] = [owner(of)]
         return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
 
 
-def _same(found: Json, content: Json) -> bool:
-    """Whether an object wants the pipeline that is to be submitted: what of it can't be changed."""
-    try:
-        ours, theirs = resource.spec(content), resource.spec(found)
-    except InvalidRequestError:
-        return False
-    return replace(ours, profile=()) == replace(theirs, profile=()) and (
-        found["spec"].get("bundle") == content["spec"]["bundle"]
-    )
-
-
-def _owner(held: Held) -> Json:
-    return {"apiVersion": API_VERSION, "kind": KIND, "name": held.name, "uid": held.uid}
-
-
-def _belongs(found: Json, held: Held) -> bool:
-    """Whether it is of this Pipeline, and not of an earlier one of its name."""
-    return any(owner["uid"] == held.uid for owner in found["metadata"].get("ownerReferences") or ())
-
-
-def _version(found: Json) -> int:
-    """Resource versions of one kind of object are numbers that grow."""
-    return int(found["metadata"]["resourceVersion"])
+def _unmark(found: Json) -> None:
+    """It isn't half-made any more, and neither is a copy of it that a user makes."""
+    annotations = found["metadata"].get("annotations") or {}
+    annotations.pop(resource.SUBMITTED_ANNOTATION, None)
 
 
 def _ordered(moves: Any) -> list[MoveView]:
@@ -772,9 +471,3 @@ def _text(data: str, name: str) -> str:
         return base64.b64decode(data).decode("ascii").strip()
     except ValueError as exc:
         raise StateError(f"{name} in the Secret {MASTER_NAME} isn't text: delete it to have a new one made") from exc
-
-
-def _taken(id: str) -> ConflictError:
-    return ConflictError(
-        f"there is a pipeline {id!r} already; take another id, or remove it: nomad rm {id}", status=409
-    )

@@ -31,8 +31,9 @@ from nomad.kubernetes.names import FINALIZER
 from nomad.kubernetes.reflector import Reflector
 from nomad.master import resource
 from nomad.master.app import Master
+from nomad.master.kubeobjects import Held
 from nomad.master.kubereport import Reporter
-from nomad.master.kubestore import Held, KubernetesStore
+from nomad.master.kubestore import KubernetesStore
 from nomad.master.resource import Json
 from nomad.master.views import Phase, PipelineView
 from nomad.settings import Backoff
@@ -78,7 +79,7 @@ class PipelineWatch:
     async def run(self) -> None:
         """Until cancelled, or fenced."""
         try:
-            async with alongside(self._reflector.run(), self._reporter.run(), self._watch_nodes()):
+            async with alongside(self._reflector.run(), self._reporter.run(), self._watch_cluster()):
                 while not self._store.fenced.is_set():
                     self._woken.clear()
                     self._look()
@@ -106,12 +107,17 @@ class PipelineWatch:
         self._dirty[held.uid] = held
         self._woken.set()
 
-    async def _watch_nodes(self) -> None:
-        """Where a pipeline couldn't be placed, it may be once a node has come."""
+    async def _watch_cluster(self) -> None:
+        """Where a pipeline couldn't be placed, it may be once a node has come; an operator pinned, once it is there."""
         async for event in self._master.subscribe_events():
             if event.kind.startswith("node."):
                 self._retries.clear()
                 self._all_dirty()
+                continue
+            held = self._store.of(event.pipeline or "") if event.kind.startswith("move.") else None
+            if held is not None and self._retries.pop(held.uid, None) is not None:
+                self._dirty[held.uid] = held
+                self._woken.set()
 
     def _all_dirty(self) -> None:
         for item in self._reflector.items.values():

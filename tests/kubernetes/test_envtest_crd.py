@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from nomad.errors import ConflictError
+from nomad import bundle
+from nomad.errors import ConflictError, InvalidRequestError
 from nomad.kubernetes.api import Api
+from nomad.pipeline import build, operator
 from tests.kubernetes.cluster.envtest import Envtest
 from tests.kubernetes.cluster.processes import ClusterError
 from tests.kubernetes.watched import Watched, define
+from tests.master.fakepods import sink, source, square
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(120)]
 
@@ -122,6 +125,38 @@ async def test_an_exported_pipeline_is_applied_again_after_it_was_deleted(cluste
         await cluster.apply(exported[-1])  # the code is still there
         await cluster.shows(".status.phase", "Running", name)
         assert min(op.epoch for op in master.pipeline("Test_1").operators) > max(epochs)
+
+
+async def test_what_kubectl_gets_can_be_applied_again(cluster: Watched) -> None:
+    async with cluster.lead():
+        await cluster.submit_and_run("p")
+        found = yaml.safe_load(await cluster.kubectl("get", "pipeline", "p", "-o", "yaml"))
+        await cluster.kubectl("delete", "pipeline", "p")
+        for field in ("uid", "resourceVersion"):
+            del found["metadata"][field]
+        await cluster.apply(found)
+        await cluster.shows(".status.phase", "Running")
+
+
+async def test_what_a_master_left_half_made_goes_again(cluster: Watched) -> None:
+    async with cluster.lead() as master:
+        pipeline = cluster.objects()[-1]
+        pipeline["metadata"] |= {
+            "annotations": {"nomad.dev/submitted-by": "1/master-a/gone"},
+            "finalizers": ["nomad.dev/pods"],
+        }
+        await cluster.apply(pipeline)
+        await cluster.gone()
+        assert master.pipelines() == []
+
+
+async def test_more_than_an_object_can_hold_is_refused(cluster: Watched) -> None:
+    async with cluster.lead() as master:
+        names = [source, *(operator(square, name=f"square{n}", memory=1) for n in range(256)), sink]
+        data = bundle.make(build(names), master.signing_key)
+        with pytest.raises(InvalidRequestError, match="256"):
+            await master.submit(data, id="p", start="edge", end="cloud")
+        assert await cluster.column(".metadata.name") == ""
 
 
 async def test_pipelines_that_are_applied_while_no_master_runs(cluster: Watched) -> None:

@@ -26,7 +26,7 @@ from tests.master.fakepods import OPERATORS, Cluster
 
 CRD = Path(__file__).parents[2] / "images/k8s/crd.yaml"
 
-DEADLINE = 15.0
+DEADLINE = 60.0
 """Seconds until a test gives up waiting."""
 
 

@@ -1,0 +1,281 @@
+"""The Pipelines of a namespace as a master knows them, and its writes to them. The lower half of `kubestore`.
+
+A write is a merge patch with the resource version that it was made for: what others have changed meanwhile is read
+first, and kept. Statuses carry the writer's name and number; one with a higher number fences this master.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from nomad.errors import (
+    ApiConflict,
+    ApiExists,
+    ApiInvalid,
+    ApiNotFound,
+    ConflictError,
+    InvalidRequestError,
+    StateError,
+)
+from nomad.kubernetes import paths
+from nomad.kubernetes.api import Api
+from nomad.kubernetes.names import API_VERSION, FINALIZER, KIND
+from nomad.master import resource
+from nomad.master.kubepast import PastOperator
+from nomad.master.kubewrites import LOOP, USER, Writes
+from nomad.master.resource import Json
+from nomad.master.views import MoveView
+
+Change = Callable[[Json], object]
+"""Changes a copy of a status, or of an object, in place."""
+
+_WRITER = "master"
+"""In a status: who wrote it."""
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A Pipeline as this master knows it."""
+
+    name: str
+    uid: str
+    found: Json
+    """As it was last seen or written."""
+    known: bool = False
+    """This master has taken it on, or found it taken on when it was opened."""
+    gone: bool = False
+    past_moves: dict[str, MoveView] = field(default_factory=dict)
+    past: dict[str, PastOperator] = field(default_factory=dict)
+    written: dict[str, str] | None = None
+    """Its ConfigMap's data; None: there is none."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    history_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    placing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Pins are written to the spec, then to the status."""
+    pending: list[Change] = field(default_factory=list)
+    """Changes of the status that wait to be written."""
+
+    @property
+    def id(self) -> str:
+        return resource.pipeline_id(self.found)
+
+    @property
+    def version(self) -> str:
+        return str(self.found["metadata"]["resourceVersion"])
+
+    @property
+    def status(self) -> Json:
+        return self.found.get("status") or {}
+
+    @property
+    def writer(self) -> str:
+        return str(self.status.get(_WRITER, ""))
+
+    @property
+    def moves(self) -> dict[str, MoveView]:
+        """Past ones and open ones."""
+        return self.past_moves | {view.id: view for view in resource.open_moves(self.found)}
+
+
+class Pipelines:
+    """All Pipelines, those that no master has taken on included."""
+
+    def __init__(self, api: Api, namespace: str, writes: Writes) -> None:
+        self.held: dict[str, Held] = {}
+        """By the object's name. For reading."""
+        self._api = api
+        self._namespace = namespace
+        self._writes = writes
+
+    def seen(self, found: Json) -> Held:
+        """A Pipeline as it was read; an older one than is known already is left aside."""
+        name, uid = found["metadata"]["name"], found["metadata"]["uid"]
+        found["metadata"].pop("managedFields", None)
+        self._writes.look((found.get("status") or {}).get(_WRITER, ""))
+        held = self.held.get(name)
+        if held is None or held.uid != uid:
+            if held is not None:
+                held.gone = True
+            held = self.held[name] = Held(name, uid, found)
+        elif _version(found) >= _version(held.found):
+            held.found = found
+        return held
+
+    def lost(self, name: str, uid: str) -> None:
+        """A Pipeline isn't there any more."""
+        held = self.held.get(name)
+        if held is not None and held.uid == uid:
+            held.gone = True
+            del self.held[name]
+
+    def of(self, pipeline: str) -> Held | None:
+        """The Pipeline of that id: the one that was taken on, where there are several."""
+        mine = [held for held in self.held.values() if not held.gone and held.id == pipeline]
+        return min(mine, key=lambda held: (not held.known, held.name), default=None)
+
+    async def create(self, content: Json, id: str) -> Held:
+        """A new one, marked, so that it is known for half-made when the rest of its way fails, and goes again.
+
+        Raises `StateError`, `ConflictError`, `InvalidRequestError`.
+        """
+        metadata = content["metadata"] | {"annotations": {resource.SUBMITTED_ANNOTATION: self._writes.writer}}
+        body = content | {"metadata": metadata}
+        path = paths.pipelines(self._namespace)
+        try:
+            return self.seen(await self._writes.patiently(lambda: self._api.create(path, body), USER))
+        except ApiExists:
+            pass  # by somebody who was faster, or by us, and the answer got lost
+        except StateError as exc:
+            if isinstance(exc.__cause__, ApiInvalid):
+                raise InvalidRequestError(str(exc.__cause__), status=422) from exc
+            raise
+        path = paths.pipelines(self._namespace, content["metadata"]["name"])
+        try:
+            held = self.seen(await self._writes.patiently(lambda: self._api.get(path), USER))
+        except ApiNotFound:
+            raise StateError(f"pipeline {id!r} was deleted while it was submitted") from None
+        if held.id != id:
+            raise taken(id)
+        return held
+
+    async def take_over(self, held: Held) -> None:
+        """Leave this master's name, whoever's is there."""
+        while not held.gone:
+            patch = {"metadata": {"resourceVersion": held.version}, "status": {_WRITER: self._writes.writer}}
+            path = paths.pipelines(self._namespace, held.name, "status")
+            try:
+                self.seen(await self._writes.patiently(lambda: self._api.patch(path, patch), LOOP))  # noqa: B023
+                return
+            except ApiConflict:
+                await self._read_again(held, LOOP)
+            except ApiNotFound:
+                self.lost(held.name, held.uid)
+
+    async def _read_again(self, held: Held, patience: float) -> None:
+        """After a conflict: somebody has changed it. Raises `StateError` when that was another master."""
+        path = paths.pipelines(self._namespace, held.name)
+        try:
+            self.seen(await self._writes.patiently(lambda: self._api.get(path), patience))
+        except ApiNotFound:
+            self.lost(held.name, held.uid)
+
+    async def write_status(self, held: Held, change: Change, patience: float) -> None:
+        """Together with what others have changed of it meanwhile. Without effect once it is gone."""
+        held.pending.append(change)
+        try:
+            async with held.lock:
+                while not held.gone and any(waits is change for waits in held.pending):
+                    batch = list(held.pending)
+                    after = copy.deepcopy(held.status)
+                    for each in batch:
+                        each(after)
+                    after[_WRITER] = self._writes.writer
+                    if await self._patch(held, "status", resource.merge_patch(held.status, after), patience):
+                        held.pending = [waits for waits in held.pending if not any(waits is done for done in batch)]
+        finally:
+            held.pending = [waits for waits in held.pending if waits is not change]
+
+    async def write(self, held: Held, change: Change, patience: float) -> None:
+        """Change spec or metadata, on top of what users have changed meanwhile."""
+        async with held.lock:
+            while not held.gone:
+                after = copy.deepcopy(held.found)
+                change(after)
+                patch = {
+                    part: inner
+                    for part in ("metadata", "spec")
+                    if (inner := resource.merge_patch(held.found[part], after[part]))
+                }
+                if await self._patch(held, "", patch, patience):
+                    return
+
+    async def _patch(self, held: Held, sub: str, patch: Json, patience: float) -> bool:
+        """False: it has changed, look again. Nothing is sent when there is nothing to change."""
+        if not patch:
+            return True
+        body = {"status": patch} if sub else patch
+        body = body | {"metadata": {**body.get("metadata", {}), "resourceVersion": held.version}}
+        path = paths.pipelines(self._namespace, held.name, sub)
+        try:
+            self.seen(await self._writes.patiently(lambda: self._api.patch(path, body), patience))
+        except ApiConflict:
+            await self._read_again(held, patience)
+            return False
+        except ApiNotFound:
+            self.lost(held.name, held.uid)
+        return True
+
+    async def delete(self, held: Held, patience: float) -> None:
+        """Ask for its end; it stays until it is released."""
+        if held.gone or held.found["metadata"].get("deletionTimestamp"):
+            return
+        path = paths.pipelines(self._namespace, held.name)
+        try:
+            there = await self._writes.patiently(lambda: self._api.delete(path, uid=held.uid), patience)
+        except ApiConflict:
+            there = False
+        if not there:
+            self.lost(held.name, held.uid)
+            return
+        await self._read_again(held, patience)
+
+    async def release(self, held: Held) -> None:
+        """Let it go that is to be deleted."""
+
+        def change(found: Json) -> None:
+            found["metadata"]["finalizers"] = [
+                name for name in found["metadata"].get("finalizers") or [] if name != FINALIZER
+            ]
+
+        await self.write(held, change, LOOP)
+        if not any(name != FINALIZER for name in held.found["metadata"].get("finalizers") or []):
+            self.lost(held.name, held.uid)
+
+    async def replace(self, path: str, body: Json, patience: float) -> None:
+        """Create it in the place of what an earlier Pipeline of that name may have left."""
+        mine = f"{path}/{body['metadata']['name']}"
+        for _ in range(3):
+            try:
+                await self._writes.patiently(lambda: self._api.create(path, body), patience)
+                return
+            except ApiExists:
+                await self._writes.patiently(lambda: self._api.delete(mine), patience)
+            except ApiNotFound as exc:
+                raise StateError(f"{mine} can't be made: {exc}") from exc
+        raise StateError(f"{mine} can't be replaced: somebody else makes it again and again")
+
+
+def same(found: Json, content: Json) -> bool:
+    """Whether an object wants the pipeline that is to be submitted: what of it can't be changed."""
+    try:
+        ours, theirs = resource.spec(content), resource.spec(found)
+    except InvalidRequestError:
+        return False
+    return replace(ours, profile=()) == replace(theirs, profile=()) and (
+        found["spec"].get("bundle") == content["spec"]["bundle"]
+    )
+
+
+def owner(held: Held) -> Json:
+    """The reference that makes an object go with the Pipeline."""
+    return {"apiVersion": API_VERSION, "kind": KIND, "name": held.name, "uid": held.uid}
+
+
+def belongs(found: Json, held: Held) -> bool:
+    """Whether it is of this Pipeline, and not of an earlier one of its name."""
+    return any(owner["uid"] == held.uid for owner in found["metadata"].get("ownerReferences") or ())
+
+
+def _version(found: Json) -> int:
+    """Resource versions of one kind of object are numbers that grow."""
+    return int(found["metadata"]["resourceVersion"])
+
+
+def taken(id: str) -> ConflictError:
+    """There is another pipeline of that id."""
+    return ConflictError(
+        f"there is a pipeline {id!r} already; take another id, or remove it: nomad rm {id}", status=409
+    )

@@ -1,0 +1,146 @@
+"""What is a master's own in its cluster: small facts and the last events, in one ConfigMap. A part of `kubestore`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from nomad.clock import Clock
+from nomad.errors import ApiConflict, ApiError, ApiExists, ApiNotFound, StateError
+from nomad.kubernetes import paths
+from nomad.kubernetes.api import Api
+from nomad.kubernetes.names import GROUP, META_CONFIGMAP
+from nomad.master import kubepast, resource
+from nomad.master.kubewrites import LOOP, USER, Writes, term_of
+from nomad.master.resource import LABELS, Json
+from nomad.master.views import EventView
+
+log = logging.getLogger(__name__)
+
+EVENTS_EVERY = 5.0
+"""Seconds between two writes of the last events."""
+
+_WRITER = f"{GROUP}/master"
+"""Annotation: who wrote it."""
+
+
+class MasterState:
+    """The ConfigMap. `run` writes events down, until cancelled; `close` the last ones."""
+
+    def __init__(self, api: Api, namespace: str, writes: Writes, clock: Clock) -> None:
+        self.events: list[EventView] = []
+        """The last ones, oldest first. For reading."""
+        self._api = api
+        self._namespace = namespace
+        self._writes = writes
+        self._clock = clock
+        self._found: Json = {}
+        self._lock = asyncio.Lock()
+        self._dirty = asyncio.Event()
+        self._keep = kubepast.MOST_EVENTS
+
+    async def open(self, term: int) -> None:
+        """Put this master's name on it, whose number is above `term` and above what was there."""
+        path = paths.configmaps(self._namespace, META_CONFIGMAP)
+        while True:
+            try:
+                self._found = await self._writes.patiently(lambda: self._api.get(path), LOOP)
+                self._writes.term = 1 + max(term, term_of(self._writer))
+                marks = {"resourceVersion": self._found["metadata"]["resourceVersion"], "annotations": self._marks}
+                self._found = await self._writes.patiently(
+                    lambda: self._api.patch(path, {"metadata": marks}),  # noqa: B023
+                    LOOP,
+                )
+                break
+            except ApiNotFound:
+                self._writes.term = 1 + term
+                with suppress(ApiExists):
+                    self._found = await self._create({}, LOOP)
+                    break
+            except ApiConflict:
+                continue
+        try:
+            self.events = kubepast.unpack_events(self._found.get("binaryData") or {})
+        except StateError as exc:
+            log.error("%s", exc)
+
+    @property
+    def _marks(self) -> Json:
+        return {_WRITER: self._writes.writer}
+
+    @property
+    def _writer(self) -> str:
+        return str((self._found["metadata"].get("annotations") or {}).get(_WRITER, ""))
+
+    async def _create(self, data: Json, patience: float) -> Json:
+        metadata = {"name": META_CONFIGMAP, "labels": dict(LABELS), "annotations": self._marks}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": data}
+        path = paths.configmaps(self._namespace)
+        return await self._writes.patiently(lambda: self._api.create(path, body), patience)
+
+    async def _write(self, change: Callable[[Json], object], patience: float) -> None:
+        path = paths.configmaps(self._namespace, META_CONFIGMAP)
+        async with self._lock:
+            while True:
+                before = self._found.get("binaryData") or {}
+                after = {"binaryData": dict(before)}
+                change(after)
+                patch = resource.merge_patch(before, after["binaryData"])
+                if not patch:
+                    return
+                version = self._found["metadata"]["resourceVersion"]
+                body = {"metadata": {"resourceVersion": version}, "binaryData": patch}
+                try:
+                    self._found = await self._writes.patiently(lambda: self._api.patch(path, body), patience)  # noqa: B023
+                    return
+                except ApiConflict:
+                    self._found = await self._writes.patiently(lambda: self._api.get(path), patience)
+                    self._writes.look(self._writer)
+                except ApiNotFound:  # somebody has deleted it: what is known is written again
+                    with suppress(ApiExists):
+                        self._found = await self._create(before, patience)
+
+    def _with_events(self, state: Json) -> None:
+        state["binaryData"].update(kubepast.pack_events(self.events, self._keep))
+
+    async def run(self) -> None:
+        """Write events down a little after they came, many at a time."""
+        while True:
+            await self._dirty.wait()
+            await self._clock.sleep(EVENTS_EVERY)
+            self._dirty.clear()
+            try:
+                await self._write(self._with_events, LOOP)
+            except (StateError, ApiError) as exc:
+                if self._writes.fenced.is_set():
+                    return
+                log.warning("the last events can't be written down yet: %s", exc)
+                self._dirty.set()
+
+    async def close(self) -> None:
+        """Write down the last events. Call it once `run` has ended."""
+        if self._dirty.is_set() and not self._writes.fenced.is_set():
+            try:
+                await self._write(self._with_events, USER)
+            except StateError as exc:
+                log.warning("the last events are lost: %s", exc)
+
+    @property
+    def facts(self) -> dict[str, bytes]:
+        """By name."""
+        data = self._found.get("binaryData") or {}
+        return {key: base64.b64decode(value) for key, value in data.items() if kubepast.is_fact(key)}
+
+    async def set(self, key: str, value: bytes, patience: float) -> None:
+        """Raises `StateError`."""
+        text = base64.b64encode(value).decode()
+        await self._write(lambda state: state["binaryData"].__setitem__(key, text), patience)
+
+    def add(self, events: Sequence[EventView], keep: int) -> None:
+        """Append, and drop all but the last `keep`."""
+        self._keep = min(keep, kubepast.MOST_EVENTS)
+        self.events = [*self.events, *events][-self._keep :]
+        self._dirty.set()
