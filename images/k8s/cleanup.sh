@@ -45,7 +45,8 @@ if exists namespace "$NAMESPACE"; then
     fi
 
     say "Pods, Secrets, accounts, rights and policies"
-    remove pods
+    # Nobody will take over from these, so that there is nothing to wait for.
+    in_namespace delete pods --selector "$OURS" --ignore-not-found --wait=false --grace-period=2
     remove secrets,configmaps,persistentvolumeclaims,leases.coordination.k8s.io
     remove networkpolicies,rolebindings,roles,serviceaccounts
     in_namespace wait --for=delete pods --selector "$OURS" --timeout=60s >/dev/null 2>&1 || true
