@@ -124,6 +124,7 @@ async def test_pods_that_are_killed_meet_again(nat: Nat, tmp_path: Path) -> None
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
             await nat.until(lambda before=restarts: nat.operator("double").restarts > before)  # type: ignore[misc]
+            await nat.until(lambda: nat.phase() == "running")
             await nat.more(out, 20)
         nat.nobody_dials()
         await nat.all_is_well(out)
