@@ -71,7 +71,7 @@ class Reconcile:
 
     backoff: Backoff = field(default_factory=Backoff)
     moving: Moving = field(default_factory=Moving)
-    relieve_retry: float = 2.0
+    relieve_backoff: Backoff = field(default_factory=lambda: Backoff(first=2.0, limit=60.0))
     """Until the next attempt to take the place of a pod that is to end: half a minute is all that there may be."""
     upgrade_backoff: Backoff = field(default_factory=lambda: Backoff(first=10.0, limit=600.0))
     """The same for a pod that is only out of date, which goes on working."""

@@ -328,7 +328,8 @@ class _Pipeline:
                 # Another one's turn; what ends it is seen. Only one that is about to begin may come to nothing.
                 self.wake(self.now + settings.retry if self.upgrading - {self.id} else None)
                 return op
-        pause = settings.upgrade_backoff.delay(op.relieves) if cause == "upgrade" else settings.relieve_retry
+        backoff = settings.upgrade_backoff if cause == "upgrade" else settings.relieve_backoff
+        pause = backoff.delay(op.relieves)
         if op.relieves and self.now < op.relieved_at + pause:
             self.wake(op.relieved_at + pause)
             return op
