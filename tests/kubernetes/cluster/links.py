@@ -81,6 +81,10 @@ def give(tun: int, packet: bytes) -> None:
 
 
 def run(path: Path, name: str) -> None:
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        pass  # on a busy machine packets are late, then
     lines, tun = Lines(), open_tun(name)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
