@@ -97,12 +97,11 @@ class Reflector(Generic[T]):
         await self._synced.wait()
 
     def seen(self, item: Json) -> None:
-        """Take in what an answer to a write showed, ahead of the watch; an older event that is under way is ignored."""
-        self._put(item)
-
-    def gone(self, name: str) -> None:
-        """Take in that there is no object of that name any more."""
-        self._drop(name)
+        """Take in what an answer to a write showed, ahead of the watch; an older event that is under way is ignored,
+        and so is an answer that the watch was ahead of: the object may be gone by now.
+        """
+        if not self._place or _number(item["metadata"]["resourceVersion"]) > _number(self._place):
+            self._put(item)
 
     # Inside
 

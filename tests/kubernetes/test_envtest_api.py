@@ -267,6 +267,10 @@ async def test_answers_to_writes_are_taken_in_at_once_and_older_events_are_not(a
         await api.create(paths.configmaps(namespace), configmap("two", x="1"))
         await copy.until(one="2", two="1")
         assert copy.told == [(None, "1"), ("1", "2"), (None, "1")]
+        await api.delete(paths.configmaps(namespace, "one"))
+        await copy.until(two="1")
+        copy.reflector.seen(newer)
+        assert copy.reflector.items == {"two": "1"}
 
 
 async def test_an_api_server_that_is_killed_comes_back(api: Api, envtest: Envtest, namespace: str) -> None:
