@@ -159,14 +159,13 @@ def test_the_api_server_takes_all_of_it_and_warns_of_nothing(envtest: Envtest, t
     envtest.kubectl("delete", "namespace", "dry")
 
 
-def test_the_restricted_namespace_admits_every_pod(envtest: Envtest, scripts: Scripts) -> None:
-    """Deployments are only warned of; their pods would be refused later. So they are asked for here, as pods."""
-    scripts.run("init.sh")
+def admitted(env: Envtest) -> None:
+    """The restricted namespace takes every pod: a Deployment is only warned of, and its pods are refused later."""
     for item in parsed((K8S / "manifests" / "2-nomad.yaml").read_text()):
         if item["kind"] in ("Deployment", "DaemonSet"):
             pod = {"apiVersion": "v1", "kind": "Pod", **item["spec"]["template"]}
             pod["metadata"] = {"name": "tried", "namespace": "nomad", **pod["metadata"]}
-            envtest.kubectl("create", "--dry-run=server", "-f", "-", input=yaml.safe_dump(pod))
+            env.kubectl("create", "--dry-run=server", "-f", "-", input=yaml.safe_dump(pod))
 
 
 def test_scripts_install_twice_and_remove_all_of_it(envtest: Envtest, scripts: Scripts) -> None:
@@ -176,6 +175,7 @@ def test_scripts_install_twice_and_remove_all_of_it(envtest: Envtest, scripts: S
         scripts.run("init.sh")
         told = scripts.run("startup.sh", code=1, TIMEOUT="1", IMAGE="m:2", OPERATOR_IMAGES="3.11=o:2,3.12=o:3")
         assert "no master leads after 1 s" in told  # no pods run here
+    admitted(envtest)
     (container,) = envtest.get("deployment", names.MASTER_NAME, "-n", "nomad")["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "m:2"
     assert {"--images=3.11=o:2", "--images=3.12=o:3"} <= set(container["args"])
@@ -219,13 +219,12 @@ def test_what_is_not_nomads_stays(envtest: Envtest, scripts: Scripts) -> None:
     assert nomads(envtest, namespaced=True) == set()
 
 
-def test_credentials_come_from_the_masters_secret(envtest: Envtest, scripts: Scripts) -> None:
-    scripts.run("init.sh")
-    assert "the Secret nomad-master isn't in the namespace nomad" in scripts.run("credentials.sh", code=1)
+def test_credentials_come_from_the_masters_secret(envtest: Envtest, scripts: Scripts, namespace: str) -> None:
+    told = scripts.run("credentials.sh", code=1, NAMESPACE=namespace)
+    assert f"the Secret nomad-master isn't in the namespace {namespace}" in told
     entries = ["--from-literal=token=t0ken", f"--from-literal=signing_key={'ab' * 32}"]
-    envtest.kubectl("create", "secret", "generic", names.MASTER_NAME, *entries, "-n", "nomad")
-    envtest.kubectl("label", "secret", names.MASTER_NAME, f"{names.APP}={names.NOMAD}", "-n", "nomad")
-    assert scripts.run("credentials.sh").splitlines() == [
+    envtest.kubectl("create", "secret", "generic", names.MASTER_NAME, *entries, "-n", namespace)
+    assert scripts.run("credentials.sh", NAMESPACE=namespace).splitlines() == [
         "export NOMAD_TOKEN=t0ken",
         f"export NOMAD_SIGNING_KEY={'ab' * 32}",
     ]
