@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from nomad.delivery.inlink import InLink, InPort
 from nomad.delivery.meeting import Arriving, Call, Place, Relayed
 from nomad.delivery.outlink import OutLink
 from nomad.delivery.receiver import Receiver
-from nomad.delivery.relay import MOST_WAITING, Relay, key_of
+from nomad.delivery.relay import KEY_VARIABLE, LISTEN_VARIABLE, MOST_WAITING, Relay, key_of
 from nomad.delivery.sender import GIVE_UP, Sender
 from nomad.errors import ConnectionBroken, HandshakeError, TransportError
 from nomad.transport import registry, tls
@@ -396,3 +398,33 @@ async def test_another_pipelines_pod_is_no_peer_without_the_ca(tmp_path: Path) -
             await soon(world.relayed().connect())
         with pytest.raises(TransportError):
             await soon(receiving)
+
+
+async def test_the_program(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(RELAY_KEY.hex() + "\n")
+    address = f"unix:{tmp_path}/relay"
+    environment = {**os.environ, KEY_VARIABLE: str(tmp_path / "key"), LISTEN_VARIABLE: address}
+    program = await asyncio.create_subprocess_exec(sys.executable, "-m", "nomad.delivery.relay", env=environment)
+    try:
+        await until(lambda: (tmp_path / "relay").exists())
+        place = Relayed(address, key_of(RELAY_KEY, LINK), LINK, 1, 1)
+        receiver = await soon(place.wait())
+        sender = await soon(place.connect())
+        sender.write([(b"through",)])
+        assert plain(await take(receiver, 1)) == [(b"through",)]
+        program.terminate()
+        assert await soon(program.wait()) == 0
+        for conn in (sender, receiver):
+            conn.abort()
+            await conn.close()
+    finally:
+        if program.returncode is None:
+            program.kill()
+            await program.wait()
+    environment[KEY_VARIABLE] = str(tmp_path / "none")
+    refused = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "nomad.delivery.relay", env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await soon(refused.communicate())
+    assert refused.returncode == 1
+    assert b"nomad relay: NOMAD_RELAY_KEY=" in said
