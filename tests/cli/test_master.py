@@ -1,0 +1,70 @@
+"""`nomad master` and `nomad login`, as far as they go without a cluster."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from nomad.cli.main import cli
+from nomad.cli.master import _JsonLines
+from nomad.master.incluster import listens
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No cluster, whatever the user has; what a process of its own may change is put back."""
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    handler, root = signal.getsignal(signal.SIGTERM), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--images 3.11=IMAGE"),
+        (["--images", "newest=image"], "isn't like 3.11="),
+        (["--warm", "0", "--renew-seconds", "12.5"], "more than a second less"),
+        (["--warm", "0", "--token-review"], "--allow-user"),
+        (["--warm", "0", "--toleration", "everything"], "no JSON object"),
+        (["--warm", "0", "--transport", "unix"], "'tls', 'tcp'"),
+    ],
+)
+def test_what_cant_be_is_said(options: list[str], said: str) -> None:
+    found = CliRunner().invoke(cli, ["master", *options])
+    assert found.exit_code == 2
+    assert said in found.output
+
+
+@pytest.mark.parametrize("command", [["master", "--warm", "0", "--port", "0"], ["login", "--kubernetes"]])
+def test_without_a_cluster(command: list[str]) -> None:
+    found = CliRunner().invoke(cli, command)
+    assert found.exit_code == 2
+    assert "there is no Kubernetes cluster to be reached" in found.output
+
+
+def test_where_it_listens() -> None:
+    assert listens("tls://nomad-master.nomad:30001") == "tls://0.0.0.0:30001"
+    assert listens("tcp://10.0.0.1:4711") == "tcp://0.0.0.0:4711"
+
+
+def test_a_log_for_programs() -> None:
+    record = logging.makeLogRecord(
+        {"name": "n", "levelname": "INFO", "msg": "it %s", "args": ("runs",), "created": 1.5}
+    )
+    assert json.loads(_JsonLines().format(record)) == {
+        "time": 1.5,
+        "level": "info",
+        "logger": "n",
+        "message": "it runs",
+    }
