@@ -40,14 +40,11 @@ REQUEST = aiohttp.ClientTimeout(total=30.0, sock_connect=5.0)
 SILENCE = 150.0
 """Seconds without a byte after which a watch is taken for dead: bookmarks come about every minute."""
 
-ATTEMPTS = 5
-"""How often what the API asks to send again later is sent."""
+ATTEMPTS = 5  # how often what the API asks to send again later is sent
 
-LONGEST_PAUSE = 10.0
-"""Seconds; an API that wants more patience than that is unavailable."""
+LONGEST_PAUSE = 10.0  # seconds; an API that wants more patience than that is unavailable
 
-PAGE = 500
-"""Objects per page of a list: some megabytes."""
+PAGE = 500  # objects of a list: some megabytes
 
 _CONTENT = {
     "apply": "application/apply-patch+yaml",  # JSON is YAML
@@ -260,9 +257,13 @@ class Api:
     async def _stream(
         self, path: str, params: Mapping[str, Any] | None, timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        async with self._send("GET", path, params, None, "application/json", timeout) as response:
-            _keep_alive(response)
-            yield response
+        try:
+            async with self._send("GET", path, params, None, "application/json", timeout) as response:
+                _keep_alive(response)
+                yield response
+        except ApiUnauthorized:
+            await self._login.renew()  # for the next try, which is the caller's
+            raise
 
     @asynccontextmanager
     async def _send(

@@ -150,6 +150,28 @@ async def test_a_token_that_ran_out_is_read_again(envtest: Envtest, namespace: s
         assert "gitVersion" in await api.get("/version")
 
 
+async def test_a_watch_has_its_token_read_again(api: Api, envtest: Envtest, namespace: str, tmp_path: Path) -> None:
+    await api.create(paths.configmaps(namespace), configmap("one", x="1"))
+    envtest.kubectl("create", "role", "reader", "--verb=list,watch", "--resource=configmaps", "-n", namespace)
+    binding = ("create", "rolebinding", "reader", "--role=reader", f"--serviceaccount={namespace}:default")
+    envtest.kubectl(*binding, "-n", namespace)
+    token, file = tmp_path / "token", tmp_path / "kubeconfig"
+    valid = envtest.kubectl("create", "token", "default", "-n", namespace).strip()
+    token.write_text(valid)
+    write_kubeconfig(file, envtest.server, envtest.folder / "pki" / "ca.crt", {"tokenFile": str(token)})
+    async with Api.open(file) as other:
+        _, version = await other.list(paths.configmaps(namespace))
+        token.write_text("wrong")
+        await other._login.renew()
+        token.write_text(valid)
+        with pytest.raises(ApiUnauthorized):
+            await anext(other.watch(paths.configmaps(namespace), None, version))
+        await api.create(paths.configmaps(namespace), configmap("two"))
+        async with asyncio.timeout(DEADLINE):
+            event = await anext(other.watch(paths.configmaps(namespace), None, version))
+        assert event["object"]["metadata"]["name"] == "two"
+
+
 async def test_without_a_cluster_there_is_nothing_to_open(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no Kubernetes cluster"):
         async with Api.open(tmp_path / "none"):
