@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -80,13 +81,17 @@ class Loop:
         self._tasks = Tasks()
         self._causes: dict[str, int] = {}
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self.stepped: Callable[[float], None] = lambda seconds: None
+        """Called with how long each round took."""
 
     async def run(self, enactor: Enactor) -> None:
         """Keep things as they should be."""
         try:
             while True:
                 self._woken.clear()
+                began = time.perf_counter()
                 wake_at = self._step(enactor)
+                self.stepped(time.perf_counter() - began)
                 await self._wait(wake_at)
         finally:
             self._stopped = True

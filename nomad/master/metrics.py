@@ -42,6 +42,7 @@ _GAUGES = {
 
 
 PAUSES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+ROUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 PHASES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -72,10 +73,20 @@ class Metrics(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self._moves = Moves(self._registry)
+        self._rounds = Histogram(
+            "nomad_reconcile_seconds",
+            "One round of the master's loop: compare all that is wanted with what is seen, and decide.",
+            buckets=ROUNDS,
+            registry=self._registry,
+        )
 
     def moved(self, move: MoveView) -> None:
         """A move has come to its end."""
         self._moves.add(move)
+
+    def stepped(self, seconds: float) -> None:
+        """The master's loop has gone round once."""
+        self._rounds.observe(seconds)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
