@@ -41,7 +41,6 @@ SILENCE = 150.0
 """Seconds without a byte after which a watch is taken for dead: bookmarks come about every minute."""
 
 ATTEMPTS = 5  # how often what the API asks to send again later is sent
-
 LONGEST_PAUSE = 10.0  # seconds; an API that wants more patience than that is unavailable
 
 PAGE = 500  # objects of a list: some megabytes
