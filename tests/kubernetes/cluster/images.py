@@ -202,6 +202,7 @@ def make(environment: Mapping[str, str], *arguments: str) -> None:
     command = [str(TREE / "images" / "build.sh"), "--network", "host", *arguments]
     print(f"building images: {' '.join(command)}", file=sys.stderr, flush=True)
     run(command, environment)
+    run(["docker", "image", "prune", "--force", "--filter", "until=24h"], environment)
 
 
 def answers(environment: Mapping[str, str]) -> bool:

@@ -116,6 +116,11 @@ class Node:
     def load(self, archive: Path) -> None:
         """Images of a `docker save` or an OCI archive."""
         self.ctr("images", "import", "--no-unpack=false", str(archive))
+        rows = [line.split() for line in self.ctr("images", "list").splitlines()[1:]]
+        named = {digest for name, _, digest, *_ in rows if not name.startswith("sha256:")}
+        replaced = [name for name, _, digest, *_ in rows if digest not in named]
+        if replaced:  # what has no name any more is only in the way; containers that run keep what they need
+            self.ctr("images", "remove", *replaced)
 
     def images(self) -> list[str]:
         return self.ctr("images", "list", "--quiet").split()
