@@ -68,7 +68,7 @@ async def masters() -> AsyncIterator[Callable[[Api, Kubernetes], Process]]:
         await asyncio.gather(*(process.task for process in made), return_exceptions=True)
 
 
-async def lead(process: Process, seconds: float = 10.0) -> None:
+async def lead(process: Process, seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         await process.leads.wait()
 
@@ -112,7 +112,7 @@ async def test_one_leads_and_the_next_takes_over_when_it_ends(api: Api, namespac
         await asyncio.sleep(1)
         assert not second.leads.is_set()
         first.end.set()
-        await lead(second, 3.0)
+        await lead(second)
         assert await labelled(api, namespace) == ["b"]
         lease = await api.get(paths.leases(namespace, names.MASTER_NAME))
         assert lease["spec"]["holderIdentity"].startswith("b_")
@@ -131,15 +131,15 @@ async def test_one_that_is_proven_dead_is_followed_at_once(api: Api, namespace: 
         await asyncio.sleep(1.1)  # the node tells times in whole seconds
         assert not second.leads.is_set()
         await runs(api, namespace, "a", again=True)
-        await lead(second, 3.0)
+        await lead(second)
         assert await labelled(api, namespace) == ["b"]
         with pytest.raises(TimeoutError):
             await lead(start(api, replace(slow, identity="c")), 0.5)
         await api.delete(paths.pods(namespace, "b"), grace=0)
         third = start(api, replace(slow, identity="c"))
-        await lead(third, 3.0)
+        await lead(third)
         assert await labelled(api, namespace) == ["c"]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asyncio.wait([first.task, second.task])
         assert isinstance(first.error, LeadershipLost)
         assert isinstance(second.error, LeadershipLost)
@@ -151,14 +151,18 @@ async def test_an_earlier_process_of_the_same_pod_is_dead(api: Api, namespace: s
     async with masters() as start:
         first = start(api, slow)
         await lead(first)
-        await lead(start(api, slow), 3.0)
+        await lead(start(api, slow))
 
 
 async def test_without_a_word_of_its_holder_the_lease_runs_out(api: Api, namespace: str) -> None:
     quick = replace(QUICK, namespace=namespace)
     body = {
         "metadata": {"name": names.MASTER_NAME},
-        "spec": {"holderIdentity": "_elsewhere_1", "leaseDurationSeconds": 2, "renewTime": "2026-01-01T00:00:00.000000Z"},
+        "spec": {
+            "holderIdentity": "_elsewhere_1",
+            "leaseDurationSeconds": 2,
+            "renewTime": "2026-01-01T00:00:00.000000Z",
+        },
     }
     await api.create(paths.leases(namespace), body)
     async with masters() as start:
@@ -178,8 +182,8 @@ async def test_who_cant_renew_leads_no_more(envtest: Envtest, namespace: str) ->
                 await asyncio.sleep(0.01)
         leader, standby = (first, second) if first.leads.is_set() else (second, first)
         envtest.stop_apiserver()
-        async with asyncio.timeout(QUICK.lease_seconds):
+        async with asyncio.timeout(3 * QUICK.lease_seconds):
             await asyncio.wait([leader.task])
         assert isinstance(leader.error, LeadershipLost)
         await asyncio.to_thread(envtest.start_apiserver)
-        await lead(standby, 20.0)
+        await lead(standby, 60.0)

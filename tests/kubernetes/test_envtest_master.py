@@ -67,9 +67,10 @@ async def test_a_pipeline_over_rest(there: tuple[World, Host]) -> None:
 
 @pytest.mark.parametrize("how", ["ended", "killed"])
 async def test_the_next_master_goes_on(there: tuple[World, Host], how: str) -> None:
-    """No operator is started again, whichever way the master went."""
+    """No operator is started again, whichever way the master went; and nobody waits for the lease to run out."""
     here, _ = there
-    first, second = await here.start("master-a"), await here.start("master-b")
+    slow = ("--lease-seconds", "600", "--renew-seconds", "300")
+    first, second = await here.start("master-a", *slow), await here.start("master-b", *slow)
     await here.until(lambda: first.leads or second.leads)
     leader, other = (first, second) if first.leads else (second, first)
     async with await here.leads(leader) as cluster:
@@ -78,7 +79,6 @@ async def test_the_next_master_goes_on(there: tuple[World, Host], how: str) -> N
     assert await other.get("/api/v1/pipelines") == 503
     assert not other.leads
     await asyncio.sleep(1.1)  # nodes tell times in whole seconds
-    began = time.monotonic()
     if how == "ended":
         assert await leader.end() == 0
     else:
@@ -86,7 +86,6 @@ async def test_the_next_master_goes_on(there: tuple[World, Host], how: str) -> N
         await container(here.api, here.namespace, leader.identity, died=True)
     async with await here.leads(other) as cluster:
         view = await here.phase(cluster, "p", "running")
-        assert time.monotonic() - began < 10.0
         assert [op.pod for op in view.operators] == pods
         assert [op.restarts for op in view.operators] == [0, 0, 0]
         labelled = await here.objects(paths.pods, **{names.LEADER_LABEL: "true"})
