@@ -59,6 +59,8 @@ class Judge:
         self._heard = 0
         self._tracks = detect.Tracks()
         self._cases: dict[str, Case] = {}
+        self._nodes: tuple[NodeInfo, ...] = ()
+        self._node_ids: frozenset[str] = frozenset()
 
     def case(self, pipeline: str) -> Case:
         """What is remembered of a pipeline."""
@@ -83,12 +85,12 @@ class Judge:
             changed=any(True for _ in self._changed(scene, now)),
             overloaded=bool(self.overloaded(scene.spec)),
             settled=self._settled(scene.spec),
-            nodes=frozenset(node.id for node in scene.nodes),
+            nodes=self._ids(scene.nodes),
         )
 
     def looked(self, scene: Scene, now: float) -> None:
         """A look was taken."""
-        nodes = frozenset(node.id for node in scene.nodes)
+        nodes = self._ids(scene.nodes)
         self.case(scene.spec.id).watch.looked(now, settled=self._settled(scene.spec), nodes=nodes)
 
     def decide(self, scene: Scene, situation: Situation, now: float) -> Decision:
@@ -103,22 +105,23 @@ class Judge:
         knowledge = Knowledge(self._book, levels)
         for signal, level in self._tracks.levels(now):
             levels[signal], errors[signal] = level.value, level.error
+        overloaded = self.overloaded(spec)
+        problem = build(
+            spec,
+            knowledge,
+            scene.nodes,
+            pins=scene.pins,
+            others=scene.others,
+            demand=self._demand(scene, knowledge, overloaded),
+            now=scene.placement,
+        )
         if len(scene.nodes) > MOST_PAIRS_NODES:
-            for a, b in itertools.combinations(sorted(node.id for node in scene.nodes), 2):
+            for a, b in itertools.combinations(sorted(node["id"] for node in problem["nodes"]), 2):
                 link = self._book.link(a, b)
                 if link.derived and link.latency is not None:
                     errors["latency", (a, b)] = link.latency.deviation
-        overloaded = self.overloaded(spec)
         return Situation(
-            problem=build(
-                spec,
-                knowledge,
-                scene.nodes,
-                pins=scene.pins,
-                others=scene.others,
-                demand=self._demand(scene, knowledge, overloaded),
-                now=scene.placement,
-            ),
+            problem=problem,
             placement=scene.placement,
             errors=errors,
             overloaded=overloaded,
@@ -144,6 +147,12 @@ class Judge:
         return found
 
     # -- inside
+
+    def _ids(self, nodes: tuple[NodeInfo, ...]) -> frozenset[str]:
+        """Many pipelines are looked at with the same nodes."""
+        if nodes is not self._nodes:
+            self._nodes, self._node_ids = nodes, frozenset(node.id for node in nodes)
+        return self._node_ids
 
     def _queue(self, pipeline: str, operator: str) -> float:
         queue = self._book.operator(pipeline, operator).queue
@@ -172,7 +181,7 @@ class Judge:
 
     def _changed(self, scene: Scene, now: float) -> Iterator[tuple[str, tuple[str, ...], detect.Track]]:
         """What changed lately and concerns the pipeline."""
-        nodes = {node.id for node in scene.nodes}
+        nodes = self._ids(scene.nodes)
         names = {op.name for op in scene.spec.operators}
         for kind, key, track in self._tracks.changed(now - self.settings.watch):
             if kind in detect.OF_NODES:

@@ -9,6 +9,7 @@ as on any cluster, that has to be measured.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ DEFAULT_OUTPUT = 1024.0
 OPEN = frozenset({"schedulable"})
 """What nodes have that take new operators, and operators require that aren't on one already that takes none; left out
 where all take some."""
+MOST_NODES = 64
+"""Of larger clusters about so many are looked at for one pipeline: a problem grows with the square of its nodes."""
 DEFAULT_RATE = 1.0
 """Messages per second of a source that doesn't say: so few that no limit is what decides."""
 
@@ -112,7 +115,7 @@ def build(
     """The problem, with routing `direct`: pods dial one another. `nodes`: those that are there; `pins`: operator ->
     node, those of the ends included; `others`: the pipelines that run beside it. `demand`: times the rate that is seen,
     where the source is known to be held back. `now`: operator -> the node where it runs, which it may stay on though
-    that takes no new operators.
+    that takes no new operators. Of more than `MOST_NODES` nodes those that don't suit any operator well are left out.
     """
     now = now or {}
     taken = {*now.values(), *pins.values()}
@@ -121,6 +124,10 @@ def build(
     others = list(others)
     cpu, memory, flows = _taken(others, knowledge)
     devices = devices_taken(others)
+    if len(there) > MOST_NODES:
+        near = _near(spec, knowledge, there, pins, now, Taken(cpu, memory, devices))
+        there = {id: node for id, node in there.items() if id in near}
+        closed &= near
     operators = [knowledge.operator(spec, number) for number in range(len(spec.operators))]
     links = []
     for source in there:
@@ -172,6 +179,50 @@ def build(
             "edges": [list(edge) for edge in spec.edges],
         },
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What other pipelines have of each node."""
+
+    cpu: Mapping[str, float]
+    memory_mb: Mapping[str, float]
+    devices: Mapping[str, Mapping[str, int]]
+
+
+def _near(
+    spec: PipelineSpec,
+    knowledge: Knowledge,
+    nodes: Mapping[str, NodeInfo],
+    pins: Mapping[str, str],
+    now: Mapping[str, str],
+    taken: Taken,
+) -> set[str]:
+    """Where the operators are, and for each that isn't bound the nodes that would suit it best if it were alone: those
+    that have what it needs, by how far they are from the pipeline's ends and how fast they are, the idle ones first.
+    """
+    found = {node for node in (*pins.values(), *now.values()) if node in nodes}
+    ends = [node for node in dict.fromkeys((spec.start, spec.end)) if node in nodes]
+    away = {id: sum(knowledge.link(end, id)[0] for end in ends if end != id) for id in nodes}
+    speeds = {id: knowledge.speed(node) for id, node in nodes.items()}
+    load = {id: taken.cpu.get(id, 0.0) / max(speeds[id] * node.cores, 1e-6) for id, node in nodes.items()}
+    arriving = rates(spec, knowledge)
+    free = [(number, op) for number, op in enumerate(spec.operators) if op.name not in pins]
+    ranked = []
+    for number, op in free:
+        work = knowledge.operator(spec, number).work
+        cost: dict[str, tuple[int, float, float, str]] = {}
+        for id, node in nodes.items():
+            lacks = len(missing(op, node, taken.devices.get(id, {}))) + (not node.schedulable)
+            lacks += node.memory_mb - taken.memory_mb.get(id, 0.0) < op.memory_mb
+            lacks += node.cores * speeds[id] * (1 - load[id]) < work * arriving[op.name]
+            cost[id] = lacks, away[id] + work / speeds[id], load[id], id
+        ranked.append(heapq.nsmallest(MOST_NODES, nodes, key=cost.__getitem__))
+    for best in zip(*ranked, strict=True):
+        if len(found) >= MOST_NODES:
+            break
+        found.update(best)
+    return found
 
 
 def requires(op: OperatorSpec) -> frozenset[str]:

@@ -11,7 +11,10 @@ import asyncio
 import importlib
 import logging
 import math
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +29,7 @@ from nomad.master.placing import view
 from nomad.master.problem import Placed, devices_taken
 from nomad.master.state import Desired, DesiredPipeline, Goal, Observed
 from nomad.master.views import ConsideredView, ExplainedOperatorView, ExplainView
+from nomad.runtime.base import NodeInfo
 from nomad.scheduler.drift import Decision, Order, Situation
 from nomad.scheduler.sustain import describe_at_most
 
@@ -33,6 +37,56 @@ log = logging.getLogger(__name__)
 
 ROUND = 0.5
 """Seconds between two looks at the least: heart-beats come twice a second."""
+
+
+SHARE, BURST = 0.05, 2.0
+"""Of one core, what looking may take in the long run, and seconds of it that may be taken at once. Where there are
+hundreds of pipelines or nodes they are looked at less often.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What is the same for all pipelines that are looked at at one moment."""
+
+    nodes: tuple[NodeInfo, ...]
+    """Those that are there."""
+    ids: frozenset[str]
+    placed: Mapping[str, Placed]
+    """By id, the pipelines that aren't over."""
+
+
+class Allowance:
+    """Keeps to `SHARE`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._at = clock.now()
+        self._left = BURST
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """The CPU time of this thread counts. Nothing is to be awaited inside."""
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self.take(time.thread_time() - began)
+
+    def take(self, seconds: float) -> None:
+        """So much was used."""
+        self._left -= seconds
+
+    @property
+    def spent(self) -> bool:
+        return self._left < 0
+
+    def pause(self) -> float:
+        """Seconds until there is something left."""
+        now = self._clock.now()
+        self._left = min(BURST, self._left + SHARE * (now - self._at))
+        self._at = now
+        return max(0.0, -self._left / SHARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +125,11 @@ class Replanner:
         """The pipelines that something may be remembered of."""
         self._looks: dict[str, Look] = {}
         self._moving: set[str] = set()
+        self._allowance = Allowance(clock)
+        self._turn: deque[str] = deque()
+        """Ids of pipelines, those first that weren't looked at for longest."""
+        self._around: Around | None = None
+        """None: to be looked up."""
         self._troubles: dict[str, str] = {}
         """Why a pipeline couldn't be looked at the last time."""
 
@@ -80,8 +139,10 @@ class Replanner:
         while True:
             await self._heard.wait()
             self._heard.clear()
-            self._listen()
-            for id, wanted in list(self._desired.pipelines.items()):
+            self._around = None
+            with self._allowance.taken():
+                self._listen()
+            for id, wanted in self._in_turn():
                 try:
                     await self._look(id, wanted)
                     self._troubles.pop(id, None)
@@ -89,7 +150,9 @@ class Replanner:
                     self._trouble(id, str(exc), None)
                 except Exception as exc:  # noqa: BLE001 - advice on placement must not end what keeps pipelines at work
                     self._trouble(id, f"{type(exc).__name__}: {exc}", exc)
-            await self._clock.sleep(ROUND)
+                if self._allowance.spent:
+                    break  # the others are first in the next round
+            await self._clock.sleep(max(ROUND, self._allowance.pause()))
 
     def problem(self, wanted: DesiredPipeline) -> Mapping[str, Any]:
         """A pipeline's placement problem as it is now, placed or not: what is counted on, and what the others take."""
@@ -154,7 +217,16 @@ class Replanner:
                 self._moving.discard(id)
                 self._troubles.pop(id, None)
                 self._judge.forget(id)
+        new = self._desired.pipelines.keys() - self._known.keys()
+        self._turn = deque(id for id in (*new, *self._turn) if id in self._desired.pipelines)
         self._known.update(self._desired.pipelines)
+
+    def _in_turn(self) -> Iterator[tuple[str, DesiredPipeline]]:
+        """All pipelines once, beginning where the last round has ended."""
+        for id in list(self._turn):
+            self._turn.rotate(-1)
+            if (wanted := self._desired.pipelines.get(id)) is not None:
+                yield id, wanted
 
     async def _look(self, id: str, wanted: DesiredPipeline) -> None:
         now = self._clock.now()
@@ -164,14 +236,16 @@ class Replanner:
         if id in self._moving:
             self._moving.discard(id)
             self._judge.case(id).history.finished(now)
-        if not wanted.moves or not self._runs(id, wanted):
-            return
-        scene = self._scene(wanted)
-        cause = self._judge.cause(scene, now)
-        if cause is None:
-            return
-        situation = self._judge.situation(scene, now)
-        decision = await asyncio.to_thread(self._judge.decide, scene, situation, now)
+        with self._allowance.taken():
+            if not wanted.moves or not self._runs(id, wanted):
+                return
+            scene = self._scene(wanted)
+            cause = self._judge.cause(scene, now)
+            if cause is None:
+                return
+            situation = self._judge.situation(scene, now)
+        decision = await asyncio.to_thread(self._decide, scene, situation, now)
+        self._around = None
         if self._desired.pipelines.get(id) is not wanted:
             return  # it was removed meanwhile
         self._judge.looked(scene, now)
@@ -182,6 +256,11 @@ class Replanner:
         changed = wanted.orders or not wanted.moves
         if not changed and self._scene(wanted).placement == scene.placement:
             await self._order(wanted, decision.order, situation, cause)
+            self._around = None
+
+    def _decide(self, scene: Scene, situation: Situation, now: float) -> Decision:
+        with self._allowance.taken():
+            return self._judge.decide(scene, situation, now)
 
     async def _order(self, wanted: DesiredPipeline, order: Order, situation: Situation, cause: str) -> None:
         id = wanted.spec.id
@@ -214,32 +293,42 @@ class Replanner:
         if have is None or have.outcome is not None or wanted.goal is not Goal.RUN or self._desired.closing:
             return False
         states = [self._observed.pods.get(op.pod or "") for op in have.operators.values()]
-        there = {node.id for node in self._observed.nodes.values() if node.ready}
         at_work = all(state is not None and state.ready_at is not None for state in states)
-        return at_work and there.issuperset(self._placement(wanted).values())
+        return at_work and self._surroundings().ids.issuperset(self._placement(wanted).values())
 
     def devices_taken(self, wanted: DesiredPipeline) -> dict[str, dict[str, int]]:
         """Of each node the devices that other pipelines have there."""
+        self._around = None
         return devices_taken(self._others(wanted))
 
-    def _others(self, wanted: DesiredPipeline) -> list[Placed]:
-        return [
-            Placed(other.spec, self._placement(other))
-            for id, other in self._desired.pipelines.items()
-            if other is not wanted and not self._loop.is_over(id)
-        ]
+    def _others(self, wanted: DesiredPipeline) -> tuple[Placed, ...]:
+        return tuple(placed for id, placed in self._surroundings().placed.items() if id != wanted.spec.id)
+
+    def _surroundings(self) -> Around:
+        if self._around is None:
+            nodes = tuple(node for node in self._observed.nodes.values() if node.ready)
+            self._around = Around(
+                nodes,
+                frozenset(node.id for node in nodes),
+                {
+                    id: Placed(other.spec, self._placement(other))
+                    for id, other in self._desired.pipelines.items()
+                    if not self._loop.is_over(id)
+                },
+            )
+        return self._around
 
     def _placement(self, wanted: DesiredPipeline) -> dict[str, str]:
         return {name: placed.node for name, placed in wanted.placement.items()}
 
     def _scene(self, wanted: DesiredPipeline) -> Scene:
-        nodes = tuple(node for node in self._observed.nodes.values() if node.ready)
-        there = {node.id for node in nodes}
-        pins = {name: node for name, node in wanted.bound.items() if node in there}
-        return Scene(wanted.spec, self._placement(wanted), pins, nodes, tuple(self._others(wanted)))
+        around = self._surroundings()
+        pins = {name: node for name, node in wanted.bound.items() if node in around.ids}
+        return Scene(wanted.spec, self._placement(wanted), pins, around.nodes, self._others(wanted))
 
     def _situation(self, wanted: DesiredPipeline) -> Situation:
         self._listen()
+        self._around = None
         return self._judge.situation(self._scene(wanted), self._clock.now())
 
 

@@ -182,6 +182,8 @@ class Tracks:
 
     def __init__(self) -> None:
         self._tracks: dict[tuple[str, tuple[str, ...]], Track] = {}
+        self._lately: dict[tuple[str, tuple[str, ...]], Track] = {}
+        """Those that have changed since the time that was asked for last."""
 
     def feed(self, samples: Iterable[tuple[str, tuple[str, ...], float, float]]) -> None:
         """Take in (kind, key, value, time)."""
@@ -192,7 +194,10 @@ class Tracks:
             track = self._tracks.get((kind, key))
             if track is None:
                 track = self._tracks[kind, key] = Track(floor)
+            before = track.changed_at
             track.feed(value, time)
+            if track.changed_at != before:
+                self._lately[kind, key] = track
 
     def levels(self, now: float) -> Iterator[tuple[tuple[str, tuple[str, ...]], Level]]:
         """Of all."""
@@ -200,11 +205,13 @@ class Tracks:
             yield name, track.level(now)
 
     def changed(self, since: float) -> list[tuple[str, tuple[str, ...], Track]]:
-        """What changed after this time."""
-        return [(*name, track) for name, track in self._tracks.items() if track.changed_at > since]
+        """What changed after this time, which is never before the one that was asked for last."""
+        for name in [name for name, track in self._lately.items() if track.changed_at <= since]:
+            del self._lately[name]
+        return [(*name, track) for name, track in self._lately.items()]
 
     def forget(self, pipeline: str) -> None:
         """It was removed."""
-        self._tracks = {
-            (kind, key): track for (kind, key), track in self._tracks.items() if kind in OF_NODES or key[0] != pipeline
-        }
+        for tracks in (self._tracks, self._lately):
+            for kind, key in [name for name in tracks if name[0] not in OF_NODES and name[1][0] == pipeline]:
+                del tracks[kind, key]
