@@ -29,7 +29,9 @@ IN_PLACE_BYTES = 1 << 16
 JOIN_BYTES = 1 << 14
 """Neighbouring buffers below this size are joined for writing."""
 SCRATCH_BYTES = 1 << 18
-"""Reused buffer of a splitter for all that is small."""
+"""Reused buffer of a splitter for all that is small, once more than `FIRST_BYTES` have come at once."""
+FIRST_BYTES = 1 << 12
+"""Before that: a master has thousands of connections over which little is said."""
 FRAME_OVERHEAD = 128
 """What a waiting frame counts for beyond its bytes, so that empty ones are bounded too."""
 _LOOK_AHEAD = 16
@@ -127,7 +129,7 @@ class Splitter:
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_bytes = max_bytes
         self._pool = Pool()
-        self._scratch = fresh(SCRATCH_BYTES)
+        self._scratch = fresh(FIRST_BYTES)
         self._stage = _Stage.PREFIX
         self._want = PREFIX.size  # bytes of the piece that comes next
         self._end = 0  # bytes of it in scratch
@@ -191,7 +193,10 @@ class Splitter:
                 start = end
             break
         self._end = end - start
-        if start and self._end:
+        if len(scratch) == FIRST_BYTES and (end == FIRST_BYTES or self._want > FIRST_BYTES):
+            self._scratch = fresh(SCRATCH_BYTES)
+            self._scratch[: self._end] = scratch[start:end]
+        elif start and self._end:
             scratch[: self._end] = scratch[start:end]
 
     def _split(self, start: int, end: int, frames: list[Frame]) -> int:
