@@ -86,6 +86,7 @@ class Pipelines:
     def __init__(self, api: Api, namespace: str, writes: Writes) -> None:
         self.held: dict[str, Held] = {}
         """By the object's name. For reading."""
+        self._names: dict[str, set[str]] = {}  # by id: objects that have it, or have had it
         self._api = api
         self._namespace = namespace
         self._writes = writes
@@ -102,6 +103,7 @@ class Pipelines:
             held = self.held[name] = Held(name, uid, found)
         elif _version(found) >= _version(held.found):
             held.found = found
+        self._names.setdefault(held.id, set()).add(name)
         return held
 
     def lost(self, name: str, uid: str) -> None:
@@ -110,10 +112,15 @@ class Pipelines:
         if held is not None and held.uid == uid:
             held.gone = True
             del self.held[name]
+            if names := self._names.get(held.id):
+                names.discard(name)
+                if not names:
+                    del self._names[held.id]
 
     def of(self, pipeline: str) -> Held | None:
         """The Pipeline of that id: the one that was taken on, where there are several."""
-        mine = [held for held in self.held.values() if not held.gone and held.id == pipeline]
+        found = (self.held.get(name) for name in self._names.get(pipeline, ()))
+        mine = [held for held in found if held is not None and not held.gone and held.id == pipeline]
         return min(mine, key=lambda held: (not held.known, held.name), default=None)
 
     async def create(self, content: Json, id: str) -> Held:

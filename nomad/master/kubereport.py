@@ -32,7 +32,8 @@ GATHER = 0.2
 """Seconds from an event to the status that shows it: what happens together is shown together."""
 
 EVERY = 10.0
-"""Seconds between looks at what changes without events. They ask for nothing."""
+MOST = 50
+"""Seconds between looks at what changes without events, and at how many pipelines. They ask for nothing."""
 
 LATENCY_EVERY = 60.0
 """Seconds from one status that was only written for a new latency to the next."""
@@ -42,6 +43,9 @@ LATENCY_CHANGE = 0.25
 
 BURST, REFILL = 20, 10.0
 """Events of one pipeline at once, and seconds to the next."""
+
+WRITTEN_AT_ONCE = 20
+"""Events of all pipelines: statuses, which people look at first, mustn't wait behind them."""
 
 _NORMAL, _WARNING = "Normal", "Warning"
 
@@ -86,6 +90,8 @@ class Reporter:
         self._identity = (identity or "nomad")[:128]
         self._clock = clock
         self._woken = asyncio.Event()
+        self._due: dict[str, None] = {}  # ids of the pipelines to look at
+        self._writing = 0
         self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
         self._latency_at: dict[str, float] = {}
         self._refused: dict[str, str] = {}
@@ -100,7 +106,7 @@ class Reporter:
                     await self._woken.wait()
                     await self._clock.sleep(GATHER)
                     self._woken.clear()
-                    await self._show_all()
+                    await self._show_due()
         finally:
             await self._tasks.close()
 
@@ -139,8 +145,12 @@ class Reporter:
         if allowance.left < 1 or allowance.last == (reason, note):
             log.debug("no Event of %s: %s", held.name, note)
             return
+        if self._writing >= WRITTEN_AT_ONCE:
+            log.debug("no Event of %s, there are too many at once: %s", held.name, note)
+            return
         allowance.left -= 1
         allowance.last = (reason, note)
+        self._writing += 1
         self._tasks.start(self._write(held, kind, reason, note), name="write an Event")
 
     # Inside
@@ -149,24 +159,30 @@ class Reporter:
         async for event in self._master.subscribe_events():
             if event.pipeline is None:
                 continue
+            self._due[event.pipeline] = None
             self._woken.set()
             held = self._store.held(resource.object_name(event.pipeline)) or self._store.of(event.pipeline)
             if held is not None and held.id == event.pipeline and event.kind in SHOWN:
                 self.event(held, *SHOWN[event.kind], _note(event))
 
     async def _look_again(self) -> None:
+        left: list[str] = []
         while True:
+            left = left or [held.id for held in self._store.known()]
+            self._due.update(dict.fromkeys(left[:MOST]))
+            del left[:MOST]
             self._woken.set()
             await self._clock.sleep(EVERY)
 
-    async def _show_all(self) -> None:
-        for view in self._master.pipelines():
-            held = self._store.of(view.id)
+    async def _show_due(self) -> None:
+        due, self._due = self._due, {}
+        for id in due:
+            held = self._store.of(id)
             if held is not None and held.known:
                 try:
                     await self._show(held)
                 except StateError as exc:
-                    log.debug("the status of %s can't be shown yet: %s", view.id, exc)
+                    log.debug("the status of %s can't be shown yet: %s", id, exc)
 
     async def _show(self, held: Held) -> None:
         try:
@@ -242,6 +258,8 @@ class Reporter:
             await self._api.create(paths.events(self._namespace), body)
         except ApiError as exc:
             log.debug("an Event of %s is lost: %s", held.name, exc)
+        finally:
+            self._writing -= 1
 
 
 def _note(event: EventView) -> str:

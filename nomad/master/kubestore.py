@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 SWEEP_AFTER = 60.0
 """Seconds from the start to the first look for bundles that no pipeline has; takeover has other things to do."""
 
+LOADS_AT_ONCE = 16
+"""Pipelines that are read at the same time when a master begins."""
+
 LINK_KEY = "key"
 
 
@@ -129,6 +132,10 @@ class KubernetesStore:
         """The Pipeline of that id: the one that was taken on, where there are several."""
         return self._pipelines.of(pipeline)
 
+    def known(self) -> list[Held]:
+        """The Pipelines that a master has taken on."""
+        return [held for held in self._pipelines.held.values() if held.known]
+
     async def report(self, held: Held, change: Change) -> None:
         """Change what a status shows to people; without effect, and without a request, where it shows that already."""
         await self._pipelines.write_status(held, change, USER)
@@ -179,12 +186,16 @@ class KubernetesStore:
 
     async def pipelines(self) -> list[StoredPipeline]:
         """Those that a master has taken on, oldest first. One that can't be read is left as it is, and logged."""
-        found = []
-        for held in [held for held in self._pipelines.held.values() if held.known]:
-            try:
-                found.append(await self._load(held))
-            except (InvalidRequestError, KeyError, TypeError) as exc:
-                log.error("Pipeline %s can't be read, and isn't looked after: %s", held.name, exc)
+        found, limit = [], asyncio.Semaphore(LOADS_AT_ONCE)
+
+        async def load(held: Held) -> None:
+            async with limit:
+                try:
+                    found.append(await self._load(held))
+                except (InvalidRequestError, KeyError, TypeError) as exc:
+                    log.error("Pipeline %s can't be read, and isn't looked after: %s", held.name, exc)
+
+        await asyncio.gather(*(load(held) for held in self.known()))
         return sorted(found, key=lambda stored: (stored.wanted.created, stored.wanted.spec.id))
 
     async def add_pipeline(self, wanted: DesiredPipeline, bundle: bytes) -> None:
