@@ -277,12 +277,14 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     try:
-        async with Api.open(kubeconfig, context) as api:
+        # What proves that this one leads never waits behind what it has to write.
+        async with Api.open(kubeconfig, context) as api, Api.open(kubeconfig, context) as lease_api:
             reviews: Callable[[str], Awaitable[bool]] | None = None
             if allowed is not None:
                 reviews = TokenReviews(api, *allowed, SystemClock())
             log.info("namespace %s of %s; waiting to lead", settings.kubernetes.namespace, api.server)
-            async with serve_in_cluster(settings, api, other_tokens=reviews, lost=_end_soon) as served:
+            leading = serve_in_cluster(settings, api, lease_api, other_tokens=reviews, lost=_end_soon)
+            async with leading as served:
                 leads.set()
                 log.info("leads: REST at %s, pods dial %s", served.url, settings.kubernetes.control)
                 await over.wait()

@@ -65,6 +65,10 @@ RELAY = "relay"
 """What the relay calls itself, whose key is made of that."""
 
 
+ADOPT_EACH = 0.02
+"""Seconds that a restarted master waits for each pod of its predecessor: thousands can't all report at once."""
+
+
 @dataclass(slots=True)
 class Parts:
     """A master's parts, wired."""
@@ -162,6 +166,8 @@ async def assemble(
         observer = Observer(observed, book, clock, woken.set, settings.heartbeats.overdue)
         moves = MoveLog(store, events, clock, settings.reconcile.moving.kept)
         requested = _restore(desired, observer, moves, await store.pipelines(), clock)
+        grace = max(settings.reconcile.adopt_grace, ADOPT_EACH * len(requested.pods))
+        settings = replace(settings, reconcile=replace(settings.reconcile, adopt_grace=grace))
         for wanted in desired.pipelines.values():
             declare_profile(book, wanted.spec, clock.now())
         keys = own.keys

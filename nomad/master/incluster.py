@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 async def serve_in_cluster(
     settings: Settings,
     api: Api,
+    lease_api: Api | None = None,
     *,
     clock: Clock | None = None,
     other_tokens: Callable[[str], Awaitable[bool]] | None = None,
@@ -46,6 +47,7 @@ async def serve_in_cluster(
 ) -> AsyncIterator[Served]:
     """Wait until this process leads, and run a master until the block ends. Pods go on after that.
 
+    `lease_api`: other connections to the same cluster, for the lease alone.
     `settings.control`: where pods are listened for. `lost(why)` is called when it leads no more, which ends the block,
     too: the process should end in a second. Raises `LeadershipLost` when another one may lead, `StateError` and
     `ApiError` when it can't begin, `UsageError` when the port is taken.
@@ -64,7 +66,7 @@ async def serve_in_cluster(
         stack.callback(sock.close)
         waiting = await stack.enter_async_context(AsyncExitStack())
         await waiting.enter_async_context(answering(rest.standby(), sock.dup()))
-        await stack.enter_async_context(leading(api, settings.kubernetes, clock, lost=fence))
+        await stack.enter_async_context(leading(lease_api or api, settings.kubernetes, clock, lost=fence))
         await stack.enter_async_context(_certified(settings, api, clock))
         store = await KubernetesStore.open(
             api, settings.kubernetes.namespace, settings.kubernetes.identity, clock=clock

@@ -46,6 +46,13 @@ from nomad.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
+LONG = 0.02
+"""Seconds. On clusters so large that a round takes longer, there is a pause after it, of so many times what it took:
+who reports meanwhile, thousands perhaps, isn't kept waiting, and is looked at together.
+"""
+BREATHE = 2.0
+LONGEST_PAUSE = 0.5
+
 
 class Loop:
     """`run` until cancelled; `wake` when something changed."""
@@ -89,9 +96,12 @@ class Loop:
         try:
             while True:
                 self._woken.clear()
-                began = time.perf_counter()
+                began = time.thread_time()
                 wake_at = self._step(enactor)
-                self.stepped(time.perf_counter() - began)
+                took = time.thread_time() - began
+                self.stepped(took)
+                if took >= LONG:
+                    await self._clock.sleep(min(LONGEST_PAUSE, BREATHE * took))
                 await self._wait(wake_at)
         finally:
             self._stopped = True
