@@ -1,0 +1,253 @@
+"""Many pipelines that run already, as a master that has just ended left them, and the control channels of their pods.
+
+`Crowd` makes their objects by the master's own store, and their pods, which kwok lets run. No process is in those:
+one process for all of them (this file, as a program) dials the master as each pod would, says that it is at work, and
+from then on, if asked, sends every pod's heart-beats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from nomad import bundle, control, pipeline
+from nomad.bundle import Bundle
+from nomad.clock import SystemClock
+from nomad.control import PodStats, Role
+from nomad.delivery.driver import shake_dialer
+from nomad.errors import ApiExists, DeliveryError, TransportError
+from nomad.kubernetes import paths
+from nomad.kubernetes.api import Api
+from nomad.kubernetes.certificates import Certificates
+from nomad.master.assembly import Secrets
+from nomad.master.enact import Keys
+from nomad.master.kubestore import KubernetesStore
+from nomad.master.state import DesiredPipeline
+from nomad.master.store import StoredOperator
+from nomad.master.views import DataLinkView, PlacementView
+from nomad.pipeline import PipelineSpec
+from nomad.runtime import manifests
+from nomad.runtime.base import PodSpec
+from nomad.settings import Kubernetes
+from nomad.tasks import Tasks
+from nomad.transport import certificates as tls
+from nomad.transport import registry
+from nomad.transport.base import Connection
+from tests.kubernetes.cluster.scale import AT_ONCE, Scale, node_names
+
+OPERATORS = 10
+"""Of each pipeline."""
+IMAGE = "operator:3.11"
+DIALS_AT_ONCE = 64
+DIAL_SECONDS = 30.0
+
+
+def same(value: object) -> object:
+    return value
+
+
+class Crowd:
+    """`pipelines` of `OPERATORS` each, dealt out to the nodes of a cluster."""
+
+    def __init__(self, env: Scale, api: Api, namespace: str, pipelines: int, control: str) -> None:
+        self._env = env
+        self._api = api
+        self._namespace = namespace
+        self._count = pipelines
+        self._settings = Kubernetes(namespace=namespace, images={"3.11": IMAGE}, control=control, warm=0)
+        self.nodes = [name for name, _ in node_names(env.node_count)]
+        self.folder = env.folder / f"crowd-{namespace}"
+        self.keys: Keys
+        self.token: str
+        self.spec: PipelineSpec
+        """Of one of them."""
+
+    @property
+    def size(self) -> int:
+        """How many pods."""
+        return self._count * OPERATORS
+
+    async def make(self) -> None:
+        """All objects; returns when all pods run."""
+        clock = SystemClock()
+        store = await KubernetesStore.open(self._api, self._namespace, "earlier")
+        try:
+            own = await Secrets.of(store)
+            self.keys, self.token = own.keys, own.token
+            certificates = Certificates(self._api, self._namespace, clock)
+            await certificates.renew()
+            certificates.put(self.folder, tls.POD)
+            code = _code(own.signing_key)
+            self.spec = code[0].spec("another", self.nodes[0], self.nodes[-1])
+            limit = asyncio.Semaphore(AT_ONCE)
+
+            async def one(number: int) -> None:
+                async with limit:
+                    await self._pipeline(store, code, number, clock.wall())
+
+            async with asyncio.TaskGroup() as group:
+                for number in range(self._count):
+                    group.create_task(one(number))
+        finally:
+            await store.close()
+        await asyncio.to_thread(self._env.wait_running, self._namespace, self.size)
+
+    async def _pipeline(self, store: KubernetesStore, code: tuple[Bundle, bytes], number: int, now: float) -> None:
+        found, data = code
+        first = number * OPERATORS
+        where = [self.nodes[(first + index) % len(self.nodes)] for index in range(OPERATORS)]
+        spec = found.spec(f"p{number}", where[0], where[-1])
+        placed = {op.name: PlacementView(node, "it was there") for op, node in zip(spec.operators, where, strict=True)}
+        key = bytes(32)
+        await store.add_pipeline(DesiredPipeline(spec, found.digest, key, now, placed, moves=True), data)
+        operators = [
+            StoredOperator(op.name, 1, f"{spec.id}.{op.name}-e1", f"{spec.id}.{op.name}-e1", 0, highest=1)
+            for op in spec.operators
+        ]
+        await asyncio.gather(*(store.save_operator(spec.id, operator) for operator in operators))
+        owner = store.owner(spec.id)
+        for op, node in zip(operators, where, strict=True):
+            assert op.pod is not None
+            pod = PodSpec(
+                op.pod, spec.id, op.name, 1, node, self._settings.control, b"", b"", 3600.0, python=found.python
+            )
+            body = manifests.operator_pod(pod, self._settings, host=node, image=IMAGE, owner=owner)
+            body["spec"]["nodeName"] = node  # the scheduler would only take longer
+            try:
+                await self._api.create(paths.pods(self._namespace), body)
+            except ApiExists:
+                pass
+
+    def plan(self, address: str) -> dict[str, Any]:
+        """What the program needs to be all these pods."""
+        return {
+            "control": address,
+            "tls": str(self.folder),
+            "pod_key": self.keys.pods.hex(),
+            "pods": [[pod, name] for pod, name in self.pods()],
+        }
+
+    def pods(self) -> Iterator[tuple[str, str]]:
+        """Nomad's id and the cluster's name of each."""
+        for number in range(self._count):
+            for index in range(OPERATORS):
+                pipeline_id, operator = f"p{number}", f"operator{index}"
+                yield f"{pipeline_id}.{operator}-e1", manifests.pod_name(pipeline_id, operator, 1)
+
+
+def _code(signing_key: bytes) -> tuple[Bundle, bytes]:
+    operators = [pipeline.source(lambda: 0, name="operator0")]
+    operators += [pipeline.operator(same, name=f"operator{index}") for index in range(1, OPERATORS)]
+    data = bundle.make(pipeline.build(operators), signing_key)
+    return bundle.read(data, bundle.public_key(signing_key)), data
+
+
+class Voices:
+    """The control channels of all pods; a program of its own, told what to do by lines on its standard input."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self._address = plan["control"]
+        self._keys = Keys(bytes.fromhex(plan["pod_key"]), b"")
+        self._pods: list[tuple[str, str]] = [(pod, name) for pod, name in plan["pods"]]
+        self._connected: dict[str, Connection] = {}
+        self._limit = asyncio.Semaphore(DIALS_AT_ONCE)
+        self._tasks = Tasks()
+        self._pace = 0.0
+        self._paced = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until the standard input ends."""
+        for pod, name in self._pods:
+            self._tasks.start(self._keep(pod, name), name=name)
+        self._tasks.start(self._beat(), name="beat")
+        reader = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        while line := await reader.readline():
+            self._pace = float(line)
+            self._paced.set()
+        await self._tasks.close()
+
+    async def _keep(self, pod: str, name: str) -> None:
+        hello = {"epoch": 1, "pid": 1, "assigned": True}
+        while True:
+            try:
+                async with self._limit:
+                    conn = await registry.connect(self._address, timeout=DIAL_SECONDS)
+                    await shake_dialer(conn, self._keys.of(name), name, hello, DIAL_SECONDS)
+                source = ".operator0-" in pod
+                ready = {"type": "ready", "address": None if source else "tls://10.0.0.1:30010", "pid": 1}
+                conn.write([(control.pack(ready),)])
+                conn.write([(control.pack({"type": "status", "role": str(Role.ACTIVE), "links": []}),)])
+                self._connected[pod] = conn
+                while True:
+                    await conn.recv()
+            except (TransportError, DeliveryError, OSError):
+                self._connected.pop(pod, None)
+                await asyncio.sleep(0.5)
+
+    async def _beat(self) -> None:
+        """All pods' heart-beats, spread over the time between two of a pod's."""
+        began = time.monotonic()
+        while True:
+            if not self._pace:
+                self._paced.clear()
+                await self._paced.wait()
+                continue
+            round_began = time.monotonic()
+            due = list(self._connected.items())
+            for index, (pod, conn) in enumerate(due):
+                if index % 50 == 0:
+                    wait = round_began + self._pace * index / len(due) - time.monotonic()
+                    if wait > 0:
+                        await asyncio.sleep(wait)
+                try:
+                    conn.write([(control.pack(heartbeat(pod, time.monotonic() - began)),)])
+                except TransportError:
+                    pass  # it dials again
+            await asyncio.sleep(max(0.01, round_began + self._pace - time.monotonic()))
+
+
+def heartbeat(pod: str, seconds: float) -> dict[str, Any]:
+    """Of an operator that works off ten messages a second."""
+    pipeline_id, _, rest = pod.partition(".")
+    index = int(rest.rpartition("-e")[0].removeprefix("operator"))
+    count = int(10 * seconds)
+    links = []
+    for direction, one, other in (("in", index - 1, index), ("out", index, index + 1)):
+        if one >= 0 and other < OPERATORS:
+            links.append(
+                asdict(
+                    DataLinkView(
+                        link=f"{pipeline_id}:operator{one}>operator{other}",
+                        direction=direction,
+                        state="open",
+                        connected=True,
+                        peer_epoch=1,
+                        rtt=0.01,
+                        rtt_least=0.01 if direction == "out" else None,
+                        reached=1e5 if direction == "out" else None,
+                    )
+                )
+            )
+    stats = PodStats(received=count, processed=count, emitted=count, service_time=0.001, output_bytes=1000.0, busy=0.01)
+    stats = replace(
+        stats, busy_seconds=0.001 * count, sent_bytes=1000 * count, latency_p50=0.05, rss=30 << 20, cpu=seconds / 100,
+        latency_p99=0.06, last_output=b"\x00" * 8, links=links,
+    )  # fmt: skip
+    return {"type": "heartbeat", "stats": asdict(stats), "error": None}
+
+
+def main() -> None:
+    plan = json.loads(sys.stdin.readline())
+    tls.use(Path(plan["tls"]))
+    asyncio.run(Voices(plan).run())
+
+
+if __name__ == "__main__":
+    main()
