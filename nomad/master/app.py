@@ -128,7 +128,7 @@ class Master:
         return next(view for view in self.nodes() if view.id == node)
 
     def links(self) -> list[LinkView]:
-        """Every ordered pair of nodes."""
+        """Every ordered pair of nodes; on large clusters those that are used or were measured."""
         parts = self._parts
         return show.links(parts.desired, parts.observed, parts.book, parts.clock.now())
 

@@ -65,7 +65,7 @@ RELAY = "relay"
 """What the relay calls itself, whose key is made of that."""
 
 
-ADOPT_EACH = 0.02
+ADOPT_EACH = 0.05
 """Seconds that a restarted master waits for each pod of its predecessor: thousands can't all report at once."""
 
 

@@ -32,8 +32,10 @@ GATHER = 0.2
 """Seconds from an event to the status that shows it: what happens together is shown together."""
 
 EVERY = 10.0
+"""Seconds between looks at what changes without events. They ask for nothing."""
+
 MOST = 50
-"""Seconds between looks at what changes without events, and at how many pipelines. They ask for nothing."""
+"""Pipelines that are looked at each time, in turn."""
 
 LATENCY_EVERY = 60.0
 """Seconds from one status that was only written for a new latency to the next."""

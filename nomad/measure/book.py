@@ -191,6 +191,11 @@ class Book:
             derived=derived,
         )
 
+    def ways(self) -> set[tuple[str, str]]:
+        """The directed links that something is known of by more than network coordinates."""
+        pairs = self._latency.keys()
+        return {*pairs, *((b, a) for a, b in pairs), *self._bandwidth, *self._reached}
+
     def node(self, id: str) -> NodeEstimates:
         """What is known of a node."""
         return NodeEstimates(**self._nodes.get(id, {}))

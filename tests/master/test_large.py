@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from nomad.master import show
 from nomad.master.problem import MOST_NODES, Knowledge, Placed, build
 from nomad.master.replan import BURST, SHARE, Allowance
+from nomad.master.state import Desired, Observed
 from nomad.measure.book import Book
 from nomad.pipeline import Kind, OperatorSpec, PipelineSpec
 from nomad.runtime.base import NodeInfo
@@ -58,6 +60,15 @@ def test_those_that_are_full_are_left_out() -> None:
     ]
     found = problem(spec(memory_mb=512.0), NODES, others=placed)
     assert found - {"n0", "n299"} <= {f"n{number}" for number in range(200, 300)}
+
+
+def test_of_many_links_those_that_are_known_are_shown() -> None:
+    observed, book = Observed(), Book()
+    observed.nodes = {node.id: node for node in NODES}
+    book.link_sample("n1", "n2", 1.0, round_trip=0.01)
+    book.link_sample("n3", "gone", 1.0, round_trip=0.01)
+    shown = {(link.source, link.target) for link in show.links(Desired(), observed, book, 2.0)}
+    assert shown == {("n1", "n2"), ("n2", "n1")}
 
 
 def test_looking_at_pipelines_keeps_to_its_share() -> None:
