@@ -11,7 +11,7 @@ from tests.kubernetes.cluster.scale import Scale
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1200)]
 
 PIPELINES = 500
-BEAT = 10.0
+BEAT = 2.0
 
 
 async def test_a_master_of_a_large_cluster(scale: Scale) -> None:
