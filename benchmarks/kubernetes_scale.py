@@ -126,6 +126,7 @@ class Bench:
             restarts = await self._restarts()
             text = f"{took:.1f} s, {used:.1f} s of CPU, {restarts} restarts"
             self._row(f"until all {self.crowd.size} pods have reported", "0 restarts", text, restarts == 0)
+            await self._quiet()
             await self._steadily(process, f"a heart-beat of each pod every {self._beat:g} s")
             await self._changes(master)
             await self._pace(voices, 0.0)
@@ -144,14 +145,14 @@ class Bench:
         await voices.stdin.drain()
 
     async def _quiet(self) -> None:
-        """Until what follows a start is over."""
+        """Until what follows a start is over, or it seems never to be."""
         user = f"system:serviceaccount:{NAMESPACE}:nomad-master"
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                since = self._env.audit_size()
-                await asyncio.sleep(11)
-                if not [r for r in self._env.requests(since, user) if r.verb != "watch" and r.resource != "leases"]:
-                    return
+        began = time.monotonic()
+        while time.monotonic() - began < self._steady * 3:
+            since = self._env.audit_size()
+            await asyncio.sleep(11)
+            if not [r for r in self._env.requests(since, user) if r.verb != "watch" and r.resource != "leases"]:
+                return
 
     async def _steadily(self, process: psutil.Process, how: str) -> None:
         user = f"system:serviceaccount:{NAMESPACE}:nomad-master"
