@@ -166,12 +166,12 @@ class Bench:
         async with self.running() as pipeline:
             for _ in range(2 if self._quick else 5):
                 await self.warm()
-                at = time.time()
+                before, at = await self._pod(pipeline), time.time()
                 self.kubectl(
                     "delete", "pod", "--grace-period=0", "--force", "--wait=false",
                     "-l", f"{names.PIPELINE_LABEL}={ID},{names.OPERATOR_LABEL}=work",
                 )  # fmt: skip
-                await until(lambda: self._restarted(pipeline, len(took) + 1))
+                await until(lambda before=before: self._replaced(pipeline, before))
                 await asyncio.sleep(1.0)  # what it counts now is from after the gap
                 now = await counted(pipeline)
                 took.append(max((gap for when, gap in now["gaps"] if when >= at), default=0.0))
@@ -201,9 +201,12 @@ class Bench:
             Measured("operators meanwhile", "0 restarts", data, restarts == 0 and wrong == 0),
         ]
 
-    async def _restarted(self, pipeline: PipelineHandle, times: int) -> bool:
+    async def _pod(self, pipeline: PipelineHandle) -> str:
+        return next(op.pod for op in (await pipeline.status()).operators if op.name == "work")
+
+    async def _replaced(self, pipeline: PipelineHandle, before: str) -> bool:
         status = await pipeline.status()
-        return status.phase == "running" and any(op.name == "work" and op.restarts >= times for op in status.operators)
+        return status.phase == "running" and all(op.pod != before for op in status.operators)
 
     async def _led_by_another(self, before: str) -> bool:
         leaders = self.kubectl("get", "pods", "-l", f"{names.LEADER_LABEL}=true", "-o", "name").split()
