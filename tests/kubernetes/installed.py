@@ -100,7 +100,14 @@ class Installed:
             await counted(pipeline)
             yield pipeline
         finally:
-            await pipeline.remove()
+
+            async def removed() -> bool:
+                """Whichever master leads by now."""
+                if any(view.id == id for view in await cluster.pipelines()):
+                    await pipeline.remove()
+                return True
+
+            await until(removed)
 
     def kubectl(self, *args: str) -> str:
         return self.cluster.kubectl("-n", self.namespace, *args)

@@ -199,7 +199,8 @@ async def test_an_upgrade_of_all_images_loses_nothing(installed: Installed, clus
 
             async def upgraded() -> bool:
                 selector = f"{names.PIPELINE_LABEL}=upgraded"
-                found = json.loads(installed.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+                running = "--field-selector=status.phase=Running"
+                found = json.loads(installed.kubectl("get", "pods", "-l", selector, running, "-o", "json"))["items"]
                 images = {pod["spec"]["containers"][0]["image"] for pod in found}
                 return images == {installed.operator_image} and (await pipeline.status()).phase == "running"
 
