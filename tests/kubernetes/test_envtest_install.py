@@ -40,6 +40,13 @@ tokenReview: {enabled: true, users: ["system:serviceaccount:team:ci"], groups: [
 """
 
 
+@pytest.fixture(scope="module")
+def envtest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Envtest]:
+    """One of its own: what all namespaces share is installed and removed here."""
+    with Envtest(tmp_path_factory.mktemp("install")) as env:
+        yield env
+
+
 def helm(*arguments: str, input: str | None = None) -> str:
     command = [str(binaries.helm()), *arguments]
     done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=60, check=False)
