@@ -117,7 +117,13 @@ async def test_a_waiting_pod_is_at_work_in_no_time_and_gets_what_its_operator_ne
         waiting[:] = [pod for pod in found if pod["status"]["phase"] == "Running"]
         return bool(waiting)
 
+    async def known() -> bool:
+        """To the runtime as well, which hears of it a moment later."""
+        image = waiting[0]["spec"]["containers"][0]["image"]
+        return bool(runtime._pool._fit(spec(memory_mb=200.0), image))
+
     await until(waits)
+    await until(known)
     name = waiting[0]["metadata"]["name"]
     changes = runtime.watch()
     began = time.monotonic()
