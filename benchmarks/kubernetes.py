@@ -110,7 +110,6 @@ class Bench:
     async def submit(self, *, warm: bool) -> float:
         """Seconds from the submission to the first output."""
         first, last, _ = await self.ends()
-        # An operator with variables of its own from a secret can't take a pod that has started; another image neither.
         operators = [numbers(), work, Count()] if warm else [_cold(numbers()), _cold(work), _cold(Count())]
         began = time.monotonic()
         pipeline = await self._cluster.submit(operators, start=first, end=last, id=ID, moves=False)
@@ -122,10 +121,16 @@ class Bench:
 
     async def submissions(self, *, warm: bool) -> list[Measured]:
         took = []
-        for _ in range(2 if self._quick else 5):
-            if warm:
-                await self.warm()
-            took.append(await self.submit(warm=warm))
+        if not warm:
+            self.kubectl("create", "secret", "generic", ID, "--from-literal=key=any")
+        try:
+            for _ in range(2 if self._quick else 5):
+                if warm:
+                    await self.warm()
+                took.append(await self.submit(warm=warm))
+        finally:
+            if not warm:
+                self.kubectl("delete", "secret", ID)
         bar = 3.0 if warm else 8.0
         kind = "warm pods" if warm else "cold pods, images present"
         median = statistics.median(took)
@@ -253,8 +258,7 @@ class Bench:
 
 def _cold(operator: Callable[..., Any]) -> Callable[..., Any]:
     """The same, with a variable from a secret: that has to be there when its pod starts, so it gets a new one."""
-    secret = f"{names.MASTER_TLS_SECRET}/ca.crt"
-    cold: Callable[..., Any] = nomad.operator(operator, secrets={"CA": secret})
+    cold: Callable[..., Any] = nomad.operator(operator, secrets={"MEASURED": f"{ID}/key"})
     return cold
 
 
