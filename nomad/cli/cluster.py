@@ -45,7 +45,8 @@ async def nodes(cluster: Cluster, out: Out) -> None:
                     f"{node.cores:g}",
                     estimate(node.estimates.cores_free, "{:.2g}".format),
                     f"{node.memory_used_mb:.0f} of {node.memory_mb:.0f} MiB",
-                    ", ".join(node.labels) or None,
+                    # Labels of Kubernetes' own have a domain; --json has them all.
+                    ", ".join(label for label in node.labels if "/" not in label) or None,
                     ", ".join(node.operators) or None,
                 )
                 for node in found
