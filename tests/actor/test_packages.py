@@ -17,6 +17,8 @@ from nomad.packages import Cache
 from tests.actor.pods import Master, Pod, assignment, master
 from tests.wheels import variables, wheel
 
+pytestmark = pytest.mark.slow
+
 KEY = bytes(32)
 
 

@@ -20,6 +20,8 @@ from nomad.bench.results import Results
 from nomad.bench.runner import Plan
 from nomad.cli.main import cli
 
+pytestmark = pytest.mark.slow
+
 SCENARIO = """\
 about: a link steps, a node gets slow, the load grows, and an operator is moved
 topology:

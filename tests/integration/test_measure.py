@@ -91,6 +91,7 @@ async def test_idle_links_and_nodes_are_measured_from_the_start(tmp_path: Path) 
         assert edge.value == pytest.approx(cloud.value / 2)
 
 
+@pytest.mark.slow
 async def test_what_messages_tell_of_operators_and_links(tmp_path: Path) -> None:
     async with cluster(tmp_path) as master:
         await run(master, 2000, 25)
@@ -112,6 +113,7 @@ async def test_what_messages_tell_of_operators_and_links(tmp_path: Path) -> None
         assert time.monotonic() - changed < 5, "a drift must be seen within seconds"
 
 
+@pytest.mark.slow
 async def test_large_messages_tell_the_bandwidth(tmp_path: Path) -> None:
     async with cluster(tmp_path) as master:
         data = bundle.make(pipeline.build([source(100_000, 4), sink]), master.signing_key)

@@ -103,6 +103,7 @@ async def test_moves_under_load_lose_and_double_nothing(moving: Moving, tmp_path
         await moving.all_is_well(out)
 
 
+@pytest.mark.slow
 async def test_a_model_is_loaded_before_the_move_turns_to_it(moving: Moving, tmp_path: Path) -> None:
     out, gone = tmp_path / "out", tmp_path / "broken"
     broken = str(gone)
@@ -194,6 +195,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "state",
     [

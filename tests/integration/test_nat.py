@@ -20,6 +20,8 @@ from nomad.settings import Settings
 from tests.integration.test_local import Local, double, ended, numbers, pod_processes, writing
 from tests.integration.test_moves import ticking
 
+pytestmark = pytest.mark.slow
+
 TOPOLOGY = """
 nodes:
   edge:  {memory: 4Gi, reachable: false}

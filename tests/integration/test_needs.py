@@ -15,6 +15,8 @@ from nomad.settings import Settings
 from nomad.topology import parse
 from tests.wheels import variables, wheel
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 40.0
 
 NODES = parse("nodes: {edge: {devices: {camera: 1}}, cloud: {}}")

@@ -23,6 +23,8 @@ from nomad.settings import Pods
 from tests.integration.test_local import Local, double, ended, numbers, pod_processes, writing
 from tests.integration.test_moves import TOPOLOGY
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("counting", "double", "append")
 
 

@@ -66,6 +66,7 @@ def serials(bundle: bytes) -> list[int]:
     return [certificate.serial_number for certificate in x509.load_pem_x509_certificates(bundle)]
 
 
+@pytest.mark.slow
 def test_two_years_of_mutual_trust() -> None:
     rng = Random(1)
     recent: list[tuple[datetime, Leaf]] = []
