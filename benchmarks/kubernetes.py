@@ -319,7 +319,10 @@ def main() -> None:
         only={"choices": list(ROWS), "action": "append", "default": [], "help": "this row; can be repeated"},
         namespace={"default": names.NOMAD, "help": "where Nomad is installed"},
     )
-    found = asyncio.run(measure(asked.namespace, asked.only, quick=asked.quick))
+    try:
+        found = asyncio.run(measure(asked.namespace, asked.only, quick=asked.quick))
+    except (NomadError, TimeoutError) as exc:
+        sys.exit(f"nothing more can be measured: {exc or f'what was waited for took longer than {PATIENCE:g} s'}")
     harness.table(
         "Nomad on Kubernetes",
         ("", "bar", "measured", ""),

@@ -362,10 +362,16 @@ class _Login:
 
 
 def _kubeconfig(given: str | Path | None, context: str | None) -> str | None:
-    """The file that says where the cluster is; None: the service account does."""
+    """The file that says where the cluster is, or several; None: the service account does. Raises `UsageError`."""
     if given is None and context is None and _ACCOUNT.exists():
         return None
-    return str(given or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
+    found = str(given or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
+    if not any(Path(name).is_file() for name in found.split(os.pathsep)):
+        raise UsageError(
+            f"there is no Kubernetes cluster to be reached: there is no file {found}; name one with --kubeconfig or "
+            "KUBECONFIG"
+        )
+    return found
 
 
 async def _json(response: aiohttp.ClientResponse) -> Json:
