@@ -2,13 +2,14 @@
 
 `Crowd` makes their objects by the master's own store, and their pods, which kwok lets run. No process is in those:
 one process for all of them (this file, as a program) dials the master as each pod would, says that it is at work, and
-from then on, if asked, sends every pod's heart-beats.
+from then on, if asked, sends every pod's heart-beats, as often as the master tells it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -158,19 +159,23 @@ class Voices:
         self._connected: dict[str, Connection] = {}
         self._limit = asyncio.Semaphore(DIALS_AT_ONCE)
         self._tasks = Tasks()
-        self._pace = 0.0
-        self._paced = asyncio.Event()
+        self._began = time.monotonic()
+        self._first = 0.0
+        """The pace of a pod that the master hasn't told one; 0: none beats at all, whatever it was told."""
+        self._paces: dict[str, float] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        """The next heart-beats."""
 
     async def run(self) -> None:
         """Until the standard input ends."""
         for pod, name in self._pods:
             self._tasks.start(self._keep(pod, name), name=name)
-        self._tasks.start(self._beat(), name="beat")
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := await reader.readline():
-            self._pace = float(line)
-            self._paced.set()
+            self._first = float(line)
+            for pod in self._connected:
+                self._pace(pod, self._paces[pod] or self._first)
         await self._tasks.close()
 
     async def _keep(self, pod: str, name: str) -> None:
@@ -185,32 +190,33 @@ class Voices:
                 conn.write([(control.pack(ready),)])
                 conn.write([(control.pack({"type": "status", "role": str(Role.ACTIVE), "links": []}),)])
                 self._connected[pod] = conn
+                self._pace(pod, self._first)
                 while True:
-                    await conn.recv()
+                    for frame in await conn.recv():
+                        message = control.unpack(bytes(frame[0]))
+                        if message["type"] == "pace":
+                            self._pace(pod, message["seconds"])
             except (TransportError, DeliveryError, OSError):
                 self._connected.pop(pod, None)
                 await asyncio.sleep(0.5)
 
-    async def _beat(self) -> None:
-        """All pods' heart-beats, spread over the time between two of a pod's."""
-        began = time.monotonic()
-        while True:
-            if not self._pace:
-                self._paced.clear()
-                await self._paced.wait()
-                continue
-            round_began = time.monotonic()
-            due = list(self._connected.items())
-            for index, (pod, conn) in enumerate(due):
-                if index % 50 == 0:
-                    wait = round_began + self._pace * index / len(due) - time.monotonic()
-                    if wait > 0:
-                        await asyncio.sleep(wait)
-                try:
-                    conn.write([(control.pack(heartbeat(pod, time.monotonic() - began)),)])
-                except TransportError:
-                    pass  # it dials again
-            await asyncio.sleep(max(0.01, round_began + self._pace - time.monotonic()))
+    def _pace(self, pod: str, seconds: float) -> None:
+        """So often it beats from now on. The first time may be any moment: all together they are spread evenly."""
+        self._paces[pod] = seconds
+        if timer := self._timers.pop(pod, None):
+            timer.cancel()
+        if self._first:
+            wait = random.uniform(0, seconds)
+            self._timers[pod] = asyncio.get_running_loop().call_later(wait, self._beat, pod)
+
+    def _beat(self, pod: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[pod] = loop.call_later(self._paces[pod], self._beat, pod)
+        if conn := self._connected.get(pod):
+            try:
+                conn.write([(control.pack(heartbeat(pod, time.monotonic() - self._began)),)])
+            except TransportError:
+                pass  # it dials again
 
 
 def heartbeat(pod: str, seconds: float) -> dict[str, Any]:
