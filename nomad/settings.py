@@ -175,6 +175,8 @@ class Kubernetes:
     tolerations: tuple[Mapping[str, object], ...] = ()
     """Of operator pods, beside those for nodes that don't answer."""
     pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    """Secrets in the namespace, for registries that ask operator pods who they are."""
     storage_class: str = ""
     """Where operators' folders are kept; "" keeps them in the pod, and what is in them goes with it or is moved."""
 

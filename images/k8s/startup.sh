@@ -7,6 +7,8 @@
 #   IMAGE             the master's image. Default: nomad-master:dev, as images/build.sh names it
 #   OPERATOR_IMAGES   Python version=image of operators, with commas between; agents run in the last one.
 #                     Default: 3.11=nomad-operator:dev-py3.11
+#   PULL_SECRETS      Secrets in the namespace for registries that ask who you are, with commas between; for all pods,
+#                     operators' too. Default: none
 #   NAMESPACE         Default: nomad
 #   NODE_PORT         of the REST interface on every node. Default: 30000
 #   TIMEOUT           Seconds that it waits for a master to lead. Default: 180
@@ -19,6 +21,7 @@ set -eu
 arguments "$@"
 IMAGE=${IMAGE:-nomad-master:dev}
 OPERATOR_IMAGES=${OPERATOR_IMAGES:-3.11=nomad-operator:dev-py3.11}
+PULL_SECRETS=${PULL_SECRETS:-}
 NODE_PORT=${NODE_PORT:-30000}
 TIMEOUT=${TIMEOUT:-180}
 for pair in $(echo "$OPERATOR_IMAGES" | tr , ' '); do
@@ -27,24 +30,32 @@ for pair in $(echo "$OPERATOR_IMAGES" | tr , ' '); do
         *) fail "OPERATOR_IMAGES is like 3.11=IMAGE,3.12=IMAGE, not $OPERATOR_IMAGES" ;;
     esac
 done
+case $PULL_SECRETS in
+    *[!a-z0-9.,-]*) fail "PULL_SECRETS is like registry,other, not $PULL_SECRETS" ;;
+esac
 check
 if ! exists crd pipelines.nomad.dev || ! exists serviceaccount nomad-master --namespace "$NAMESPACE"; then
     fail "the namespace $NAMESPACE isn't prepared: run images/k8s/init.sh first (with the same NAMESPACE)"
 fi
 
-# What was asked for in place of the chart's own: one line --images per version, the last one's image for agents.
+# What was asked for in place of the chart's own: one line --images per version, the last one's image for agents;
+# Secrets for registries in the pods here, and as arguments for those that the master makes.
 changed() {
-    awk -v master="$IMAGE" -v operators="$OPERATOR_IMAGES" -v port="$NODE_PORT" '
+    awk -v master="$IMAGE" -v operators="$OPERATOR_IMAGES" -v port="$NODE_PORT" -v pull="$PULL_SECRETS" '
+        function secrets(start) { for (i = 1; i <= pulled; i++) print indent start secret[i] }
         BEGIN { count = split(operators, pair, ","); agent = pair[count]; sub(/^[^=]*=/, "", agent) }
+        BEGIN { pulled = split(pull, secret, ",") }
+        { indent = $0; sub(/[^ ].*/, "", indent) }
         /^ *image: nomad-master:/ { sub(/image: .*/, "image: " master) }
         /^ *image: nomad-operator:/ { sub(/image: .*/, "image: " agent) }
         { sub(/nodePort: [0-9]+/, "nodePort: " port) }
         /^ *- --images=/ {
-            indent = $0; sub(/- --images=.*/, "", indent)
             for (i = 1; i <= count; i++) print indent "- --images=" pair[i]
             next
         }
-        { print }'
+        { print }
+        /^ *- --pull-policy=/ { secrets("- --pull-secret=") }
+        /^ *serviceAccountName:/ && pulled { print indent "imagePullSecrets:"; secrets("  - name: ") }'
 }
 
 say "Masters, agents and services in the namespace $NAMESPACE"

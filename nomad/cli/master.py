@@ -161,6 +161,13 @@ class Toleration(click.ParamType[Mapping[str, object]]):
     show_default=True,
 )
 @click.option(
+    "--pull-secret",
+    envvar="NOMAD_PULL_SECRET",
+    multiple=True,
+    metavar="SECRET",
+    help="For a registry that asks operator pods who they are; can be repeated.",
+)
+@click.option(
     "--storage-class",
     envvar="NOMAD_STORAGE_CLASS",
     default="",
@@ -196,6 +203,7 @@ def master(
     master_timeout: float,
     toleration: tuple[Mapping[str, object], ...],
     pull_policy: str,
+    pull_secret: tuple[str, ...],
     storage_class: str,
     token_review: bool,
     allow_user: tuple[str, ...],
@@ -244,6 +252,7 @@ def master(
             node_grace=node_grace,
             tolerations=toleration,
             pull_policy=pull_policy,
+            pull_secrets=pull_secret,
             storage_class=storage_class,
         ),
     )

@@ -311,6 +311,7 @@ def _pod(
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": GRACE,
             "automountServiceAccountToken": False,
+            "imagePullSecrets": [{"name": secret} for secret in settings.pull_secrets],
             "enableServiceLinks": False,
             "securityContext": {
                 "runAsNonRoot": True,

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from nomad.cli.main import cli
 from nomad.cli.master import _JsonLines
 from nomad.master.incluster import listens
+from nomad.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,22 @@ def test_what_cant_be_is_said(options: list[str], said: str) -> None:
     found = CliRunner().invoke(cli, ["master", *options])
     assert found.exit_code == 2
     assert said in found.output
+
+
+@pytest.mark.parametrize(
+    ("options", "variables"),
+    [(["--pull-secret", "registry", "--pull-secret", "other"], {}), ([], {"NOMAD_PULL_SECRET": "registry other"})],
+)
+def test_secrets_for_registries(options: list[str], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Settings] = []
+
+    async def run(settings: Settings, *_: object) -> None:
+        told.append(settings)
+
+    monkeypatch.setattr("nomad.cli.master._run", run)
+    found = CliRunner().invoke(cli, ["master", "--warm", "0", *options], env=variables)
+    assert found.exit_code == 0, found.output
+    assert told[0].kubernetes.pull_secrets == ("registry", "other")
 
 
 @pytest.mark.parametrize("command", [["master", "--warm", "0", "--port", "0"], ["login", "--kubernetes"]])

@@ -146,6 +146,21 @@ def test_the_newest_operator_image_is_the_agents(tmp_path: Path) -> None:
     assert agent["spec"]["template"]["spec"]["containers"][0]["image"] == "example.com/o:1-py3.13"
 
 
+def test_all_pods_have_the_secrets_for_registries(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(EVERYTHING)
+    rendered = parsed(helm("template", "nomad", str(K8S / "chart"), "--values", str(values), *VERSION))
+    pods = {
+        item["metadata"]["name"]: item["spec"]["template"]["spec"]
+        for item in rendered
+        if item["kind"] in ("Deployment", "DaemonSet")
+    }
+    assert {name: pod["imagePullSecrets"] for name, pod in pods.items()} == {
+        name: [{"name": "registry"}] for name in ("nomad-master", "nomad-agent", "nomad-relay")
+    }
+    assert "--pull-secret=registry" in pods["nomad-master"]["containers"][0]["args"]  # for those that it makes
+
+
 def test_the_api_server_takes_all_of_it_and_warns_of_nothing(envtest: Envtest, tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
     values.write_text(EVERYTHING)
@@ -180,14 +195,18 @@ def test_scripts_install_twice_and_remove_all_of_it(envtest: Envtest, scripts: S
     assert "isn't prepared: run images/k8s/init.sh first" in scripts.run("startup.sh", code=1)
     for _ in range(2):
         scripts.run("init.sh")
-        told = scripts.run("startup.sh", code=1, TIMEOUT="1", IMAGE="m:2", OPERATOR_IMAGES="3.11=o:2,3.12=o:3")
+        changes = {"IMAGE": "m:2", "OPERATOR_IMAGES": "3.11=o:2,3.12=o:3", "PULL_SECRETS": "registry,other"}
+        told = scripts.run("startup.sh", code=1, TIMEOUT="1", **changes)
         assert "no master leads after 1 s" in told  # no pods run here
     admitted(envtest)
-    (container,) = envtest.get("deployment", names.MASTER_NAME, "-n", "nomad")["spec"]["template"]["spec"]["containers"]
+    master = envtest.get("deployment", names.MASTER_NAME, "-n", "nomad")["spec"]["template"]["spec"]
+    (container,) = master["containers"]
     assert container["image"] == "m:2"
     assert {"--images=3.11=o:2", "--images=3.12=o:3"} <= set(container["args"])
-    (agent,) = envtest.get("daemonset", names.AGENT_NAME, "-n", "nomad")["spec"]["template"]["spec"]["containers"]
-    assert agent["image"] == "o:3"
+    assert {"--pull-secret=registry", "--pull-secret=other"} <= set(container["args"])
+    agent = envtest.get("daemonset", names.AGENT_NAME, "-n", "nomad")["spec"]["template"]["spec"]
+    assert agent["containers"][0]["image"] == "o:3"
+    assert agent["imagePullSecrets"] == master["imagePullSecrets"] == [{"name": "registry"}, {"name": "other"}]
     # What nobody is there for any more who would take the finalizer away.
     pipeline = {
         "apiVersion": names.API_VERSION,

@@ -94,6 +94,15 @@ def test_a_pod_stays_on_a_node_that_does_not_answer() -> None:
     assert edge == own[0]
 
 
+def test_pods_say_to_registries_who_they_are() -> None:
+    settings = replace(SETTINGS, pull_secrets=("registry", "other"))
+    cold = manifests.operator_pod(spec(), settings, host="edge-1", image="operator:1", owner=None)
+    warm = manifests.warm_pod("nomad-warm-edge-xyz", "edge", settings, host="edge-1", image="operator:1", owner=None)
+    assert cold["spec"]["imagePullSecrets"] == [{"name": "registry"}, {"name": "other"}]
+    assert warm["spec"]["imagePullSecrets"] == cold["spec"]["imagePullSecrets"]
+    assert pod()["spec"]["imagePullSecrets"] == []  # the API takes those of the service account then
+
+
 def test_what_is_measured_is_asked_for() -> None:
     container = pod(memory_mb=512.0, cores=0.75, devices={"nvidia.com/gpu": 1, "camera": 2})["spec"]["containers"][0]
     devices = {"nvidia.com/gpu": "1", "nomad.dev/camera": "2"}
