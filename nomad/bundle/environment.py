@@ -1,7 +1,7 @@
-"""Where modules come from, and whether what a bundle needs is here.
+"""Where modules come from, and whether what a bundle needs is where it runs.
 
 `make` asks which distribution a module belongs to; the master calls `check_environment` at submit, so that
-a missing package is not found out at run time.
+a missing package is not found out at run time where that can be known before.
 """
 
 from __future__ import annotations
@@ -124,25 +124,39 @@ class _Installed:
         return Path(urllib.parse.unquote(urllib.parse.urlsplit(direct_url["url"]).path))
 
 
-def check_environment(bundle: Bundle, pythons: Collection[str] = ()) -> list[str]:
-    """Sentences about packages whose version differs here from the one that the bundle was made with.
+def check_environment(bundle: Bundle, pythons: Collection[str] | None = None) -> list[str]:
+    """Sentences about what may run otherwise than where the bundle was made.
 
-    Operators run as this process does, or, where `pythons` says for which versions of Python there are images, in one
-    of those, or in one that they name: what is in it isn't known here. What operators have installed isn't looked for.
+    Operators run as this process does: versions of packages are compared with those that are installed here, but for
+    what operators have installed. Or, with `pythons`, in the images that there are for these versions of Python, or in
+    one that they name: which packages these have isn't known here, and nothing is said of them.
 
     Raises `EnvironmentMismatch` when the Python version differs or a package is missing, with what to do about it.
     """
+    if pythons is None:
+        warnings = _compared_with_here(bundle)
+    else:
+        _check_images(bundle, pythons)
+        warnings = []
+    for text in sorted({text for op in bundle.operators for text in op.requirements if not _exact(text)}):
+        warnings.append(f"the requirement {text} names no single version: nodes may install different ones")
+    return warnings
+
+
+def _check_images(bundle: Bundle, pythons: Collection[str]) -> None:
+    if bundle.python in pythons or all(op.image for op in bundle.operators):
+        return
+    there = ", ".join(sorted(pythons, key=lambda version: [int(part) for part in version.split(".")]))
+    raise EnvironmentMismatch(
+        f"the bundle was made with Python {bundle.python}, and compiled functions only run on the version that "
+        f"made them, but this cluster has images for Python {there or '(none)'}: submit with one of these, have an "
+        f"image built for {bundle.python}, or name an image of your own for each operator with @operator(image=...)"
+    )
+
+
+def _compared_with_here(bundle: Bundle) -> list[str]:
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if pythons and bundle.python not in pythons:
-        if all(op.image for op in bundle.operators):
-            return []
-        there = ", ".join(sorted(pythons, key=lambda version: [int(part) for part in version.split(".")]))
-        raise EnvironmentMismatch(
-            f"the bundle was made with Python {bundle.python}, and compiled functions only run on the version that "
-            f"made them, but this cluster has images for Python {there}: submit with one of these, have an image "
-            f"built for {bundle.python}, or name an image of your own for each operator with @operator(image=...)"
-        )
-    if not pythons and bundle.python != here:
+    if bundle.python != here:
         raise EnvironmentMismatch(
             f"the bundle was made with Python {bundle.python}, but the operators run on Python {here}, and compiled "
             f"functions only run on the version that made them: submit with Python {here}, "
@@ -172,10 +186,9 @@ def check_environment(bundle: Bundle, pythons: Collection[str] = ()) -> list[str
             continue
         if found != wanted:
             warnings.append(f"the bundle was made with {dist} {wanted}, but the operators run with {found}")
-    if missing and (pythons or brought):
-        source = "a requirement brings it or the image has it" if pythons else "a requirement brings it"
+    if missing and brought:
         warnings += [
-            f"the bundle needs {item}, which isn't installed here: operators have it only if {source}"
+            f"the bundle needs {item}, which isn't installed here: operators have it only if a requirement brings it"
             for item in missing
         ]
     elif missing:
@@ -185,8 +198,6 @@ def check_environment(bundle: Bundle, pythons: Collection[str] = ()) -> list[str
             f"the bundle needs {', '.join(missing)}, which {are} not installed where the operators run: "
             f"pip install {install} there, and submit again"
         )
-    for text in sorted({text for op in bundle.operators for text in op.requirements if not _exact(text)}):
-        warnings.append(f"the requirement {text} names no single version: nodes may install different ones")
     return warnings
 
 

@@ -285,7 +285,8 @@ class Master:
         """
         parts = self._parts
         found = await asyncio.to_thread(bundle.read, data, bundle.public_key(parts.signing_key))
-        warnings = await asyncio.to_thread(bundle.check_environment, found, self._settings.kubernetes.images.keys())
+        images = self._settings.kubernetes.images.keys() if parts.topology is None else None
+        warnings = await asyncio.to_thread(bundle.check_environment, found, images)
         lacking = await parts.runtime.missing_secrets({name for op in found.operators for name in op.secrets.values()})
         if lacking:
             raise InvalidRequestError("; ".join(lacking), status=422)

@@ -78,8 +78,15 @@ def test_where_images_are_for_other_versions_of_python():
         bundle.check_environment(needing(python="3.99"), ["3.11", "3.9"])
     images = tuple(dataclasses.replace(op, image="my/own") for op in MADE.operators)
     assert bundle.check_environment(needing(python="3.99", operators=images), ["3.11"]) == []
-    (warning,) = bundle.check_environment(needing(packages={"a-lib": "1"}), [HERE])
-    assert "the image has it" in warning
+    assert bundle.check_environment(needing(python="3.99", operators=images), []) == []
+    with pytest.raises(EnvironmentMismatch, match=r"has images for Python \(none\)"):
+        bundle.check_environment(needing(), [])
+
+
+def test_what_images_have_is_not_compared_with_what_is_here():
+    made = requiring("c-lib>=1", packages={"numpy": "0.1", "a-lib": "1", "c-lib": "1"})
+    (warning,) = bundle.check_environment(made, [HERE])
+    assert warning == "the requirement c-lib>=1 names no single version: nodes may install different ones"
 
 
 @pytest.mark.parametrize(

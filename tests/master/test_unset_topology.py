@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from tests.master.fakepods import Cluster
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     cluster = Cluster(tmp_path / "state")
     cluster.topology = None
-    kubernetes = replace(cluster.settings.kubernetes, control=cluster.settings.control)
+    images = {f"{sys.version_info.major}.{sys.version_info.minor}": "operator:1"}
+    kubernetes = replace(cluster.settings.kubernetes, control=cluster.settings.control, images=images)
     cluster.settings = replace(cluster.settings, kubernetes=kubernetes)
     yield cluster
     await cluster.runtime.shutdown()
