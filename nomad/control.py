@@ -13,12 +13,16 @@ control only: data never passes through the master, except for the outputs that 
     outputs    items: [bytes, ...], skipped
     reply      id, ok, value | error
     leaving    (somebody else than the master wants it to end; it goes on for a while)
+                                                    pace     seconds: between two heart-beats
 
 In the handshake a pod says whether it has its assignment ("assigned"). It then also sends `ready`, if it is, after
 every connect, so that a master that was restarted knows it again. `peers` names the links that changed. A pod says its
 `status` after every connect and whenever it has changed: what a move waits for. `called` is, for each lane, the last
 position that a last operator was called for: a halted one says it, and its successor is told. A process that was
 started before it was known for which operator says nothing but its name, and waits for its assignment.
+
+On each new connection a pod's pace is `HEARTBEAT` again. A master of many pods asks for fewer heart-beats by `pace`:
+all of them whenever that changes, and each that connects unless it is `HEARTBEAT`.
 """
 
 from __future__ import annotations
@@ -28,6 +32,15 @@ from enum import StrEnum
 from typing import Any
 
 import msgpack
+
+HEARTBEAT = 0.5
+"""Seconds between two heart-beats of a pod that its master hasn't told another pace.
+
+Each is a round of measuring: a change shows in the second or third one after it.
+"""
+
+QUICKEST, SLOWEST = 0.1, 60.0
+"""Seconds between two heart-beats that a pod may be told."""
 
 
 @dataclass(slots=True)
@@ -233,6 +246,14 @@ def peer_from(data: dict[str, Any]) -> LinkPeer:
     """The `LinkPeer` in a map."""
     shapes = {name: Shape(**_known(Shape, data[name])) for name in ("shape", "standby_shape")}
     return LinkPeer(**{**_known(LinkPeer, data), **shapes})
+
+
+def pace_from(message: dict[str, Any]) -> float:
+    """The seconds in a "pace" message; raises `ValueError` when they can't be meant."""
+    seconds = float(message["seconds"])
+    if not QUICKEST <= seconds <= SLOWEST:
+        raise ValueError(f"a heart-beat each {seconds:g} s")
+    return seconds
 
 
 def _known(kind: type[Any], data: dict[str, Any]) -> dict[str, Any]:

@@ -93,10 +93,14 @@ class Reconcile:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeats:
-    """When a pod counts as silent. Durations in seconds."""
+    """How often pods are heard, and when one counts as silent. Durations in seconds."""
 
+    most: float = 800.0
+    """Heart-beats per second, of all pods together: where there are more than 400 pods, each sends fewer."""
     overdue: float = 5.0
-    """An operator is shown as unresponsive after this; its process isn't ended for it."""
+    """An operator is shown as unresponsive after this, or after 2.5 of its heart-beats if that is longer; its process
+    isn't ended for it.
+    """
     request_timeout: float = 30.0
     """How long a pod may take to answer a request (running set-aside messages again takes its time)."""
     handshake_timeout: float = 5.0

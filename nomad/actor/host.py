@@ -21,6 +21,7 @@ import importlib
 import json
 import logging
 import os
+import random
 import resource
 import signal
 import sys
@@ -51,9 +52,6 @@ from nomad.transport import registry
 from nomad.transport.base import Connection
 
 T = TypeVar("T")
-
-HEARTBEAT = 0.5
-"""Seconds between heart-beats. Each is a round of measuring: a change shows in the second or third one after it."""
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
 """Seconds between attempts to reach the master, doubled from the first to the most."""
@@ -157,6 +155,10 @@ class Host:
         self._status: dict[str, Any] | None = None
         """As last told."""
         self._status_due = False
+        self._pace = control.HEARTBEAT
+        """Seconds between two heart-beats."""
+        self._paced = asyncio.Event()
+        """The pace has changed."""
         self._finished = False
         self._exit: asyncio.Future[Exit] | None = None
         self._work: asyncio.Task[None] | None = None
@@ -220,6 +222,7 @@ class Host:
                     hello = {"epoch": self._epoch, "pid": os.getpid(), "assigned": self._work is not None}
                     await shake_dialer(conn, self._key, self._pod, hello)
                     self._conn, met_at = conn, time.monotonic()
+                    self._set_pace(control.HEARTBEAT)
                     self._send_state()
                     while True:
                         for frame in await conn.recv():
@@ -275,6 +278,8 @@ class Host:
                 self._data.run(self._instance.set_role, Role(message["role"]), message.get("called") or ())
             if "speed" in message:
                 self._data.run(self._instance.meter.set_speed, float(message["speed"]))
+        elif kind == "pace":
+            self._set_pace(control.pace_from(message))
         elif kind == "stop":
             self._stop(bool(message["drain"]), float(message["grace"]))
         elif kind == "request":
@@ -438,9 +443,24 @@ class Host:
     # -- reporting
 
     async def _beat(self) -> None:
+        """The first heart-beat at another pace comes at any moment within it: the pods of a master, which are all told
+        at once, are not to speak all at once.
+        """
+        wait = self._pace
         while True:
-            await asyncio.sleep(HEARTBEAT)
-            self._send_stats()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._paced.wait()
+                self._paced.clear()
+                wait = random.uniform(0.0, self._pace)
+            except TimeoutError:
+                self._send_stats()
+                wait = self._pace
+
+    def _set_pace(self, seconds: float) -> None:
+        if seconds != self._pace:
+            self._pace = seconds
+            self._paced.set()
 
     def _send_stats(self) -> None:
         if self._instance is None or self._conn is None:

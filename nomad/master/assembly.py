@@ -31,6 +31,7 @@ from nomad.master.loop import Loop
 from nomad.master.measuring import measure, measure_machines, seen
 from nomad.master.moves import MoveLog, resumed, story
 from nomad.master.observe import Observer
+from nomad.master.pace import Pace
 from nomad.master.pods import PodPort
 from nomad.master.rehome import Homes
 from nomad.master.replan import Replanner
@@ -163,7 +164,8 @@ async def assemble(
         book = Book()
         declare_nodes(book, runtime.nodes, clock.now())
         declare_links(book, () if topology is None else topology.links, clock.now())
-        observer = Observer(observed, book, clock, woken.set, settings.heartbeats.overdue)
+        pace = Pace(settings.heartbeats, clock)
+        observer = Observer(observed, book, clock, woken.set, pace)
         moves = MoveLog(store, events, clock, settings.reconcile.moving.kept)
         requested = _restore(desired, observer, moves, await store.pipelines(), clock)
         grace = max(settings.reconcile.adopt_grace, ADOPT_EACH * len(requested.pods))
@@ -182,7 +184,7 @@ async def assemble(
             return () if wanted is None else wanted.spec.edges
 
         heard = runtime.heard if isinstance(runtime, Distant) else lambda name: None
-        port = PodPort(observer, keys.of, pod_of, settings.heartbeats, settings.history, heard=heard)
+        port = PodPort(observer, keys.of, pod_of, settings.heartbeats, settings.history, pace, heard=heard)
         if isinstance(runtime, Distant):
             runtime.knows(connected=lambda name: name in port.waiting, edges=edges)
         agents = None
@@ -205,6 +207,7 @@ async def assemble(
             moves=moves,
             woken=woken,
             settings=settings,
+            pace=pace,
             clock=clock,
             over=over,
         )

@@ -40,6 +40,7 @@ from nomad.master.enact import Enactor
 from nomad.master.events import EventLog
 from nomad.master.moves import MoveLog, story
 from nomad.master.observe import Observer
+from nomad.master.pace import Pace
 from nomad.master.state import Desired, Observed, Requested, operator_id
 from nomad.settings import Settings
 from nomad.tasks import Tasks
@@ -68,6 +69,7 @@ class Loop:
         moves: MoveLog,
         woken: asyncio.Event,
         settings: Settings,
+        pace: Pace,
         clock: Clock,
         over: Callable[[str], None],
     ) -> None:
@@ -80,6 +82,7 @@ class Loop:
         self._moves = moves
         self._woken = woken
         self._settings = settings
+        self._pace = pace
         self._clock = clock
         self._over = over
         self._known_over: set[str] = set()
@@ -128,7 +131,7 @@ class Loop:
             self._observed,
             self._clock.now(),
             self._settings.reconcile,
-            overdue=self._settings.heartbeats.overdue,
+            overdue=self._pace.overdue,
         )
         self.requested = decision.requested
         for action in decision.actions:

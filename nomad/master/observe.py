@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nomad.clock import Clock
 from nomad.control import LinkStatus, PodStats, Role
+from nomad.master.pace import Pace
 from nomad.master.state import Called, History, Observed, PodState, Tally, pod_id
 from nomad.master.views import DataLinkView, FailureView
 from nomad.measure.book import Book
@@ -50,13 +51,13 @@ _CALLED = TypeAdapter(Called)
 class Observer:
     """Takes in what is seen. Calls `wake` when the loop should look."""
 
-    def __init__(self, observed: Observed, book: Book, clock: Clock, wake: Callable[[], None], overdue: float) -> None:
-        """`overdue`: seconds after which a heart-beat that comes is worth a look of the loop."""
+    def __init__(self, observed: Observed, book: Book, clock: Clock, wake: Callable[[], None], pace: Pace) -> None:
+        """`pace`: says when a heart-beat was overdue, so that the one that comes is worth a look of the loop."""
         self._observed = observed
         self._book = book
         self._clock = clock
         self._wake = wake
-        self._overdue = overdue
+        self._pace = pace
         self.heard = asyncio.Event()
         """Set with each heart-beat, for who looks at what was measured."""
 
@@ -215,7 +216,7 @@ class Observer:
         self.heard.set()
         if message.get("error") is not None:
             self._failed(operator, _error(message["error"]))
-        if now >= max(last or 0.0, state.ready_at or 0.0) + self._overdue:
+        if now >= max(last or 0.0, state.ready_at or 0.0) + self._pace.overdue:
             self._wake()
 
     def _measured(self, pod: str, operator: str, node: str, state: PodState, now: float) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from nomad.delivery.driver import shake_listener
 from nomad.errors import ConflictError, DeliveryError, RequestError, TransportError
 from nomad.fanout import Fanout, Subscription
 from nomad.master.observe import Observer
+from nomad.master.pace import Pace
 from nomad.master.state import Called
 from nomad.master.views import TailItem
 from nomad.settings import Heartbeats, History
@@ -120,18 +121,21 @@ class PodPort:
         pod_of: Callable[[str], str | None],
         settings: Heartbeats,
         tail: History,
+        pace: Pace,
         *,
         heard: Callable[[str], None] = lambda name: None,
     ) -> None:
         """`key_of`: the key of a process, by what it calls itself. `pod_of`: the pod that it is, if that is wanted; ""
-        for one that waits, None for any other. `tail`: how much is kept per reader of outputs. `heard` is called with
-        the name of each process that has said anything.
+        for one that waits, None for any other. `tail`: how much is kept per reader of outputs. `pace` is told how
+        many pods are connected, and says how often they are to send heart-beats. `heard` is called with the name of
+        each process that has said anything.
         """
         self._observer = observer
         self._key_of = key_of
         self._pod_of = pod_of
         self._settings = settings
         self._tail = tail
+        self._pace = pace
         self._heard = heard
         self._listener: Listener | None = None
         self._channels: dict[str, Channel] = {}
@@ -287,6 +291,7 @@ class PodPort:
         if before := self._channels.get(pod):
             before.end()
         self._channels[pod] = channel
+        self._keep_pace(channel)
         self._observer.connected(pod, channel.number, assigned=assigned)
 
     def _dismiss(self, channel: Channel) -> None:
@@ -300,8 +305,17 @@ class PodPort:
                 del channels[key]
                 if channels is self._visiting and (guests := self._guests_of(channel.name)) is not None:
                     guests.disconnected(channel.name.partition(":")[2], channel)
+        self._keep_pace()
         if channel.pod:
             self._observer.disconnected(channel.pod, channel.number)
+
+    def _keep_pace(self, new: Channel | None = None) -> None:
+        """The number of pods may have changed, by a `new` one perhaps: those that beat at another pace are told."""
+        told: Iterable[Channel] = (new,) if new is not None and self._pace.seconds != control.HEARTBEAT else ()
+        if self._pace.count(len(self._channels)):
+            told = self._channels.values()
+        for channel in told:
+            channel.tell({"type": "pace", "seconds": self._pace.seconds})
 
     def _receive(self, channel: Channel, message: dict[str, Any]) -> None:
         pod, operator = channel.pod, channel.pod.rpartition("-e")[0]

@@ -196,6 +196,24 @@ async def test_a_pod_moves(here: Master) -> None:
 # One operator
 
 
+async def test_a_pod_sends_heart_beats_as_often_as_it_is_told(here: Master) -> None:
+    pod = await ready(here, pipeline.build([endless, str]), 0)
+    pod.tell({"type": "pace", "seconds": 60.0})
+    await pod.ask("numbers")
+    began, before = time.monotonic(), len(pod.all("heartbeat"))
+    pod.tell({"type": "pace", "seconds": 0.1})
+    await pod.until(lambda: len(pod.all("heartbeat")) >= before + 20, "at once, not after 60 s")
+    assert time.monotonic() - began < 20 * 0.5
+
+    pod.tell({"type": "pace", "seconds": 60.0})
+    await pod.ask("numbers")
+    for number, nonsense in enumerate(({}, {"seconds": "often"}, {"seconds": 0.0}, {"seconds": float("nan")})):
+        pod.tell({"type": "pace", **nonsense})
+        await pod.until(lambda connections=number + 2: pod.connections == connections, "it asks for a better master")
+    before = len(pod.all("heartbeat"))
+    await pod.until(lambda: len(pod.all("heartbeat")) >= before + 4, "after a connect it is as ever")
+
+
 async def test_a_pod_reports_and_answers(here: Master) -> None:
     """Heart-beats go on while the function blocks; requests are answered; a lost master is found again."""
     go_on = here.folder / "go-on"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from nomad import control
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, TransportError
 from nomad.master.observe import Observer
+from nomad.master.pace import Pace
 from nomad.master.pods import Channel, PodPort
 from nomad.master.state import Observed, PodState
 from nomad.measure.book import Book
@@ -35,12 +36,16 @@ class Here:
     """Process -> pod, as the runtime says."""
     observed: Observed = field(default_factory=Observed)
     heard: list[str] = field(default_factory=list)
+    heartbeats: Heartbeats = field(default_factory=Heartbeats)
     address: str = ""
     dialed: list[Connection] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        observer = Observer(self.observed, Book(), VirtualClock(), lambda: None, 5.0)
-        self.port = PodPort(observer, key_of, self.pods.get, Heartbeats(), History(), heard=self.heard.append)
+        self.pace = Pace(self.heartbeats, VirtualClock())
+        observer = Observer(self.observed, Book(), VirtualClock(), lambda: None, self.pace)
+        self.port = PodPort(
+            observer, key_of, self.pods.get, self.heartbeats, History(), self.pace, heard=self.heard.append
+        )
 
     async def dial(self, name: str, *, assigned: bool = False, key: bytes | None = None) -> Connection:
         conn = await registry.connect(self.address)
@@ -164,3 +169,44 @@ async def test_guests_are_handed_on(here: Here) -> None:
     say(second, type="nonsense")
     await until(lambda: not agents.there)
     assert not here.observed.pods
+
+
+async def test_pods_are_told_how_often_to_send_heart_beats() -> None:
+    """All of them when it changes, and later each that comes."""
+    here = Here(heartbeats=replace(Heartbeats(), most=4.0))
+    here.address = await here.port.listen("inproc:")
+
+    async def comes(name: str) -> Connection:
+        here.pods[name] = f"p.{name}-e1"
+        conn = await here.dial(name, assigned=True)
+        await until(lambda: here.port.name_of(f"p.{name}-e1") == name and here.state(f"p.{name}-e1").connection)
+        return conn
+
+    async def told(conn: Connection) -> float:
+        message = await hears(conn)
+        assert message["type"] == "pace"
+        return control.pace_from(message)
+
+    try:
+        here.pods["warm"] = ""
+        warm = await here.dial("warm")
+        first, second = await comes("a"), await comes("b")
+        third = await comes("c")
+        assert [await told(conn) for conn in (first, second, third)] == [1.0, 1.0, 1.0], "the third is one too many"
+        fourth = await comes("d")
+        assert await told(fourth) == 1.0
+        fourth.abort()
+        await until(lambda: here.state("p.d-e1").connection is None)
+        third.abort()
+        await until(lambda: here.state("p.c-e1").connection is None)
+        assert here.pace.seconds == 1.0, "one that is back at once shouldn't change it"
+        second.abort()
+        assert await told(first) == 0.5, "and nothing else was said meanwhile"
+        here.pods["warm"] = "p.e-e1"
+        here.port.seat("p.e-e1")
+        assert here.port.stop("p.e-e1", drain=False, grace=1.0)
+        assert (await hears(warm))["type"] == "stop", "a pod that comes has this pace anyway"
+    finally:
+        for conn in here.dialed:
+            conn.abort()
+        await here.port.close()
