@@ -11,7 +11,7 @@ control only: data never passes through the master, except for the outputs that 
     failed     error, fatal                         stop     drain: bool, grace: seconds
     finished   (a source ended, all of it settled)  request  id, method, args
     outputs    items: [bytes, ...], skipped
-    reply      id, ok, value | error
+    reply      id, ok, value | error                via      address, key
     leaving    (somebody else than the master wants it to end; it goes on for a while)
                                                     pace     seconds: between two heart-beats
 
@@ -19,7 +19,8 @@ In the handshake a pod says whether it has its assignment ("assigned"). It then 
 every connect, so that a master that was restarted knows it again. `peers` names the links that changed. A pod says its
 `status` after every connect and whenever it has changed: what a move waits for. `called` is, for each lane, the last
 position that a last operator was called for: a halted one says it, and its successor is told. A process that was
-started before it was known for which operator says nothing but its name, and waits for its assignment.
+started before it was known for which operator says nothing but its name, and waits for its assignment. `via` names the
+node's agent: from then on the pod comes that way, as long as it is there (`nomad.gateway`).
 
 On each new connection a pod's pace is `HEARTBEAT` again. A master of many pods asks for fewer heart-beats by `pace`:
 all of them whenever that changes, and each that connects unless it is `HEARTBEAT`.

@@ -104,6 +104,10 @@ class Heartbeats:
     request_timeout: float = 30.0
     """How long a pod may take to answer a request (running set-aside messages again takes its time)."""
     handshake_timeout: float = 5.0
+    gather_from: int = 500
+    """From so many pods on they come by way of their nodes' agents, where there are any: each connection of its own
+    takes 50 KB of the master, most of it TLS's.
+    """
 
 
 @dataclass(frozen=True, slots=True)

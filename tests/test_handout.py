@@ -26,7 +26,7 @@ async def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     wheel(tmp_path / "index", "large", "1.0", f"VALUE = {'x' * 3_000_000!r}\n")
     for name, value in variables(tmp_path / "index").items():
         monkeypatch.setenv(name, value)
-    made = Agent("edge", KEY, SystemClock(), visits=Counter(KEY, Cache(tmp_path / "node")))
+    made = Agent("edge", KEY, SystemClock(), visits=(Counter(KEY, Cache(tmp_path / "node")),))
     yield await made.listen("tcp://127.0.0.1:0")
     await made.close()
 

@@ -53,6 +53,9 @@ from nomad.transport.base import Connection
 
 T = TypeVar("T")
 
+WAY_SECONDS = 20.0
+"""For so long a pod without a master tries to reach one by way of its node's agent, if that is there."""
+
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
 """Seconds between attempts to reach the master, doubled from the first to the most."""
 
@@ -142,6 +145,9 @@ class Host:
         """0 until it is known for which operator the process is."""
         self._container = container or Container()
         self._control: str = boot["control"]
+        self._way: tuple[str, bytes] | None = None
+        """The address of the agent by way of which the master is reached, and the key for that; None: directly."""
+        self._redirected = False
         self._key = bytes.fromhex(boot["key"])
         self._verify_key = bytes.fromhex(boot["verify_key"])
         self._master_timeout: float = boot["master_timeout"]
@@ -217,16 +223,19 @@ class Host:
         backoff, alone_since = BACKOFF_FIRST, time.monotonic()
         while True:
             try:
-                conn = await registry.connect(self._control)
+                conn = await self._dial(alone_since)
                 try:
                     hello = {"epoch": self._epoch, "pid": os.getpid(), "assigned": self._work is not None}
                     await shake_dialer(conn, self._key, self._pod, hello)
                     self._conn, met_at = conn, time.monotonic()
                     self._set_pace(control.HEARTBEAT)
+                    self._redirected = False
                     self._send_state()
-                    while True:
+                    while not self._redirected:
                         for frame in await conn.recv():
                             self._receive(control.unpack(bytes(frame[0])))
+                    await conn.close()
+                    backoff = BACKOFF_FIRST
                 finally:
                     if self._conn is conn:
                         alone_since = time.monotonic()
@@ -244,6 +253,19 @@ class Host:
                 self._end(Exit.ABANDONED)
             await asyncio.sleep(min(backoff, max(0.05, self._master_timeout / 4)))
             backoff = min(BACKOFF_MOST, backoff * 2)
+
+    async def _dial(self, alone_since: float) -> Connection:
+        """To the master, the way that it asked for; directly when that doesn't lead there."""
+        if self._way is not None and time.monotonic() - alone_since < WAY_SECONDS:
+            from nomad import gateway
+
+            address, key = self._way
+            try:
+                return await gateway.dial(address, key, self._pod)
+            except (TransportError, DeliveryError) as exc:
+                log.debug("no agent at %s: %s", address, exc)
+        self._way = None
+        return await registry.connect(self._control)
 
     def _send(self, message: dict[str, Any]) -> None:
         """Tell the master, if it is there."""
@@ -282,6 +304,8 @@ class Host:
             self._set_pace(control.pace_from(message))
         elif kind == "stop":
             self._stop(bool(message["drain"]), float(message["grace"]))
+        elif kind == "via":
+            self._way, self._redirected = (str(message["address"]), bytes(message["key"])), True
         elif kind == "request":
             task = asyncio.create_task(self._answer(message))
             self._requests.add(task)

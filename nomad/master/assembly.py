@@ -24,8 +24,10 @@ from nomad.clock import Clock
 from nomad.control import Shape
 from nomad.delivery.relay import Relay as RelayServer
 from nomad.errors import RequestError, StateError
+from nomad.handout import key_of
 from nomad.master.enact import Enactor, Keys
 from nomad.master.events import EventLog
+from nomad.master.gathered import STEER_SECONDS, Way
 from nomad.master.judge import Judge
 from nomad.master.loop import Loop
 from nomad.master.measuring import measure, measure_machines, seen
@@ -191,7 +193,7 @@ async def assemble(
         if not isinstance(runtime, Emulated):
             named = runtime.node_of if isinstance(runtime, Machines) else lambda name: name
             agents = RemoteAgents(book, clock, named)
-            port.receive(AGENTS, agents.door)
+            port.receive(AGENTS, agents.door, carry=True)
 
         def over(pipeline: str) -> None:
             if wanted := desired.pipelines.get(pipeline):
@@ -281,6 +283,7 @@ async def assemble(
             stack.push_async_callback(measuring.close)
             if agents is not None:
                 work = measure_machines(desired, observed, loop, book, clock, agents)
+                measuring.start(_steer(port, observed, agents, keys, clock), name="steer")
             else:
                 work = measure(desired, observed, loop, book, clock, pods=settings.pods)
             measuring.start(work, name="measure")
@@ -294,6 +297,20 @@ async def assemble(
             finally:
                 if not settings.pods.outlive_master:
                     await _wind_down(parts)
+
+
+async def _steer(port: PodPort, observed: Observed, agents: RemoteAgents, keys: Keys, clock: Clock) -> None:
+    """Where pods are many, have them come by way of their nodes' agents."""
+    key = keys.of(AGENTS)
+
+    def way(pod: str, name: str) -> Way | None:
+        state = observed.pods.get(pod)
+        address = "" if state is None or state.runtime is None else agents.address(state.runtime.node)
+        return Way(address, key_of(key, name)) if address else None
+
+    while True:
+        await clock.sleep(STEER_SECONDS)
+        port.steer(way, clock.now())
 
 
 def declare_nodes(book: Book, nodes: Iterable[NodeInfo], now: float) -> None:

@@ -3,7 +3,8 @@
 One channel per process; a new connection of the same process replaces the old one. Which pod a process is says the
 runtime: one that was started before anybody knew for which operator keeps its channel here, and is `seat`ed once the
 runtime has given it to a pod. What pods say of themselves goes to the `Observer`; replies go to whoever asked, live
-outputs to whoever tails. Processes that are no pods (agents, relays) dial in here too, and are handed to `Guests`.
+outputs to whoever tails. Processes that are no pods (agents, relays) dial in here too, and are handed to `Guests`;
+over an agent's connection its node's pods may come as well (`gathered`).
 Knows nothing of what is wanted: the loop decides what is said, and is told by the observer when a connection comes or
 goes.
 """
@@ -11,6 +12,7 @@ goes.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
@@ -22,13 +24,15 @@ from nomad.control import Assignment, LinkPeer
 from nomad.delivery.driver import shake_listener
 from nomad.errors import ConflictError, DeliveryError, RequestError, TransportError
 from nomad.fanout import Fanout, Subscription
+from nomad.master.gathered import Gathered, Way
 from nomad.master.observe import Observer
 from nomad.master.pace import Pace
 from nomad.master.state import Called
 from nomad.master.views import TailItem
 from nomad.settings import Heartbeats, History
 from nomad.transport import registry
-from nomad.transport.base import Connection, Listener
+from nomad.transport.base import Connection, Frame, Listener
+from nomad.transport.trunk import carries
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +43,10 @@ MAX_ERROR = 2_000
 class Channel:
     """One connection of one process."""
 
-    def __init__(self, number: int, name: str, conn: Connection) -> None:
+    def __init__(self, number: int, name: str, conn: Connection, *, direct: bool = True) -> None:
         self.number = number
+        self.direct = direct
+        """Not by way of an agent."""
         self.name = name
         """What the process calls itself."""
         self.pod = ""
@@ -143,6 +149,9 @@ class PodPort:
         self._waiting: dict[str, Channel] = {}
         """By the name of the process, of those that are no pod yet."""
         self._guests: dict[str, Guests] = {}
+        self._carriers: set[str] = set()
+        """Kinds of guests over whose connections pods may come."""
+        self._gathered = Gathered(functools.partial(self._serve, direct=False), "by way of an agent")
         self._visiting: dict[str, Channel] = {}
         """By the name of the process, kind included."""
         self._numbers = itertools.count(1)
@@ -153,13 +162,24 @@ class PodPort:
         self._listener = await registry.listen(address, self._serve)
         return self._listener.reachable
 
-    def receive(self, kind: str, guests: Guests) -> None:
-        """From now on processes that call themselves `<kind>:<name>` are let in, and handed on."""
+    def receive(self, kind: str, guests: Guests, *, carry: bool = False) -> None:
+        """From now on processes that call themselves `<kind>:<name>` are let in, and handed on.
+
+        With `carry`, pods may come over their connections.
+        """
         self._guests[kind] = guests
+        if carry:
+            self._carriers.add(kind)
+
+    def steer(self, way: Callable[[str, str], Way | None], now: float) -> None:
+        """Have pods come by way of agents, once there are so many of them; see `Gathered.steer`."""
+        if len(self._channels) >= self._settings.gather_from:
+            self._gathered.steer(self._channels.values(), way, now)
 
     async def close(self) -> None:
         for outputs in self._outputs.values():
             outputs.close()
+        await self._gathered.close()
         if self._listener is not None:
             await self._listener.close()
 
@@ -233,7 +253,7 @@ class PodPort:
             outputs.unsubscribe(subscription)
             self._untap_if_unread(operator)
 
-    async def _serve(self, conn: Connection) -> None:
+    async def _serve(self, conn: Connection, *, direct: bool = True) -> None:
         try:
             name, hello, frames = await shake_listener(
                 conn, self._key_for, lambda identity, hello: {}, self._settings.handshake_timeout
@@ -241,20 +261,29 @@ class PodPort:
         except DeliveryError as exc:
             log.warning("a process was turned away: %s", exc)
             return
-        channel = Channel(next(self._numbers), name, conn)
+        channel = Channel(next(self._numbers), name, conn, direct=direct)
         if not self._admit(channel, hello):
             return  # it was given up while it proved itself
         try:
             while True:
                 self._heard(name)
                 for frame in frames:
-                    self._receive(channel, control.unpack(bytes(frame[0])))
+                    if carries(frame):
+                        self._carried(channel, frame)
+                    else:
+                        self._receive(channel, control.unpack(bytes(frame[0])))
                 frames = await conn.recv()
         except (ValueError, TypeError) as exc:
             log.warning("%s is cut off, it said something that isn't valid: %s", channel.pod or name, exc)
         finally:
             channel.end()
+            self._gathered.ended(conn)
             self._dismiss(channel)
+
+    def _carried(self, channel: Channel, frame: Frame) -> None:
+        if channel.name not in self._visiting or channel.name.partition(":")[0] not in self._carriers:
+            raise ValueError("it isn't one that pods come by")
+        self._gathered.received(channel.conn, frame)
 
     def _key_for(self, name: str) -> bytes | None:
         if self._guests_of(name) is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -79,9 +79,9 @@ class Agent:
         key: bytes,
         clock: Clock,
         shape: Callable[[str], Shape] = lambda node: Shape(),
-        visits: Visits | None = None,
+        visits: Sequence[Visits] = (),
     ):
-        """`visits` has those dial in, too, that are no agents."""
+        """`visits` have those dial in, too, that are no agents."""
         self.node = node
         self._visits = visits
         self._key = key
@@ -187,16 +187,18 @@ class Agent:
     # -- answering
 
     def _key_for(self, name: str) -> bytes | None:
-        if self._visits is not None and name.startswith(self._visits.prefix):
-            return self._visits.key_for(name)
-        return self._key
+        visits = self._visits_of(name)
+        return self._key if visits is None else visits.key_for(name)
+
+    def _visits_of(self, name: str) -> Visits | None:
+        return next((visits for visits in self._visits if name.startswith(visits.prefix)), None)
 
     async def _serve(self, raw: Connection) -> None:
         conn: Connection = raw
         try:
             node, _, frames = await shake_listener(raw, self._key_for, lambda node, hello: {})
-            if self._visits is not None and node.startswith(self._visits.prefix):
-                await self._visits.visited(raw, frames)
+            if (visits := self._visits_of(node)) is not None:
+                await visits.visited(raw, frames)
                 return
             while True:
                 conn = shaped(conn, self._shape(node), self._clock)

@@ -1,8 +1,9 @@
 """The agent of one node of a real cluster: `python -m nomad.measure.node`, a process of its own beside the node's pods.
 
 It dials the master, as pods do, and goes on while that is away: calibrates the node, says what is free on it, answers
-other agents' probes, probes them when the master's survey asks for it (`nomad.measure.remote`), and installs and hands
-out what the node's operators require (`nomad.handout`). It knows nothing of pipelines.
+other agents' probes, probes them when the master's survey asks for it (`nomad.measure.remote`), installs and hands out
+what the node's operators require (`nomad.handout`), and lets its pods through to the master where those are many
+(`nomad.gateway`). It knows nothing of pipelines.
 
     NOMAD_NODE       what the cluster calls the node
     NOMAD_BOOT       the file with {"control": the master's address, "key": hex, the agents' own}; it has a usual place
@@ -32,6 +33,7 @@ from nomad import control
 from nomad.clock import Clock, SystemClock
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, NomadError, TransportError, UsageError, describe
+from nomad.gateway import Gateway
 from nomad.handout import Counter
 from nomad.kubernetes import names
 from nomad.measure.agent import Agent
@@ -43,6 +45,7 @@ from nomad.packages import CACHE_BYTES, PYTHON, Cache
 from nomad.tasks import Tasks
 from nomad.transport import registry
 from nomad.transport.base import Connection
+from nomad.transport.trunk import Trunk, carries
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +99,8 @@ class NodeAgent:
         self._boot = boot
         self._clock = clock
         counter = Counter(boot.key, Cache(boot.folder, boot.limit))
-        self._agent = Agent(boot.node, boot.key, clock, visits=counter)
+        self._gateway = Gateway(boot.key)
+        self._agent = Agent(boot.node, boot.key, clock, visits=(counter, self._gateway))
         self._conn: Connection | None = None
         self._speed: float | None = None
         self._busy = Processors()
@@ -122,14 +126,19 @@ class NodeAgent:
                 conn = await registry.connect(self._boot.control)
                 try:
                     await shake_dialer(conn, self._boot.key, me, {"address": address, "python": PYTHON})
-                    self._conn = conn
+                    self._conn, trunk = conn, Trunk(conn)
+                    self._gateway.opened(trunk)
                     self._say(self._state())
                     while True:
                         for frame in await conn.recv():
-                            self._receive(control.unpack(bytes(frame[0])))
+                            if carries(frame):
+                                trunk.received(frame)
+                            else:
+                                self._receive(control.unpack(bytes(frame[0])))
                 finally:
                     self._conn = None
                     conn.abort()
+                    self._gateway.closed("the agent of its node has lost the master")
             except (TransportError, DeliveryError) as exc:
                 log.info("no master at %s: %s", self._boot.control, exc)
             except (ValueError, KeyError, TypeError) as exc:

@@ -141,7 +141,8 @@ class RemoteAgents:
 
     def address(self, node: str) -> str:
         """Where the agent of a node is dialled; "" while it isn't there."""
-        return self._agents[node].address if node in self.nodes() else ""
+        agent = self._agents.get(node)
+        return agent.address if agent is not None and self._clock.now() - agent.heard_at < SILENT_SECONDS else ""
 
     def unreachable(self) -> frozenset[str]:
         """Nodes whose agents are there, and that others have tried to dial in vain, where dialling works at all."""

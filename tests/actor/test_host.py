@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import random
@@ -18,9 +19,19 @@ import pytest
 
 from nomad import pipeline
 from nomad.actor.host import Taps
+from nomad.clock import SystemClock
 from nomad.delivery.codec import Codec, decode_one
+from nomad.errors import TransportError
+from nomad.gateway import Gateway
+from nomad.handout import key_of
+from nomad.measure.agent import Agent
 from nomad.pipeline import Pipeline
+from nomad.tasks import Tasks
+from nomad.transport.base import Connection
+from nomad.transport.registry import transport_for
+from nomad.transport.trunk import Trunk
 from tests.actor.pods import Master, Pod, assignment, master, peers
+from tests.contract.transport import pair
 
 
 @pytest.fixture
@@ -212,6 +223,41 @@ async def test_a_pod_sends_heart_beats_as_often_as_it_is_told(here: Master) -> N
         await pod.until(lambda connections=number + 2: pod.connections == connections, "it asks for a better master")
     before = len(pod.all("heartbeat"))
     await pod.until(lambda: len(pod.all("heartbeat")) >= before + 4, "after a connect it is as ever")
+
+
+async def test_a_pod_comes_by_way_of_its_nodes_agent_while_that_is_there(here: Master) -> None:
+    agents, tasks = bytes(32), Tasks()
+    gateway = Gateway(agents)
+
+    async def read(conn: Connection, trunk: Trunk) -> None:
+        with contextlib.suppress(TransportError):
+            while True:
+                for frame in await conn.recv():
+                    trunk.received(frame)
+
+    async with pair(transport_for("inproc:"), "inproc:") as (near, far):
+        trunk = Trunk(near)
+        tasks.start(read(near, trunk), name="the agent's end")
+        accepted = Trunk(far, lambda conn: tasks.start(here.serve(conn), name="a pod") and None)
+        tasks.start(read(far, accepted), name="the master's end")
+        gateway.opened(trunk)
+        agent = Agent("edge", agents, SystemClock(), visits=(gateway,))
+        address = await agent.listen("tcp://127.0.0.1:0")
+
+        pod = await ready(here, pipeline.build([endless, str]), 0)
+        pod.tell({"type": "via", "address": address, "key": key_of(agents, pod.name)})
+        await pod.says("ready", 2)
+        assert pod.connections == 2
+        assert pod.conn is not None
+        assert "#" in pod.conn.peer, "it came over the trunk"
+        assert await pod.ask("samples") is not None
+
+        await agent.close()
+        await pod.says("ready", 3)
+        assert "#" not in pod.conn.peer
+        assert await pod.ask("samples") is not None
+        trunk.lost("the end")
+        await tasks.close()
 
 
 async def test_a_pod_reports_and_answers(here: Master) -> None:

@@ -76,7 +76,7 @@ async def test_a_pod_without_such_a_folder_asks_the_agent(
 ) -> None:
     for name, value in variables(index).items():
         monkeypatch.setenv(name, value)
-    agent = Agent("edge", KEY, SystemClock(), visits=Counter(KEY, Cache(tmp_path / "node")))
+    agent = Agent("edge", KEY, SystemClock(), visits=(Counter(KEY, Cache(tmp_path / "node")),))
     try:
         told = {"agent": await agent.listen("tcp://127.0.0.1:0"), "agent_key": key_of(KEY, "warm-1")}
         pod = here.start("warm-1", epoch=0, PIP_NO_INDEX="1", PIP_FIND_LINKS="/nowhere")
