@@ -11,7 +11,7 @@ import base64
 import binascii
 import hashlib
 import logging
-from collections.abc import Awaitable, Collection, Iterable
+from collections.abc import Awaitable, Collection, Generator, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -54,7 +54,8 @@ class Bundles:
     async def add(self, digest: str, data: bytes, patience: float) -> None:
         """Have a bundle there, whole, and not counted as unused. Raises `StateError`."""
         async with self._changing:
-            await _gather(self._add(secret, patience) for secret in resource.bundle_secrets(digest, data))
+            secrets = await asyncio.to_thread(resource.bundle_secrets, digest, data)
+            await _some_at_once(self._add(secret, patience) for secret in secrets)
 
     async def read(self, digest: str, patience: float) -> bytes:
         """Raises `StateError` when it isn't there, not all of it, or not as it was written."""
@@ -63,14 +64,8 @@ class Bundles:
         count = marks.get(CHUNKS_ANNOTATION, "")
         if marks.get(DIGEST_ANNOTATION) != digest or not count.isdecimal() or not 0 < int(count) < _MOST:
             raise _damaged(digest)
-        rest = await _gather(self._get(digest, number, patience) for number in range(1, int(count)))
-        try:
-            data = b"".join(base64.b64decode(chunk["data"][CHUNK_KEY], validate=True) for chunk in (first, *rest))
-        except (KeyError, TypeError, binascii.Error):
-            raise _damaged(digest) from None
-        if hashlib.sha256(data).hexdigest() != marks.get(SHA256_ANNOTATION):
-            raise _damaged(digest)
-        return data
+        rest = await _some_at_once(self._get(digest, number, patience) for number in range(1, int(count)))
+        return await asyncio.to_thread(_whole, digest, [first, *rest], marks.get(SHA256_ANNOTATION))
 
     async def sweep(self, used: Collection[str]) -> float:
         """Mark those that no pipeline has, delete those that none has had for a day; seconds until the next is due.
@@ -153,19 +148,34 @@ class Bundles:
             log.info("Secret %s of a bundle is gone already", name)
 
 
-async def _gather(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Results in order, some at a time; the first failure is raised once the others have ended."""
-    gate = asyncio.Semaphore(AT_ONCE)
+async def _some_at_once(calls: Generator[Awaitable[T], None, None]) -> list[T]:
+    """Results in order; each call is made when its turn comes. A failure is raised once those beside it have ended."""
+    found: dict[int, T] = {}
+    turns = enumerate(calls)
 
-    async def one(call: Awaitable[T]) -> T:
-        async with gate:
-            return await call
+    async def take_turns() -> None:
+        try:
+            for number, call in turns:
+                found[number] = await call
+        except BaseException:
+            calls.close()  # no more are begun
+            raise
 
-    found = await asyncio.gather(*(one(call) for call in calls), return_exceptions=True)
-    for result in found:
-        if isinstance(result, BaseException):
-            raise result
-    return found  # type: ignore[return-value]
+    for ended in await asyncio.gather(*(take_turns() for _ in range(AT_ONCE)), return_exceptions=True):
+        if ended is not None:
+            raise ended
+    return [found[number] for number in range(len(found))]
+
+
+def _whole(digest: str, chunks: Iterable[Json], sha256: str | None) -> bytes:
+    """What the Secrets hold together. Raises `StateError`."""
+    try:
+        data = b"".join(base64.b64decode(chunk["data"][CHUNK_KEY], validate=True) for chunk in chunks)
+    except (KeyError, TypeError, binascii.Error):
+        raise _damaged(digest) from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise _damaged(digest)
+    return data
 
 
 def _time(text: str | None) -> datetime | None:
