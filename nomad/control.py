@@ -44,6 +44,10 @@ QUICKEST, SLOWEST = 0.1, 60.0
 """Seconds between two heart-beats that a pod may be told."""
 
 
+VIA = "via:"
+"""Before what a pod calls itself, towards an agent by way of which it wants to reach the master."""
+
+
 @dataclass(slots=True)
 class Shape:
     """How an emulated link treats what is sent over it in one direction; the defaults leave it alone."""

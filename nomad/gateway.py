@@ -1,52 +1,33 @@
-"""The way of a pod's control channel by its node's agent: both ends of the first part, and what the agent does.
+"""The way of pods' control channels by their node's agent: what the agent does.
 
     pod ──tls──▶ agent ══ one trunk for all pods of the node ══▶ master
 
 A master of thousands of pods would need 50 KB for each one's TLS. So, from some number on, it tells its pods to come by
-their nodes' agents (`nomad.master.gathered`). To the agent a pod proves itself with the key that it also asks for
-packages with (`nomad.handout.key_of`), then to the master as ever, through the agent, which passes on frames and knows
-nothing of what they say. While the agent has no master, a pod waits there for a while, as it would in vain elsewhere.
+their nodes' agents (`nomad.master.gathered`; the pods' end is `nomad.actor.route`). To the agent a pod proves itself
+with the key that it also asks for packages with (`nomad.handout.key_of`), then to the master as ever, through the
+agent, which passes on frames and knows nothing of what they say. While the agent has no master, a pod waits there for
+a while, as it would in vain elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from nomad.delivery.driver import first_of, shake_dialer
+from nomad.control import VIA
+from nomad.delivery.driver import first_of
 from nomad.errors import ConnectionBroken, TransportError
 from nomad.handout import key_of
-from nomad.transport import registry
 from nomad.transport.base import Connection, Frame
 from nomad.transport.trunk import Trunk
-
-PREFIX = "via:"
-"""Of what pods call themselves towards agents when they want to go on to the master."""
-
-DIAL_SECONDS = 3.0
-"""Until an agent that doesn't answer isn't there: it is on the same node."""
 
 PATIENCE = 8.0
 """Seconds that a pod waits at an agent for the master; below the time that a handshake may take."""
 
 
-async def dial(address: str, key: bytes, pod: str) -> Connection:
-    """A connection of `pod` to the master by way of an agent; nothing was said to the master yet.
-
-    Raises `TransportError` or `DeliveryError` when the agent can't be reached, or refuses.
-    """
-    conn = await registry.connect(address, timeout=DIAL_SECONDS)
-    try:
-        await shake_dialer(conn, key, f"{PREFIX}{pod}", {}, DIAL_SECONDS)
-    except BaseException:
-        conn.abort()
-        raise
-    return conn
-
-
 class Gateway:
-    """The agent's part, as `nomad.measure.agent.Visits`. `opened` and `closed` say when there is a way to the master."""
+    """As `nomad.measure.agent.Visits`. `opened` and `closed` say when there is a way to the master."""
 
-    prefix = PREFIX
+    prefix = VIA
 
     def __init__(self, key: bytes) -> None:
         """`key`: the agents' own."""
@@ -66,7 +47,7 @@ class Gateway:
         self._there.clear()
 
     def key_for(self, name: str) -> bytes:
-        return key_of(self._key, name.removeprefix(PREFIX))
+        return key_of(self._key, name.removeprefix(VIA))
 
     async def visited(self, conn: Connection, frames: list[Frame]) -> None:
         """Pass on what comes, both ways, until one of the ends is gone. Raises `TransportError`."""

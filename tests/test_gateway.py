@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nomad import control, gateway, handout
+from nomad.actor.route import Route
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, TransportError
 from nomad.gateway import Gateway
@@ -93,7 +94,9 @@ class Here:
 
     async def dial(self, name: str, key: bytes | None = None) -> Connection:
         """A pod, by way of the agent."""
-        conn = await gateway.dial(self.address, handout.key_of(AGENTS, name), name)
+        route = Route("tcp://127.0.0.1:1", name)
+        route.turn(self.address, handout.key_of(AGENTS, name))
+        conn = await route.dial()
         self.dialed.append(conn)
         await shake_dialer(conn, key or key_of(name), name, {"assigned": True})
         return conn
@@ -174,8 +177,10 @@ async def test_a_pod_waits_at_the_agent_for_the_master(here: Here, monkeypatch: 
 
 async def test_neither_the_agent_nor_the_master_takes_anybody(here: Here) -> None:
     async with here.connected():
+        route = Route("tcp://127.0.0.1:1", "one")
+        route.turn(here.address, handout.key_of(AGENTS, "two"))
         with pytest.raises((TransportError, DeliveryError)):
-            await gateway.dial(here.address, handout.key_of(AGENTS, "two"), "one")
+            await route.dial()
         with pytest.raises((TransportError, DeliveryError)):
             await here.dial("one", key=key_of("two"))
         assert not here.there("one")

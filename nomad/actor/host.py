@@ -40,6 +40,7 @@ from nomad import control
 from nomad.actor.execute import SetupFailed
 from nomad.actor.instance import Instance
 from nomad.actor.operator import OperatorFailed
+from nomad.actor.route import Route
 from nomad.actor.source import Source, SourceFailed
 from nomad.clock import SystemClock
 from nomad.control import Assignment, Role
@@ -48,13 +49,9 @@ from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, NomadError, PackagesError, PayloadError, TransportError, describe, message_of
 from nomad.packages import Packages
 from nomad.pipeline import OperatorSpec
-from nomad.transport import registry
 from nomad.transport.base import Connection
 
 T = TypeVar("T")
-
-WAY_SECONDS = 20.0
-"""For so long a pod without a master tries to reach one by way of its node's agent, if that is there."""
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
 """Seconds between attempts to reach the master, doubled from the first to the most."""
@@ -144,10 +141,9 @@ class Host:
         self._epoch: int = boot.get("epoch", 0)
         """0 until it is known for which operator the process is."""
         self._container = container or Container()
-        self._control: str = boot["control"]
-        self._way: tuple[str, bytes] | None = None
-        """The address of the agent by way of which the master is reached, and the key for that; None: directly."""
-        self._redirected = False
+        self._route = Route(boot["control"], self._pod)
+        self._turned = False
+        """The master wants to be reached another way."""
         self._key = bytes.fromhex(boot["key"])
         self._verify_key = bytes.fromhex(boot["verify_key"])
         self._master_timeout: float = boot["master_timeout"]
@@ -223,15 +219,15 @@ class Host:
         backoff, alone_since = BACKOFF_FIRST, time.monotonic()
         while True:
             try:
-                conn = await self._dial(alone_since)
+                conn = await self._route.dial(time.monotonic() - alone_since)
                 try:
                     hello = {"epoch": self._epoch, "pid": os.getpid(), "assigned": self._work is not None}
                     await shake_dialer(conn, self._key, self._pod, hello)
                     self._conn, met_at = conn, time.monotonic()
                     self._set_pace(control.HEARTBEAT)
-                    self._redirected = False
+                    self._turned = False
                     self._send_state()
-                    while not self._redirected:
+                    while not self._turned:
                         for frame in await conn.recv():
                             self._receive(control.unpack(bytes(frame[0])))
                     await conn.close()
@@ -245,27 +241,14 @@ class Host:
                         self._conn = None
                         conn.abort()
             except (TransportError, DeliveryError) as exc:
-                log.debug("no master at %s: %s", self._control, exc)
+                log.debug("no master: %s", exc)
             except (ValueError, KeyError, TypeError) as exc:
-                log.warning("the master at %s said what this pod doesn't understand: %r", self._control, exc)
+                log.warning("the master said what this pod doesn't understand: %r", exc)
             if time.monotonic() - alone_since > self._master_timeout:
                 print(f"nomad: no master for {self._master_timeout:g} s, stopping", file=sys.stderr, flush=True)
                 self._end(Exit.ABANDONED)
             await asyncio.sleep(min(backoff, max(0.05, self._master_timeout / 4)))
             backoff = min(BACKOFF_MOST, backoff * 2)
-
-    async def _dial(self, alone_since: float) -> Connection:
-        """To the master, the way that it asked for; directly when that doesn't lead there."""
-        if self._way is not None and time.monotonic() - alone_since < WAY_SECONDS:
-            from nomad import gateway
-
-            address, key = self._way
-            try:
-                return await gateway.dial(address, key, self._pod)
-            except (TransportError, DeliveryError) as exc:
-                log.debug("no agent at %s: %s", address, exc)
-        self._way = None
-        return await registry.connect(self._control)
 
     def _send(self, message: dict[str, Any]) -> None:
         """Tell the master, if it is there."""
@@ -305,7 +288,8 @@ class Host:
         elif kind == "stop":
             self._stop(bool(message["drain"]), float(message["grace"]))
         elif kind == "via":
-            self._way, self._redirected = (str(message["address"]), bytes(message["key"])), True
+            self._route.turn(str(message["address"]), bytes(message["key"]))
+            self._turned = True
         elif kind == "request":
             task = asyncio.create_task(self._answer(message))
             self._requests.add(task)

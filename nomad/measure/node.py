@@ -24,7 +24,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -37,7 +37,7 @@ from nomad.gateway import Gateway
 from nomad.handout import Counter
 from nomad.kubernetes import names
 from nomad.measure.agent import Agent
-from nomad.measure.calibrate import calibrate
+from nomad.measure.calibrate import ROUNDS, calibrate
 from nomad.measure.estimate import smooth
 from nomad.measure.local import CALIBRATE_SECONDS, SHORT_ROUNDS
 from nomad.measure.remote import KIND, SILENT_SECONDS
@@ -95,9 +95,16 @@ class Boot:
 class NodeAgent:
     """`run` until cancelled."""
 
-    def __init__(self, boot: Boot, clock: Clock) -> None:
+    def __init__(
+        self, boot: Boot, clock: Clock, calibrated: Callable[[Clock, int], Awaitable[float]] = calibrate
+    ) -> None:
+        """`calibrated`: the speed of the node by so many rounds, see `nomad.measure.calibrate`."""
+        self.key = boot.key
         self._boot = boot
         self._clock = clock
+        self._calibrated = calibrated
+        self.listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """The address where it is reached."""
         counter = Counter(boot.key, Cache(boot.folder, boot.limit))
         self._gateway = Gateway(boot.key)
         self._agent = Agent(boot.node, boot.key, clock, visits=(counter, self._gateway))
@@ -109,6 +116,7 @@ class NodeAgent:
     async def run(self) -> None:
         """Raises `TransportError` when it can't listen."""
         address = await self._agent.listen(self._boot.listen, self._boot.advertise)
+        self.listening.set_result(address)
         try:
             self._tasks.start(self._calibrate(), name="calibrate")
             self._tasks.start(self._report(), name="report")
@@ -174,12 +182,12 @@ class NodeAgent:
     # -- the node
 
     async def _calibrate(self) -> None:
-        known = smooth(None, await calibrate(self._clock), self._clock.now())
+        known = smooth(None, await self._calibrated(self._clock, ROUNDS), self._clock.now())
         while True:
             self._speed = known.value
             self._say(self._state())
             await self._clock.sleep(CALIBRATE_SECONDS)
-            known = smooth(known, await calibrate(self._clock, SHORT_ROUNDS), self._clock.now())
+            known = smooth(known, await self._calibrated(self._clock, SHORT_ROUNDS), self._clock.now())
 
     async def _report(self) -> None:
         while True:

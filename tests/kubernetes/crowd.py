@@ -1,8 +1,9 @@
 """Many pipelines that run already, as a master that has just ended left them, and the control channels of their pods.
 
 `Crowd` makes their objects by the master's own store, and their pods, which kwok lets run. No process is in those:
-one process for all of them (this file, as a program) dials the master as each pod would, says that it is at work, and
-from then on, if asked, sends every pod's heart-beats, as often as the master tells it.
+one process for all of them (this file, as a program) runs the agents of all nodes, reaches the master by way of those
+as each pod would that an earlier master had told to, says that it is at work, and from then on, if asked, sends every
+pod's heart-beats, as often as the master tells it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from nomad import bundle, control, pipeline
+from nomad.actor.route import Route
 from nomad.bundle import Bundle
-from nomad.clock import SystemClock
+from nomad.clock import Clock, SystemClock
 from nomad.control import PodStats, Role
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import ApiExists, DeliveryError, TransportError
-from nomad.kubernetes import paths
+from nomad.handout import key_of
+from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.certificates import Certificates
 from nomad.master.assembly import Secrets
@@ -32,13 +36,13 @@ from nomad.master.kubestore import KubernetesStore
 from nomad.master.state import DesiredPipeline
 from nomad.master.store import StoredOperator
 from nomad.master.views import DataLinkView, PlacementView
+from nomad.measure.node import Boot, NodeAgent
 from nomad.pipeline import PipelineSpec
 from nomad.runtime import manifests
 from nomad.runtime.base import PodSpec
 from nomad.settings import Kubernetes
 from nomad.tasks import Tasks
 from nomad.transport import certificates as tls
-from nomad.transport import registry
 from nomad.transport.base import Connection
 from tests.kubernetes.cluster.scale import AT_ONCE, Scale, node_names
 
@@ -131,7 +135,9 @@ class Crowd:
             "control": address,
             "tls": str(self.folder),
             "pod_key": self.keys.pods.hex(),
-            "pods": [[pod, name] for pod, name in self.pods()],
+            "agents_key": self.keys.of(names.AGENT).hex(),
+            "nodes": self.nodes,
+            "pods": [[pod, name, node] for (pod, name), node in zip(self.pods(), cycle(self.nodes), strict=False)],
         }
 
     def pods(self) -> Iterator[tuple[str, str]]:
@@ -155,7 +161,12 @@ class Voices:
     def __init__(self, plan: dict[str, Any]) -> None:
         self._address = plan["control"]
         self._keys = Keys(bytes.fromhex(plan["pod_key"]), b"")
-        self._pods: list[tuple[str, str]] = [(pod, name) for pod, name in plan["pods"]]
+        self._pods: list[tuple[str, str, str]] = [(pod, name, node) for pod, name, node in plan["pods"]]
+        key, folder = bytes.fromhex(plan["agents_key"]), Path(plan["tls"])
+        boots = [
+            Boot(node, self._address, key, "tls://127.0.0.1:0", None, folder / "packages", 1) for node in plan["nodes"]
+        ]
+        self._agents = {boot.node: NodeAgent(boot, SystemClock(), reference_speed) for boot in boots}
         self._connected: dict[str, Connection] = {}
         self._limit = asyncio.Semaphore(DIALS_AT_ONCE)
         self._tasks = Tasks()
@@ -168,8 +179,10 @@ class Voices:
 
     async def run(self) -> None:
         """Until the standard input ends."""
-        for pod, name in self._pods:
-            self._tasks.start(self._keep(pod, name), name=name)
+        for node, agent in self._agents.items():
+            self._tasks.start(agent.run(), name=f"the agent of {node}")
+        for pod, name, node in self._pods:
+            self._tasks.start(self._keep(pod, name, self._agents[node]), name=name)
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := await reader.readline():
@@ -178,12 +191,14 @@ class Voices:
                 self._pace(pod, self._paces[pod] or self._first)
         await self._tasks.close()
 
-    async def _keep(self, pod: str, name: str) -> None:
+    async def _keep(self, pod: str, name: str, agent: NodeAgent) -> None:
+        route = Route(self._address, name)
+        route.turn(await agent.listening, key_of(agent.key, name))
         hello = {"epoch": 1, "pid": 1, "assigned": True}
         while True:
             try:
                 async with self._limit:
-                    conn = await registry.connect(self._address, timeout=DIAL_SECONDS)
+                    conn = await route.dial()
                     await shake_dialer(conn, self._keys.of(name), name, hello, DIAL_SECONDS)
                 source = ".operator0-" in pod
                 ready = {"type": "ready", "address": None if source else "tls://10.0.0.1:30010", "pid": 1}
@@ -194,7 +209,10 @@ class Voices:
                 while True:
                     for frame in await conn.recv():
                         message = control.unpack(bytes(frame[0]))
-                        if message["type"] == "pace":
+                        if message["type"] == "via":
+                            route.turn(message["address"], message["key"])
+                            conn.abort()
+                        elif message["type"] == "pace":
                             self._pace(pod, message["seconds"])
             except (TransportError, DeliveryError, OSError):
                 self._connected.pop(pod, None)
@@ -217,6 +235,11 @@ class Voices:
                 conn.write([(control.pack(heartbeat(pod, time.monotonic() - self._began)),)])
             except TransportError:
                 pass  # it dials again
+
+
+async def reference_speed(clock: Clock, rounds: int) -> float:
+    """Of nodes that aren't: calibrating a thousand would take the one machine that they all are."""
+    return 1.0
 
 
 def heartbeat(pod: str, seconds: float) -> dict[str, Any]:

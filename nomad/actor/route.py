@@ -1,0 +1,58 @@
+"""How a pod reaches its master: directly, or by way of its node's agent once the master has asked for that.
+
+Used by `host`. What the agent does with it, and why, is `nomad.gateway`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from nomad.control import VIA
+from nomad.delivery.driver import shake_dialer
+from nomad.errors import DeliveryError, TransportError
+from nomad.transport import registry
+from nomad.transport.base import Connection
+
+log = logging.getLogger(__name__)
+
+DIAL_SECONDS = 3.0
+"""Until an agent that doesn't answer isn't there: it is on the same node."""
+
+PATIENCE = 20.0
+"""Seconds without a master until it is looked for directly, although the agent is there."""
+
+
+class Route:
+    """The way that a process takes now."""
+
+    def __init__(self, control: str, name: str) -> None:
+        """`control`: the master's address; `name`: what the process calls itself."""
+        self._control = control
+        self._name = name
+        self._agent: tuple[str, bytes] | None = None
+
+    def turn(self, address: str, key: bytes) -> None:
+        """From now on by way of the agent at `address`, to which the process proves itself with `key`."""
+        self._agent = address, key
+
+    async def dial(self, alone: float = 0.0) -> Connection:
+        """A new connection to the master, to which nothing was said yet; `alone`: seconds since the last one ended.
+
+        An agent that can't be reached isn't tried again. Raises `TransportError`.
+        """
+        if self._agent is not None and alone < PATIENCE:
+            try:
+                return await self._by_agent(*self._agent)
+            except (TransportError, DeliveryError) as exc:
+                log.debug("no way by the agent at %s: %s", self._agent[0], exc)
+        self._agent = None
+        return await registry.connect(self._control)
+
+    async def _by_agent(self, address: str, key: bytes) -> Connection:
+        conn = await registry.connect(address, timeout=DIAL_SECONDS)
+        try:
+            await shake_dialer(conn, key, f"{VIA}{self._name}", {}, DIAL_SECONDS)
+        except BaseException:
+            conn.abort()
+            raise
+        return conn
