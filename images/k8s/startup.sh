@@ -9,6 +9,7 @@
 #                     Default: 3.11=nomad-operator:dev-py3.11
 #   PULL_SECRETS      Secrets in the namespace for registries that ask who you are, with commas between; for all pods,
 #                     operators' too. Default: none
+#   WARM              started operator pods per node that wait for an operator; 0 is none. Default: 1
 #   NAMESPACE         Default: nomad
 #   NODE_PORT         of the REST interface on every node. Default: 30000
 #   TIMEOUT           Seconds that it waits for a master to lead. Default: 180
@@ -22,6 +23,7 @@ arguments "$@"
 IMAGE=${IMAGE:-nomad-master:dev}
 OPERATOR_IMAGES=${OPERATOR_IMAGES:-3.11=nomad-operator:dev-py3.11}
 PULL_SECRETS=${PULL_SECRETS:-}
+WARM=${WARM:-1}
 NODE_PORT=${NODE_PORT:-30000}
 TIMEOUT=${TIMEOUT:-180}
 for pair in $(echo "$OPERATOR_IMAGES" | tr , ' '); do
@@ -30,6 +32,9 @@ for pair in $(echo "$OPERATOR_IMAGES" | tr , ' '); do
         *) fail "OPERATOR_IMAGES is like 3.11=IMAGE,3.12=IMAGE, not $OPERATOR_IMAGES" ;;
     esac
 done
+case $WARM in
+    *[!0-9]*) fail "WARM is a number of pods, not $WARM" ;;
+esac
 case $PULL_SECRETS in
     *[!a-z0-9.,-]*) fail "PULL_SECRETS is like registry,other, not $PULL_SECRETS" ;;
 esac
@@ -41,7 +46,7 @@ fi
 # What was asked for in place of the chart's own: one line --images per version, the last one's image for agents;
 # Secrets for registries in the pods here, and as arguments for those that the master makes.
 changed() {
-    awk -v master="$IMAGE" -v operators="$OPERATOR_IMAGES" -v port="$NODE_PORT" -v pull="$PULL_SECRETS" '
+    awk -v master="$IMAGE" -v operators="$OPERATOR_IMAGES" -v port="$NODE_PORT" -v pull="$PULL_SECRETS" -v warm="$WARM" '
         function secrets(start) { for (i = 1; i <= pulled; i++) print indent start secret[i] }
         BEGIN { count = split(operators, pair, ","); agent = pair[count]; sub(/^[^=]*=/, "", agent) }
         BEGIN { pulled = split(pull, secret, ",") }
@@ -49,6 +54,7 @@ changed() {
         /^ *image: nomad-master:/ { sub(/image: .*/, "image: " master) }
         /^ *image: nomad-operator:/ { sub(/image: .*/, "image: " agent) }
         { sub(/nodePort: [0-9]+/, "nodePort: " port) }
+        /^ *- --warm=/ { sub(/--warm=.*/, "--warm=" warm) }
         /^ *- --images=/ {
             for (i = 1; i <= count; i++) print indent "- --images=" pair[i]
             next

@@ -195,7 +195,12 @@ def test_scripts_install_twice_and_remove_all_of_it(envtest: Envtest, scripts: S
     assert "isn't prepared: run images/k8s/init.sh first" in scripts.run("startup.sh", code=1)
     for _ in range(2):
         scripts.run("init.sh")
-        changes = {"IMAGE": "m:2", "OPERATOR_IMAGES": "3.11=o:2,3.12=o:3", "PULL_SECRETS": "registry,other"}
+        changes = {
+            "IMAGE": "m:2",
+            "OPERATOR_IMAGES": "3.11=o:2,3.12=o:3",
+            "PULL_SECRETS": "registry,other",
+            "WARM": "0",
+        }
         told = scripts.run("startup.sh", code=1, TIMEOUT="1", **changes)
         assert "no master leads after 1 s" in told  # no pods run here
     admitted(envtest)
@@ -203,7 +208,7 @@ def test_scripts_install_twice_and_remove_all_of_it(envtest: Envtest, scripts: S
     (container,) = master["containers"]
     assert container["image"] == "m:2"
     assert {"--images=3.11=o:2", "--images=3.12=o:3"} <= set(container["args"])
-    assert {"--pull-secret=registry", "--pull-secret=other"} <= set(container["args"])
+    assert {"--pull-secret=registry", "--pull-secret=other", "--warm=0"} <= set(container["args"])
     agent = envtest.get("daemonset", names.AGENT_NAME, "-n", "nomad")["spec"]["template"]["spec"]
     assert agent["containers"][0]["image"] == "o:3"
     assert agent["imagePullSecrets"] == master["imagePullSecrets"] == [{"name": "registry"}, {"name": "other"}]
