@@ -32,7 +32,9 @@ class Installed:
         self.cluster = cluster
         self.namespace = namespace
         self.url = f"http://{cluster.nodes['cloud'].place.address}:{NODE_PORT}"
+        self.master_image = "nomad-master:dev"
         self.operator_image = "nomad-operator:dev-py3.11"
+        self.warm = 1
 
     def install(self) -> None:
         """Build what isn't built, and run the scripts. Raises `ClusterError` with what they said."""
@@ -41,8 +43,14 @@ class Installed:
         self.start()
 
     def start(self) -> None:
-        """Start it, or change its images."""
-        self.script("startup.sh", OPERATOR_IMAGES=f"3.11={self.operator_image}", NODE_PORT=str(NODE_PORT))
+        """Start it, or change its images and how many pods wait."""
+        self.script(
+            "startup.sh",
+            IMAGE=self.master_image,
+            OPERATOR_IMAGES=f"3.11={self.operator_image}",
+            WARM=str(self.warm),
+            NODE_PORT=str(NODE_PORT),
+        )
 
     def uninstall(self) -> None:
         self.script("cleanup.sh")
@@ -127,6 +135,15 @@ class Installed:
         if len(found) != 1:
             raise ClusterError(f"{operator} has the pods {found}")
         return found[0]
+
+    def images(self, selector: str) -> set[str]:
+        """Those of the pods that run and stay."""
+        found = self.cluster.get("pods", "-n", self.namespace, "-l", selector, "--field-selector=status.phase=Running")
+        return {
+            pod["spec"]["containers"][0]["image"]
+            for pod in found["items"]
+            if "deletionTimestamp" not in pod["metadata"]
+        }
 
     def leaders(self) -> list[str]:
         """The pods of masters that lead."""

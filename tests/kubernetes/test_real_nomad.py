@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -102,19 +103,31 @@ async def test_face_recognition_over_edge_fog_and_cloud(installed: Installed, cl
 async def test_killed_pods_and_processes_lose_and_double_nothing(installed: Installed, cluster: Cluster) -> None:
     async with installed.counting(cluster, "killed") as pipeline:
         for force in (False, True):
-            before = pod_id(await pipeline.status())
-            pod = installed.pod_of("killed", "work")
-            if force:
-                installed.kubectl("delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
-            else:
-                installed.cluster.kill_pod(installed.namespace, pod)
-
-            async def another(than: str = before) -> bool:
-                status = await pipeline.status()
-                return pod_id(status) != than and status.phase == "running"
-
-            await until(another)
+            await killed(installed, pipeline, force=force)
             await flows(pipeline)
+
+
+async def test_without_pods_that_wait_operators_start_cold(installed: Installed, cluster: Cluster) -> None:
+    """Those that waited go; pods are made for their operators, also after one that was killed."""
+    waiting = f"{names.STATE_LABEL}={names.WARM}"
+    installed.warm = 0
+    try:
+        await asyncio.to_thread(installed.start)
+
+        async def nobody_waits() -> bool:
+            return not installed.kubectl("get", "pods", "-l", waiting, "-o", "name").split()
+
+        await until(nobody_waits)
+        async with installed.counting(cluster, "cold") as pipeline:
+            first = installed.pod_of("cold", "work")
+            await killed(installed, pipeline)
+            await flows(pipeline)
+            for pod in (first, *(installed.pod_of("cold", name) for name in ("numbers", "work", "Count"))):
+                assert pod.startswith("cold-"), "one that has waited is called nomad-warm-..."
+            assert await nobody_waits()
+    finally:
+        installed.warm = 1
+        await asyncio.to_thread(installed.start)
 
 
 async def test_moves_lose_and_double_nothing(installed: Installed, cluster: Cluster) -> None:
@@ -188,27 +201,42 @@ async def test_a_killed_master_is_followed_and_nothing_stops(installed: Installe
         assert all(op.restarts == 0 for op in (await pipeline.status()).operators)
 
 
-async def test_an_upgrade_of_all_images_loses_nothing(installed: Installed, cluster: Cluster) -> None:
-    """The same image under another name is another image."""
-    async with installed.counting(cluster, "upgraded") as pipeline:
-        before, installed.operator_image = installed.operator_image, "nomad-operator:next-py3.11"
-        for node in installed.cluster.nodes.values():
-            node.ctr("images", "tag", "--force", f"{DOCKER}/{before}", f"{DOCKER}/{installed.operator_image}")
-        try:
-            await asyncio.to_thread(installed.start)
+async def test_a_master_of_another_image_takes_over_and_no_operator_notices(
+    installed: Installed, cluster: Cluster
+) -> None:
+    async with installed.counting(cluster, "steered") as pipeline:
+        pods: list[dict[str, tuple[str, int]]] = []
 
-            async def upgraded() -> bool:
-                selector = f"{names.PIPELINE_LABEL}=upgraded"
-                running = "--field-selector=status.phase=Running"
-                found = json.loads(installed.kubectl("get", "pods", "-l", selector, running, "-o", "json"))["items"]
-                images = {pod["spec"]["containers"][0]["image"] for pod in found}
-                return images == {installed.operator_image} and (await pipeline.status()).phase == "running"
+        async def led() -> bool:
+            """By masters of the image that was asked for."""
+            status = await pipeline.status()
+            pods.append({op.name: (op.pod, op.restarts) for op in status.operators})
+            masters = installed.images(f"{names.COMPONENT}={names.MASTER}")
+            return masters == {installed.master_image} and status.phase == "running"
 
-            await until(upgraded)
+        await until(led)
+        async with upgraded(installed, master="nomad-master:next"):
+            await until(led)
             await flows(pipeline)
-        finally:
-            installed.operator_image = before
-            await asyncio.to_thread(installed.start)
+        await until(led)
+        await flows(pipeline)
+        assert all(found == pods[0] for found in pods)
+
+
+async def test_an_upgrade_of_all_images_loses_nothing(installed: Installed, cluster: Cluster) -> None:
+    async with (
+        installed.counting(cluster, "upgraded") as pipeline,
+        upgraded(installed, master="nomad-master:next", operator="nomad-operator:next-py3.11"),
+    ):
+
+        async def everywhere() -> bool:
+            operators = installed.images(f"{names.PIPELINE_LABEL}=upgraded")
+            masters = installed.images(f"{names.COMPONENT}={names.MASTER}")
+            renewed = (masters, operators) == ({installed.master_image}, {installed.operator_image})
+            return renewed and (await pipeline.status()).phase == "running"
+
+        await until(everywhere)
+        await flows(pipeline)
 
 
 async def test_the_right_actor_moves_when_a_link_gets_slow(installed: Installed, cluster: Cluster) -> None:
@@ -251,6 +279,39 @@ async def test_kubectl_shows_and_deletes_pipelines(installed: Installed, cluster
 
         await until(back)
         await flows(await cluster.pipeline("listed"))
+
+
+@asynccontextmanager
+async def upgraded(installed: Installed, *, master: str = "", operator: str = "") -> AsyncIterator[None]:
+    """Nomad with images of these names, while messages flow: the same image under another name is another image."""
+    before = installed.master_image, installed.operator_image
+    after = master or before[0], operator or before[1]
+    for node in installed.cluster.nodes.values():
+        for old, new in zip(before, after, strict=True):
+            if new != old:
+                node.ctr("images", "tag", "--force", f"{DOCKER}/{old}", f"{DOCKER}/{new}")
+    installed.master_image, installed.operator_image = after
+    try:
+        await asyncio.to_thread(installed.start)
+        yield
+    finally:
+        installed.master_image, installed.operator_image = before
+        await asyncio.to_thread(installed.start)
+
+
+async def killed(installed: Installed, pipeline: PipelineHandle, *, force: bool = False) -> None:
+    """Kill the process of the operator in the middle, or delete its pod by force; ends when another is at work."""
+    before, pod = pod_id(await pipeline.status()), installed.pod_of(pipeline.id, "work")
+    if force:
+        installed.kubectl("delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
+    else:
+        installed.cluster.kill_pod(installed.namespace, pod)
+
+    async def another() -> bool:
+        status = await pipeline.status()
+        return pod_id(status) != before and status.phase == "running"
+
+    await until(another)
 
 
 async def to(pipeline: PipelineHandle, node: str) -> None:
