@@ -142,6 +142,7 @@ async def test_pods_come_by_way_of_the_agent_and_are_told(here: Here) -> None:
     async with here.connected():
         one, other = await here.dial("one"), await here.dial("other")
         await until(lambda: here.there("one") and here.there("other"))
+        assert here.port.connections == {"direct": 0, "agent": 2}
         assert here.port.stop("p.one-e1", drain=True, grace=1.0)
         assert (await hears(one))["type"] == "stop"
         asked = asyncio.ensure_future(here.port.ask("p.other-e1", "samples"))

@@ -20,6 +20,7 @@ import click
 
 from nomad.cli.common import Out, json_option
 from nomad.credentials import DEFAULT_MASTER
+from nomad.settings import Heartbeats
 
 if TYPE_CHECKING:
     from nomad.settings import Settings
@@ -151,6 +152,15 @@ class Toleration(click.ParamType[Mapping[str, object]]):
     help="Seconds that pods go on without any master.",
 )
 @click.option(
+    "--gather-from",
+    envvar="NOMAD_GATHER_FROM",
+    type=click.IntRange(1),
+    default=Heartbeats().gather_from,
+    show_default=True,
+    metavar="PODS",
+    help="From so many pods on they come by way of their nodes' agents, to spare the master's memory.",
+)
+@click.option(
     "--toleration", envvar="NOMAD_TOLERATION", type=Toleration(), multiple=True, help="Of operator pods; repeatable."
 )
 @click.option(
@@ -201,6 +211,7 @@ def master(
     renew_seconds: float,
     node_grace: float,
     master_timeout: float,
+    gather_from: int,
     toleration: tuple[Mapping[str, object], ...],
     pull_policy: str,
     pull_secret: tuple[str, ...],
@@ -237,6 +248,7 @@ def master(
         state=Path(os.devnull),  # nothing is kept on disk
         rest=Rest(host=host, port=port),
         pods=Pods(master_timeout=master_timeout),
+        heartbeats=Heartbeats(gather_from=gather_from),
         control=control_listen or listens(control),
         kubernetes=Kubernetes(
             namespace=namespace,

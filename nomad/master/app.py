@@ -32,6 +32,7 @@ from nomad.master.metrics import Metrics
 from nomad.master.moves import under_way
 from nomad.master.placing import check_devices, check_pins, place
 from nomad.master.placing import view as placement_view
+from nomad.master.pods import Guests
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
 from nomad.master.store import Store
 from nomad.master.tally import SAMPLES
@@ -111,6 +112,10 @@ class Master:
         """The Ed25519 seed that bundles for this master are signed with."""
         return self._parts.signing_key
 
+    def receive(self, kind: str, guests: Guests) -> None:
+        """Let in processes of a kind that are no pods, where pods dial."""
+        self._parts.port.receive(kind, guests)
+
     def metrics(self) -> bytes:
         """Prometheus text."""
         return self._metrics.text()
@@ -131,6 +136,10 @@ class Master:
         """Every ordered pair of nodes; on large clusters those that are used or were measured."""
         parts = self._parts
         return show.links(parts.desired, parts.observed, parts.book, parts.clock.now())
+
+    def connections(self) -> Mapping[str, int]:
+        """Pods that are connected now, by the way that they came: "direct", or by way of an "agent"."""
+        return self._parts.port.connections
 
     async def set_link(
         self,

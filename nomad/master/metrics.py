@@ -7,7 +7,7 @@ Each master has a registry of its own, so that several can live in one process.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -63,6 +63,8 @@ class Views(Protocol):
 
     def links(self) -> list[LinkView]: ...
 
+    def connections(self) -> Mapping[str, int]: ...
+
 
 class Metrics(Collector):
     """The metrics of one master."""
@@ -101,6 +103,10 @@ class Metrics(Collector):
         yield from _operators(pipelines)
         yield from _nodes(self._views.nodes())
         yield from _links(self._views.links())
+        connected = GaugeMetricFamily("nomad_pods_connected", "Pods connected, and by which way.", labels=["way"])
+        for way, count in self._views.connections().items():
+            connected.add_metric([way], count)
+        yield connected
 
 
 class Moves:

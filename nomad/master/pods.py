@@ -15,7 +15,7 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -187,6 +187,12 @@ class PodPort:
     def waiting(self) -> Collection[str]:
         """Names of the processes that are connected and no pod yet."""
         return self._waiting.keys()
+
+    @property
+    def connections(self) -> Mapping[str, int]:
+        """How many pods are connected "direct", and how many by way of an "agent"."""
+        direct = sum(channel.direct for channel in self._channels.values())
+        return {"direct": direct, "agent": len(self._channels) - direct}
 
     def seat(self, pod: str) -> None:
         """The runtime has given a pod to some process: if that is connected already, it is the pod's from now on."""

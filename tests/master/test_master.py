@@ -811,6 +811,7 @@ async def test_metrics(working: Cluster) -> None:
         'nomad_pipelines{phase="running"} 1.0',
         'nomad_pipelines{phase="failed"} 0.0',
         "nomad_nodes 2.0",
+        'nomad_pods_connected{way="direct"} 3.0',
         f"nomad_operator_processed_total{{{labels}}} 5.0",
         f"nomad_operator_service_seconds{{{labels}}} 0.5",
         f"nomad_operator_restarts_total{{{labels}}} 0.0",
