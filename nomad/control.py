@@ -44,6 +44,11 @@ QUICKEST, SLOWEST = 0.1, 60.0
 """Seconds between two heart-beats that a pod may be told."""
 
 
+UNANSWERED_SECONDS = 6.0
+"""A master whose machine hasn't acknowledged anything for so long is dialled again: perhaps there is another one by
+then, which waits `settings.Reconcile.adopt_grace` for those that its predecessor had.
+"""
+
 VIA = "via:"
 """Before what a pod calls itself, towards an agent by way of which it wants to reach the master."""
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 
-from nomad.control import VIA
+from nomad.control import UNANSWERED_SECONDS, VIA
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, TransportError
 from nomad.transport import registry
 from nomad.transport.base import Connection
+from nomad.transport.tcp import break_unanswered
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,9 @@ class Route:
             except (TransportError, DeliveryError) as exc:
                 log.debug("no way by the agent at %s: %s", self._agent[0], exc)
         self._agent = None
-        return await registry.connect(self._control)
+        conn = await registry.connect(self._control)
+        break_unanswered(conn, UNANSWERED_SECONDS)
+        return conn
 
     async def _by_agent(self, address: str, key: bytes) -> Connection:
         conn = await registry.connect(address, timeout=DIAL_SECONDS)

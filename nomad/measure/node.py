@@ -45,6 +45,7 @@ from nomad.packages import CACHE_BYTES, PYTHON, Cache
 from nomad.tasks import Tasks
 from nomad.transport import registry
 from nomad.transport.base import Connection
+from nomad.transport.tcp import break_unanswered
 from nomad.transport.trunk import Trunk, carries
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class NodeAgent:
             met_at = self._clock.now()
             try:
                 conn = await registry.connect(self._boot.control)
+                break_unanswered(conn, control.UNANSWERED_SECONDS)
                 try:
                     await shake_dialer(conn, self._boot.key, me, {"address": address, "python": PYTHON})
                     self._conn, trunk = conn, Trunk(conn)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import cast
 
 from nomad.errors import FrameTooLarge
@@ -93,6 +94,13 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         self._end()
         if not self._released:
             self._transport.abort()
+
+    def set_option(self, level: int, option: int, value: int) -> None:
+        """An option of the socket below; one that it doesn't have is left alone."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and not self._transport.is_closing():
+            with suppress(OSError):
+                sock.setsockopt(level, option, value)
 
     def release(self) -> asyncio.Transport:
         """Give up the stream for another protocol, which has to resume reading: this connection is closed.

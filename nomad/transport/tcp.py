@@ -155,6 +155,16 @@ def set_up_tcp(transport: asyncio.Transport, scheme: str = "tcp") -> tuple[str, 
     return local, peer
 
 
+def break_unanswered(connection: Connection, seconds: float) -> None:
+    """Have a connection break when what was sent over it isn't acknowledged for so long, where the kernel can do that.
+
+    TCP itself tries for a quarter of an hour, and keep-alive doesn't help: it waits while something is on its way. Not
+    for connections whose other end may leave what comes unread for as long (RFC 5482, and Linux counts that, too).
+    """
+    if isinstance(connection, StreamConnection) and hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1e3))
+
+
 def _set_up_unix(transport: asyncio.Transport) -> tuple[str, str]:
     sock = transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)

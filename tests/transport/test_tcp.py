@@ -17,8 +17,21 @@ from nomad.errors import AddressError, ConnectionBroken, TransportError
 from nomad.transport import base, tcp
 from nomad.transport.base import MAX_FRAME_BYTES, Connection, Frame, Listener
 from nomad.transport.framing import encode
-from nomad.transport.registry import connect, listen
-from tests.contract.transport import cancelled, dropped, listening, plain, some_bytes, soon, take, take_all, until
+from nomad.transport.registry import connect, listen, transport_for
+from nomad.transport.stream import StreamConnection
+from nomad.transport.tcp import break_unanswered
+from tests.contract.transport import (
+    cancelled,
+    dropped,
+    listening,
+    pair,
+    plain,
+    some_bytes,
+    soon,
+    take,
+    take_all,
+    until,
+)
 
 
 class Raw:
@@ -286,3 +299,20 @@ async def test_a_handler_may_close_its_listener() -> None:
     await take_all(connection)
     await connection.close()
     await listener.close()
+
+
+async def test_a_peer_that_vanishes_while_something_is_sent_is_noticed() -> None:
+    """By the kernel, which keep-alive doesn't ask while something waits for its acknowledgement."""
+    async with listening(transport_for("tcp://127.0.0.1:0"), "tcp://127.0.0.1:0") as (listener, _):
+        connection = await connect(listener.reachable)
+        break_unanswered(connection, 6.0)
+        assert isinstance(connection, StreamConnection)
+        sock = connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 6000
+        await dropped(connection)
+        break_unanswered(connection, 6.0)
+
+
+async def test_other_connections_have_nothing_like_that() -> None:
+    async with pair(transport_for("inproc:"), "inproc:") as (near, _):
+        break_unanswered(near, 6.0)
