@@ -9,13 +9,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nomad import bundle, handout
-from nomad.bundle import Bundle
+from nomad import handout
 from nomad.clock import Clock
 from nomad.control import Assignment
 from nomad.errors import NomadError, PodStartError, StateError
@@ -36,6 +34,7 @@ from nomad.master.actions import (
     Switch,
     TellPeers,
 )
+from nomad.master.bundlecache import BundleCache
 from nomad.master.events import EventLog
 from nomad.master.moves import MoveLog
 from nomad.master.observe import Observer
@@ -52,9 +51,6 @@ from nomad.runtime.base import PodSpec, Runtime
 from nomad.settings import Settings
 
 log = logging.getLogger(__name__)
-
-BUNDLES_KEPT = 4
-"""Bundles held in memory; the operators of a pipeline are assigned at about the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +116,7 @@ class Enactor:
         self._keys = keys
         self._settings = settings
         self._clock = clock
-        self._bundles: OrderedDict[str, Bundle] = OrderedDict()
+        self._bundles = BundleCache(store.bundle, keys.verify)
 
     async def enact(self, action: Action) -> None:
         """Carry out one action. Raises `NomadError` when it can't and nothing else will tell."""
@@ -164,7 +160,7 @@ class Enactor:
             return
         op = next(op for op in wanted.spec.operators if op.name == action.operator)
         try:
-            code = await self._bundle(wanted.bundle)
+            code = await self._bundles.get(wanted.bundle)
             # Before anything runs, so that its epoch is never given again.
             await self._save(action.pipeline, action.operator)
             await self._runtime.start(
@@ -197,7 +193,7 @@ class Enactor:
         if wanted is None:
             return
         try:
-            code = await self._bundle(wanted.bundle)
+            code = await self._bundles.get(wanted.bundle)
         except NomadError as exc:
             self._observer.start_failed(action.pod, str(exc))
             return
@@ -244,15 +240,6 @@ class Enactor:
             )
         name = self._port.name_of(action.pod)
         return {"agent": address, "agent_key": handout.key_of(self._keys.of(AGENTS), name)}
-
-    async def _bundle(self, digest: str) -> Bundle:
-        """A pipeline's bundle. Raises `StateError` or `BundleError`."""
-        if digest not in self._bundles:
-            self._bundles[digest] = bundle.read(await self._store.bundle(digest), self._keys.verify)
-        self._bundles.move_to_end(digest)
-        while len(self._bundles) > BUNDLES_KEPT:
-            self._bundles.popitem(last=False)
-        return self._bundles[digest]
 
     async def _ended(self, action: Ended) -> None:
         operator = operator_id(action.pipeline, action.operator)
