@@ -126,7 +126,7 @@ class Observer:
             self._wake()
 
     def said(self, pod: str, operator: str, message: dict[str, Any]) -> None:
-        """Take in what a pod says of itself. Raises `ValueError` when it isn't valid."""
+        """Take in what a pod says of itself; the message is used up. Raises `ValueError` when it isn't valid."""
         state = self._state(pod)
         kind = message["type"]
         if kind == "heartbeat":
@@ -161,7 +161,7 @@ class Observer:
             self._observed.pods[pod] = PodState(runtime=state.runtime, connection=state.connection)
         history = self._history(operator)
         if state.heartbeat_at is not None:
-            history.totals = replace(added(history.totals, state.stats), links=[], rss=0, paused=False)
+            history.totals = replace(added(history.totals, state.stats), rss=0, paused=False)
         if not expected:
             error = state.error or {}
             how = reason or state.start_error or f"its process {reason_of(state.exit_code)}"
@@ -198,9 +198,10 @@ class Observer:
     # Inside
 
     def _heartbeat(self, pod: str, operator: str, state: PodState, message: dict[str, Any]) -> None:
+        given = message.get("stats")
+        said = given.pop("links", []) if isinstance(given, dict) else []  # so that they are kept once, as views
         try:
-            stats = _STATS.validate_python(message.get("stats"))
-            links = _LINKS.validate_python(stats.links)
+            stats, links = _STATS.validate_python(given), _LINKS.validate_python(said)
         except ValidationError as exc:
             raise ValueError(f"a heart-beat without valid stats: {exc.errors()[0]['msg']}") from None
         now = self._clock.now()
@@ -248,7 +249,10 @@ class Observer:
             history.failure = FailureView(self._clock.wall(), error["message"], error["type"], error["traceback"])
 
     def _state(self, pod: str) -> PodState:
-        return self._observed.pods.setdefault(pod, PodState())
+        state = self._observed.pods.get(pod)
+        if state is None:
+            state = self._observed.pods[pod] = PodState()
+        return state
 
     def _history(self, operator: str) -> History:
         return self._observed.history.setdefault(operator, History())

@@ -365,7 +365,7 @@ class Book:
         if done > 0 and running > 0:
             service = running / done
             yield "service", service
-            speed = self.node(node).speed
+            speed = self._nodes.get(node, {}).get("speed")
             if speed is not None:
                 yield "work", service * speed.value
         if done > 0 and stats.received:
