@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
 from nomad import bundle
 from nomad.bundle import Bundle
+from nomad.master.store import Store
 
 KEPT = 4
 """Bundles; the operators of a pipeline are assigned at about the same time."""
@@ -21,10 +21,10 @@ READ_AT_ONCE = 2
 
 
 class BundleCache:
-    """Verified bundles by digest. `fetch` gives a bundle's bytes, and raises `StateError`."""
+    """Verified bundles of a store, by digest."""
 
-    def __init__(self, fetch: Callable[[str], Awaitable[bytes]], verify_key: bytes) -> None:
-        self._fetch = fetch
+    def __init__(self, store: Store, verify_key: bytes) -> None:
+        self._store = store
         self._verify_key = verify_key
         self._kept: OrderedDict[str, Bundle] = OrderedDict()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of those that are asked for now
@@ -36,7 +36,7 @@ class BundleCache:
         async with lock:
             if digest not in self._kept:
                 async with self._reading:
-                    data = await self._fetch(digest)
+                    data = await self._store.bundle(digest)
                     self._kept[digest] = await asyncio.to_thread(bundle.read, data, self._verify_key)
             found = self._kept[digest]
             self._kept.move_to_end(digest)

@@ -116,7 +116,7 @@ class Enactor:
         self._keys = keys
         self._settings = settings
         self._clock = clock
-        self._bundles = BundleCache(store.bundle, keys.verify)
+        self._bundles = BundleCache(store, keys.verify)
 
     async def enact(self, action: Action) -> None:
         """Carry out one action. Raises `NomadError` when it can't and nothing else will tell."""

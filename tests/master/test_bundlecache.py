@@ -39,7 +39,7 @@ class Stored:
         self.ready = asyncio.Event()
         self.failing: list[Exception] = []
 
-    async def get(self, digest: str) -> bytes:
+    async def bundle(self, digest: str) -> bytes:
         self.asked[digest] += 1
         self.under_way += 1
         self.most = max(self.most, self.under_way)
@@ -58,8 +58,8 @@ def stored() -> Stored:
 
 
 @pytest.fixture
-def cache(stored: Stored) -> BundleCache:
-    return BundleCache(stored.get, bundle.public_key(KEY))
+def cache(stored: Any) -> BundleCache:
+    return BundleCache(stored, bundle.public_key(KEY))
 
 
 async def _all(cache: BundleCache, stored: Stored, *digests: str) -> list[Any]:
