@@ -179,6 +179,8 @@ class Host:
         loop.add_signal_handler(signal.SIGTERM, self._end, Exit.STOPPED)
         loop.add_signal_handler(signal.SIGUSR1, self._leave)
         tasks = [asyncio.create_task(job) for job in (self._talk(), self._beat(), self._forward())]
+        for task in tasks:
+            task.add_done_callback(self._ended)
         try:
             return await self._exit
         finally:
@@ -193,6 +195,11 @@ class Host:
                 self._send_outputs()
                 self._send_stats()  # the last: what the master keeps of this process
                 await self._conn.close()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A pod that the master hears nothing of any more, or that hears nothing, is better started anew."""
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._fail(exc, Exit.CRASHED)
 
     def close(self) -> bool:
         """Stop the data plane; False when a call of the user's function hangs, wherever it runs."""
@@ -497,7 +504,7 @@ class Host:
 
     def _last_output(self, instance: Instance) -> bytes | None:
         last, size = instance.meter.last, instance.outbox.output_bytes
-        if last is None or (size or 0) > LAST_OUTPUT_BYTES or getattr(last, "nbytes", 0) > LAST_OUTPUT_BYTES:
+        if last is None or max(size or 0, _nbytes(last)) > LAST_OUTPUT_BYTES:
             return None
         try:
             data = instance.shown.encode_one(last)
@@ -669,6 +676,14 @@ def _keep_large_buffers() -> None:
     m_trim_threshold, m_mmap_threshold = -1, -3
     mallopt(m_mmap_threshold, 32 << 20)
     mallopt(m_trim_threshold, 64 << 20)
+
+
+def _nbytes(value: Any) -> int:
+    """What an array says of its size; 0 for what isn't one. The value is the user's, and so is what it answers."""
+    try:
+        return int(getattr(value, "nbytes", 0))
+    except Exception:  # noqa: BLE001 - the user's code
+        return 0
 
 
 def _resident() -> int:

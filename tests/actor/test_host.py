@@ -268,6 +268,10 @@ async def test_a_pod_reports_and_answers(here: Master) -> None:
     class Reading:
         number: int
 
+        @property
+        def nbytes(self) -> int:
+            raise RuntimeError("what is looked at before it is shown is the user's, too")
+
     def source() -> Iterator[Reading]:
         n = 0
         while True:
