@@ -283,7 +283,7 @@ async def assemble(
             stack.push_async_callback(measuring.close)
             if agents is not None:
                 work = measure_machines(desired, observed, loop, book, clock, agents)
-                measuring.start(_steer(port, observed, agents, keys, clock), name="steer")
+                measuring.start(_steer(port, desired, observed, agents, keys, clock), name="steer")
             else:
                 work = measure(desired, observed, loop, book, clock, pods=settings.pods)
             measuring.start(work, name="measure")
@@ -299,12 +299,16 @@ async def assemble(
                     await _wind_down(parts)
 
 
-async def _steer(port: PodPort, observed: Observed, agents: RemoteAgents, keys: Keys, clock: Clock) -> None:
+async def _steer(
+    port: PodPort, desired: Desired, observed: Observed, agents: RemoteAgents, keys: Keys, clock: Clock
+) -> None:
     """Where pods are many, have them come by way of their nodes' agents."""
     key = keys.of(AGENTS)
 
     def way(pod: str, name: str) -> Way | None:
-        state = observed.pods.get(pod)
+        state, wanted = observed.pods.get(pod), desired.pipelines.get(pod.partition(".")[0])
+        if wanted is None or wanted.orders:
+            return None  # a move asks its pods for much, and can't do without the answers
         address = "" if state is None or state.runtime is None else agents.address(state.runtime.node)
         return Way(address, key_of(key, name)) if address else None
 
