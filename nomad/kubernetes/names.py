@@ -48,6 +48,8 @@ POD_ANNOTATION = f"{GROUP}/pod"
 """Nomad's id of a pod: `<pipeline>.<operator>-e<epoch>`."""
 UNUSED_ANNOTATION = f"{GROUP}/unused-since"
 """On a bundle that no pipeline has: since when, RFC 3339."""
+STANDBYS_ANNOTATION = f"{GROUP}/standbys"
+"""On the Lease: which masters miss its holder sooner than when it runs out."""
 
 # Objects in the namespace.
 MASTER_NAME = "nomad-master"

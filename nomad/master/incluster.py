@@ -1,6 +1,6 @@
 """A master of a Kubernetes cluster, from its first look at the lease to its end: what `nomad master` runs.
 
-    waits (answers that it is well, and nothing else)  ─ leads: certificates ─ store ─ runtime ─ the master itself
+    waits (says that it is well; hears the leader)  ─ leads: certificates ─ store ─ runtime ─ the master itself
 
 Everything that it has to remember is in the cluster, so that another one goes on where this one ended, however that
 was; pods go on in between. Whoever finds out that it leads no more writes nothing from then on, and ends.
@@ -8,20 +8,24 @@ was; pods go on in between. Whoever finds out that it leads no more writes nothi
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from nomad.clock import Clock, SystemClock
+from nomad.delivery.driver import shake_dialer
 from nomad.errors import ApiError
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api, Json
 from nomad.kubernetes.certificates import Certificates
 from nomad.master import api as rest
 from nomad.master.assembly import Secrets
+from nomad.master.enact import Keys
 from nomad.master.kubestore import KubernetesStore
 from nomad.master.leader import LeadershipLost, leading
 from nomad.master.pipelines import PipelineWatch
@@ -31,6 +35,8 @@ from nomad.runtime.manifests import Boot
 from nomad.settings import Kubernetes, Settings
 from nomad.tasks import alongside
 from nomad.transport import certificates as tls
+from nomad.transport import registry
+from nomad.transport.base import Connection
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +72,12 @@ async def serve_in_cluster(
         stack.callback(sock.close)
         waiting = await stack.enter_async_context(AsyncExitStack())
         await waiting.enter_async_context(answering(rest.standby(), sock.dup()))
-        await stack.enter_async_context(leading(lease_api or api, settings.kubernetes, clock, lost=fence))
+
+        def reach(name: str) -> AbstractAsyncContextManager[Connection]:
+            return _reached(settings, api, name)
+
+        leads = leading(lease_api or api, settings.kubernetes, clock, lost=fence, reach=reach)
+        door = await stack.enter_async_context(leads)
         await stack.enter_async_context(_certified(settings, api, clock))
         store = await KubernetesStore.open(
             api, settings.kubernetes.namespace, settings.kubernetes.identity, clock=clock
@@ -78,6 +89,7 @@ async def serve_in_cluster(
         served = serve(settings, None, runtime=runtime, store=store, sock=sock, other_tokens=other_tokens)
         await stack.enter_async_context(alongside(_until_fenced(store)))
         made = await stack.enter_async_context(served)
+        made.master.receive(names.MASTER, door)
         kubernetes = settings.kubernetes
         watch = PipelineWatch(made.master, store, api, kubernetes.namespace, kubernetes.identity, clock)
         await stack.enter_async_context(alongside(watch.run()))
@@ -149,6 +161,33 @@ async def _certified(settings: Settings, api: Api, clock: Clock) -> AsyncIterato
                 yield
         finally:
             tls.use(None)
+
+
+@asynccontextmanager
+async def _reached(settings: Settings, api: Api, name: str) -> AsyncIterator[Connection]:
+    """A connection with the master that leads, for one that waits and calls itself `name`: see `standby.Reach`."""
+    namespace, address = settings.kubernetes.namespace, settings.kubernetes.control
+    kept = await _secret(api, namespace, names.MASTER_NAME)
+    key = Keys(bytes.fromhex(kept["pod_key"].decode()), b"").of(names.MASTER)
+    with tempfile.TemporaryDirectory(prefix="nomad-tls-") as folder:
+        if address.startswith("tls"):
+            for file, content in (await _secret(api, namespace, names.MASTER_TLS_SECRET)).items():
+                (Path(folder) / file).write_bytes(content)
+            tls.use(folder)
+        try:
+            conn = await registry.connect(address)
+            try:
+                await shake_dialer(conn, key, f"{names.MASTER}:{name}", {})
+                yield conn
+            finally:
+                conn.abort()
+        finally:
+            tls.use(None)
+
+
+async def _secret(api: Api, namespace: str, name: str) -> dict[str, bytes]:
+    found = await api.get(paths.secrets(namespace, name))
+    return {key: base64.b64decode(value) for key, value in (found.get("data") or {}).items()}
 
 
 async def _until_fenced(store: KubernetesStore) -> None:

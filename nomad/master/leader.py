@@ -8,12 +8,14 @@ that couldn't renew in time has `LeadershipLost` raised into its block, and must
 under way in it could meet its successor's acts. One that ends by itself gives the lease up, and the next one need not
 wait.
 
-The master that leads has the label `nomad.dev/leader`, by which the Service finds it.
+The master that leads has the label `nomad.dev/leader`, by which the Service finds it. Those that wait are connected
+with it (`standby`), and miss it sooner for that; whom it has listed for that is in an annotation of the lease.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
 import socket
@@ -27,7 +29,8 @@ from nomad.errors import ApiConflict, ApiError, NomadError
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api, Json
 from nomad.kubernetes.reflector import Reflector
-from nomad.master.election import Election, Lease, MasterPod, Step, holder_name, is_dead, pod_of
+from nomad.master.election import SILENCE, Election, Lease, MasterPod, Step, holder_name, is_dead, pod_of
+from nomad.master.standby import Door, Reach, attend
 from nomad.settings import Kubernetes
 from nomad.tasks import alongside
 
@@ -49,21 +52,29 @@ class LeadershipLost(NomadError):
 
 @asynccontextmanager
 async def leading(
-    api: Api, settings: Kubernetes, clock: Clock, *, lost: Callable[[str], None] = lambda why: None
-) -> AsyncIterator[None]:
+    api: Api,
+    settings: Kubernetes,
+    clock: Clock,
+    *,
+    lost: Callable[[str], None] = lambda why: None,
+    reach: Reach | None = None,
+) -> AsyncIterator[Door]:
     """Wait until this process leads, and run the block while it does. Raises `LeadershipLost` into it.
 
-    `lost(why)` is called before that, for what must stop at once.
+    `lost(why)` is called before that, for what must stop at once. `reach`: how to get to the master that leads while
+    this one waits; without, it isn't missed before its lease runs out. What the block gets is where others come to.
     """
     leader = _Leader(api, settings, clock, lost)
     async with alongside(*leader.watches()):
         await leader.unmark(settings.identity)
         try:
-            await leader.win()
+            async with alongside(*leader.attends(reach)):
+                await leader.win()
             async with alongside(leader.keep()):
                 await leader.mark()
-                yield
+                yield leader.door
         finally:
+            await leader.door.close()
             await leader.give_up()
 
 
@@ -77,6 +88,7 @@ class _Leader:
         name = holder_name(settings.identity, token if settings.identity else f"{socket.gethostname()}_{token}")
         self._election = Election(name, settings.lease_seconds, settings.renew_seconds)
         self._woken = asyncio.Event()
+        self.door = Door(self._election, clock, self._woken.set)
         namespace = settings.namespace
         self._path = paths.leases(namespace, names.MASTER_NAME)
         self._leases = Reflector(
@@ -100,6 +112,9 @@ class _Leader:
 
     def watches(self) -> tuple[Any, ...]:
         return self._leases.run(), self._watch_pods()
+
+    def attends(self, reach: Reach | None) -> tuple[Any, ...]:
+        return () if reach is None else (attend(self._election, reach, self._clock),)
 
     async def _watch_pods(self) -> None:
         await self._leases.synced()
@@ -184,6 +199,7 @@ class _Leader:
             acquired=before.acquired if before is not None and renews else wall,
             version=before.version if before is not None else "",
             transitions=0 if before is None else before.transitions + (not renews),
+            standbys=election.writes(began),
         )
         try:
             until = election.until
@@ -235,6 +251,9 @@ class _Leader:
 def _body(lease: Lease, renewed: float) -> Json:
     """A lease as it is written; with the version that it replaces."""
     metadata = {"name": names.MASTER_NAME, "labels": {names.APP: names.NOMAD, names.COMPONENT: names.MASTER}}
+    # The holder is named once more: what one that knows nothing of this leaves standing doesn't count.
+    listed = {"holder": lease.holder, "standbys": sorted(lease.standbys), "silence": lease.silence}
+    metadata["annotations"] = {names.STANDBYS_ANNOTATION: json.dumps(listed)}
     return {
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
@@ -252,13 +271,30 @@ def _body(lease: Lease, renewed: float) -> Json:
 def lease_from(item: Json) -> Lease:
     """A lease as it was read."""
     spec = item.get("spec") or {}
+    holder = spec.get("holderIdentity") or ""
+    standbys, silence = _listed(item, holder)
     return Lease(
-        holder=spec.get("holderIdentity") or "",
+        holder=holder,
         seconds=float(spec.get("leaseDurationSeconds") or 0.0),
         acquired=_time(spec.get("acquireTime")) or 0.0,
         version=item["metadata"]["resourceVersion"],
         transitions=int(spec.get("leaseTransitions") or 0),
+        standbys=standbys,
+        silence=silence,
     )
+
+
+def _listed(item: Json, holder: str) -> tuple[frozenset[str], float]:
+    """Whom the holder of a lease has listed, and the silence that it has agreed to."""
+    text = (item["metadata"].get("annotations") or {}).get(names.STANDBYS_ANNOTATION)
+    if holder and text:
+        try:
+            listed = json.loads(text)
+            if listed["holder"] == holder:
+                return frozenset(str(name) for name in listed["standbys"]), float(listed["silence"])
+        except (ValueError, TypeError, KeyError):
+            log.warning("the lease's annotation %s can't be read: %.200s", names.STANDBYS_ANNOTATION, text)
+    return frozenset(), SILENCE
 
 
 def pod_from(item: Json) -> tuple[MasterPod, bool]:
