@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from nomad.kubernetes import names
 from nomad.runtime.manifests import Json, common, label, object_name, selector
 
+PREFIX = "links-"
+"""How the names of a pipeline's policies begin: none of an installation's does, whatever a pipeline is called."""
+
 
 def network_policies(
     pipeline: str, edges: Sequence[tuple[str, str]], *, owner: Json | None, either_way: bool = False
@@ -33,7 +36,7 @@ def network_policies(
             "egress": _edges("to", chosen, both if either_way else behind),
         }
         labels = {**common(names.OPERATOR), names.PIPELINE_LABEL: label(pipeline)}
-        found.append(_policy(object_name(pipeline, operator), labels, spec, owner))
+        found.append(_policy(PREFIX + object_name(pipeline, operator), labels, spec, owner))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 import nomad
 from nomad.kubernetes import names
+from nomad.runtime import policies
 from nomad.runtime.manifests import USER
 
 K8S = Path(__file__).resolve().parents[2] / "images" / "k8s"
@@ -100,6 +102,21 @@ def test_components_are_selected_by_what_they_carry() -> None:
 def test_nothing_is_open_that_no_policy_names() -> None:
     policies = [item["spec"] for item in documents() if item["kind"] == "NetworkPolicy"]
     assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in policies
+
+
+def test_no_pipeline_has_a_policy_that_is_called_as_one_of_the_installation() -> None:
+    """Neither with the defaults nor with anything that can be enabled."""
+    template = (CHART / "templates" / "networkpolicies.yaml").read_text()
+    installed = set(re.findall(r"^  name: (\S+)$", template, re.MULTILINE))
+    assert {item["metadata"]["name"] for item in documents() if item["kind"] == "NetworkPolicy"} < installed
+    for pipeline, operators in (
+        ("nomad", ("master", "agent", "common", "operator", "relay")),
+        ("nomad-default", ("deny",)),
+    ):
+        found = policies.network_policies(pipeline, [(name, "behind") for name in operators], owner=None)
+        assert len(found) == len(operators) + 1
+        assert not {policy["metadata"]["name"] for policy in found} & installed
+    assert not [name for name in installed if name.startswith(policies.PREFIX)]
 
 
 def test_the_master_may_do_nothing_to_all() -> None:

@@ -109,9 +109,24 @@ class Harness:
         return found
 
     async def waiting(self) -> list[dict[str, Any]]:
-        """Warm pods that run."""
+        """Warm pods that run, as all runtimes know."""
         found = await self.pods(**{names.STATE_LABEL: names.WARM})
-        return [pod for pod in found if pod["status"]["phase"] == "Running" and not deleting(pod)]
+        seen = [
+            {
+                pod.name
+                for pods in runtime._pool._pods.values()
+                for pod in pods.values()
+                if pod.phase is PodPhase.RUNNING
+            }
+            for runtime in self._opened
+        ]
+        return [
+            pod
+            for pod in found
+            if pod["status"]["phase"] == "Running"
+            and not deleting(pod)
+            and all(pod["metadata"]["name"] in known for known in seen)
+        ]
 
 
 def deleting(pod: dict[str, Any]) -> bool:
@@ -189,7 +204,7 @@ async def test_what_an_operator_may_send_is_what_the_graph_says(harness: Harness
     await asyncio.gather(runtime.start(spec()), runtime.start(spec("chatty")))
     path = paths.networkpolicies(harness.settings.namespace)
     policies, _ = await harness.api.list(path)
-    assert [policy["metadata"]["name"] for policy in policies] == ["p-chatty", "p-quiet"]
+    assert [policy["metadata"]["name"] for policy in policies] == ["links-p-chatty", "links-p-quiet"]
     before = harness.api.requests
     await runtime.start(spec("exit3"))
     assert harness.api.requests - before <= 2 + 8  # the stand-in for a kubelet asks through the same client
