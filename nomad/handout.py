@@ -6,7 +6,8 @@
                     end        sha256 of all of it (hex)
 
 Control messages (`nomad.control`) as heads of frames, after the handshake of data links. A pod has the agent's address
-and a key of its own from the master: `key_of`. The agent installs (`nomad.packages`); the pod verifies and unpacks.
+and a key of its own from the master: `key_of`. The agent installs (`nomad.packages`) what is asked for by name, whoever
+asks: a pod is an operator's code, and pip builds, so runs, what it is given by address. The pod verifies and unpacks.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from nomad import control
+from nomad import control, needs
 from nomad.delivery.driver import shake_dialer
-from nomad.errors import DeliveryError, PackagesError, TransportError
+from nomad.errors import DeliveryError, PackagesError, PipelineError, TransportError
 from nomad.packages import PLATFORM, PYTHON, Cache, Packages, lock_of
 from nomad.transport import registry
 from nomad.transport.base import Connection, Frame
@@ -102,7 +103,11 @@ async def _installed(asked: dict[str, Any], cache: Cache) -> Packages:
             "put what it requires into the image",
             final=True,
         )
-    return await cache.installed([str(text) for text in requirements], python)
+    try:
+        wanted = needs.requirements(requirements)
+    except PipelineError as exc:
+        raise PackagesError(f"the node's agent installs packages by name only: {exc}", final=True) from exc
+    return await cache.installed(wanted, python)
 
 
 async def _send(conn: Connection, folder: Path) -> None:

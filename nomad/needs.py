@@ -28,9 +28,13 @@ DEVICE = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:
 MOST = 1000
 """Entries of each kind."""
 
+_BY_NAME = re.compile(r"[a-z0-9-]+(?:\[[A-Za-z0-9._,-]+\])?[A-Za-z0-9<>=!~,.*+_-]*")
+_ARCHIVES = (".bz2", ".gz", ".lz", ".lzma", ".tar", ".tbz", ".tgz", ".tlz", ".txz", ".whl", ".xz", ".zip")
+"""What pip can't take for the path of a folder is of that form, and for that of a file doesn't end like these."""
+
 
 def requirements(value: Any) -> tuple[str, ...]:
-    """Packages as pip takes them, each in its normal form, sorted, each once."""
+    """Packages as pip takes them, each in its normal form, sorted, each once; none that pip builds from a path."""
     from packaging.requirements import InvalidRequirement, Requirement  # only where it is used
     from packaging.utils import canonicalize_name
 
@@ -47,7 +51,11 @@ def requirements(value: Any) -> tuple[str, ...]:
                 "where packages come from is in pip's configuration on the nodes"
             )
         requirement.name = canonicalize_name(requirement.name)
-        found.add(str(requirement))
+        asked = str(requirement)
+        plain = asked.partition(";")[0]
+        if not _BY_NAME.fullmatch(plain) or plain.lower().endswith(_ARCHIVES):
+            raise PipelineError(f"requirement {text!r} looks like a file: name a package and its version")
+        found.add(asked)
     return tuple(sorted(found))
 
 

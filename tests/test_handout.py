@@ -53,6 +53,25 @@ async def test_what_pip_says_reaches_the_pod(agent: str, tmp_path: Path) -> None
     assert caught.value.final
 
 
+async def test_an_agent_runs_nothing_that_a_pod_names(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip builds what it is given by path or address, whatever it is told of wheels."""
+    monkeypatch.setenv("PIP_ONLY_BINARY", ":all:")
+    source, trace = tmp_path / "source", tmp_path / "trace"
+    source.mkdir()
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    (source / "backend.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    up = "../" * len(Path.cwd().parts)
+    for text in (str(source), f"x @ {source.as_uri()}", f"x===/{up}{source}", f"-e {source}"):
+        with pytest.raises(PackagesError, match="installs packages by name only") as caught:
+            await fetched(Cache(tmp_path / "pod"), (text,), agent, "p-1", key_of(KEY, "p-1"))
+        assert caught.value.final
+        assert not trace.exists()
+
+
 async def test_another_platform_is_refused(agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handout, "PLATFORM", "plan9-vax")
     sent = {"type": "packages", "requirements": ["small"], "python": "3.11", "platform": "linux-x"}

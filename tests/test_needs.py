@@ -13,6 +13,11 @@ def test_requirements_are_kept_in_one_form():
     given = ["NumPy == 2.1", "numpy==2.1", "a_b[y,x]>=1,<2 ; python_version > '3.8'"]
     assert needs.requirements(given) == ('a-b[x,y]<2,>=1; python_version > "3.8"', "numpy==2.1")
     assert needs.requirements("numpy") == ("numpy",)
+    assert needs.requirements(["x.tar.gz", "a==1!2.0+c.1", "b~=1.0,!=1.2.*"]) == (
+        "a==1!2.0+c.1",
+        "b!=1.2.*,~=1.0",
+        "x-tar-gz",
+    )
 
 
 def test_devices_by_name_are_one_each():
@@ -27,6 +32,9 @@ def test_devices_by_name_are_one_each():
         (needs.requirements, ["numpy=2"], "numpy==2.1"),
         (needs.requirements, ["-r x.txt"], "requirement '-r x.txt' is not valid"),
         (needs.requirements, ["a @ https://example.org/a.whl"], "has an address"),
+        (needs.requirements, ["a===/../../tmp/a"], "'a===/../../tmp/a' looks like a file"),
+        (needs.requirements, ["a===1@file:///a"], "looks like a file"),
+        (needs.requirements, ["a==1.0+b.zip ; python_version > '3'"], "looks like a file"),
         (needs.requirements, [3], "give names"),
         (needs.requirements, 3, "give names"),
         (needs.environment, {"A": 1}, "the value of A is 1"),

@@ -13,7 +13,8 @@ what the node's operators require (`nomad.handout`), and lets its pods through t
 
 pip's own variables and its configuration file say where packages come from. Building a package runs code of its
 makers, here, where the agents' key is: only what comes ready-made is installed ("wheels"), unless PIP_ONLY_BINARY is
-set to something else.
+set to something else. That holds for packages of an index; what has an address of its own pip builds all the same, and
+`nomad.handout` refuses it.
 """
 
 from __future__ import annotations
