@@ -12,8 +12,10 @@ import yaml
 
 import nomad
 from nomad.kubernetes import names
-from nomad.runtime import policies
+from nomad.runtime import manifests, policies
+from nomad.runtime.base import PodSpec
 from nomad.runtime.manifests import USER
+from nomad.settings import Kubernetes
 
 K8S = Path(__file__).resolve().parents[2] / "images" / "k8s"
 CHART = K8S / "chart"
@@ -99,9 +101,21 @@ def test_components_are_selected_by_what_they_carry() -> None:
             assert selector.items() <= item["spec"]["template"]["metadata"]["labels"].items()
 
 
-def test_nothing_is_open_that_no_policy_names() -> None:
-    policies = [item["spec"] for item in documents() if item["kind"] == "NetworkPolicy"]
-    assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in policies
+def test_nothing_of_nomads_is_open_that_no_policy_names_and_nobody_else_is_cut_off() -> None:
+    own = {names.APP: names.NOMAD}
+    closed = named("NetworkPolicy", "nomad-default-deny")["spec"]
+    assert closed == {"podSelector": {"matchLabels": own}, "policyTypes": ["Ingress", "Egress"]}
+    for item in documents():
+        if item["kind"] == "NetworkPolicy":
+            assert own.items() <= item["spec"]["podSelector"]["matchLabels"].items()
+    settings = Kubernetes()
+    spec = PodSpec("p.a-e1", "p", "a", 1, "edge", "tls://nomad-master:30001", b"", b"", 60.0)
+    made = manifests.operator_pod(spec, settings, host="h", image="i")
+    waits = manifests.warm_pod("nomad-warm-edge-xyz", "edge", settings, host="h", image="i", owner=None)
+    claimed = {step["path"]: step.get("value") for step in manifests.claim_patch(spec, "u", None)}
+    assert claimed["/metadata/labels/app.kubernetes.io~1name"] == names.NOMAD
+    pods = [*templates(), made, waits]
+    assert [pod for pod in pods if not own.items() <= pod["metadata"]["labels"].items()] == []
 
 
 def test_no_pipeline_has_a_policy_that_is_called_as_one_of_the_installation() -> None:
