@@ -103,11 +103,17 @@ async def _installed(asked: dict[str, Any], cache: Cache) -> Packages:
             "put what it requires into the image",
             final=True,
         )
+    if python != PYTHON:  # pip would choose what packages need by the Python that it runs with
+        raise PackagesError(
+            f"packages are installed for Python {PYTHON} here, as that is the agent's, and the operator's is {python}: "
+            f"put what it requires into its image, submit with Python {PYTHON}, or give agents an image with {python}",
+            final=True,
+        )
     try:
         wanted = needs.requirements(requirements)
     except PipelineError as exc:
         raise PackagesError(f"the node's agent installs packages by name only: {exc}", final=True) from exc
-    return await cache.installed(wanted, python)
+    return await cache.installed(wanted)
 
 
 async def _send(conn: Connection, folder: Path) -> None:

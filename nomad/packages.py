@@ -119,12 +119,12 @@ class Cache:
         self.folder = folder
         self._limit = limit
 
-    async def installed(self, requirements: Sequence[str], python: str = PYTHON) -> Packages:
-        """The packages that fulfil `requirements`, installed if they aren't there.
+    async def installed(self, requirements: Sequence[str]) -> Packages:
+        """The packages that fulfil `requirements` with this Python, installed if they aren't there.
 
-        For another Python than this one only what comes ready-made ("wheels") can be installed. Raises `PackagesError`.
+        Raises `PackagesError`.
         """
-        return await self.made(lock_of(requirements, python), lambda new: _install(new, requirements, python))
+        return await self.made(lock_of(requirements), lambda new: _install(new, requirements))
 
     async def made(self, lock: str, make: Maker) -> Packages:
         """The folder of a lock; `make` fills an empty one if it isn't there yet. Raises what that does."""
@@ -190,7 +190,7 @@ def use(packages: Path) -> list[str]:
     )
 
 
-async def _install(folder: Path, requirements: Sequence[str], python: str) -> None:
+async def _install(folder: Path, requirements: Sequence[str]) -> None:
     if importlib.util.find_spec("pip") is None:
         raise PackagesError(f"packages can't be installed: {sys.executable} has no pip", final=True)
     scratch = folder.with_suffix(".tmp")
@@ -198,7 +198,6 @@ async def _install(folder: Path, requirements: Sequence[str], python: str) -> No
     command = [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"),
         *("--progress-bar", "off", "--retries", "2", "--target", str(folder)),
-        *(("--python-version", python, "--only-binary", ":all:") if python != PYTHON else ()),
         *("--", *requirements),
     ]
     # Beside the folder, which is on a disk with room; the system's may be a small one in memory.

@@ -13,7 +13,7 @@ from nomad.clock import SystemClock
 from nomad.errors import PackagesError
 from nomad.handout import Counter, fetched, key_of
 from nomad.measure.agent import Agent
-from nomad.packages import Cache
+from nomad.packages import PLATFORM, PYTHON, Cache
 from tests.wheels import variables, wheel
 
 KEY = bytes(32)
@@ -74,8 +74,16 @@ async def test_an_agent_runs_nothing_that_a_pod_names(
 
 async def test_another_platform_is_refused(agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handout, "PLATFORM", "plan9-vax")
-    sent = {"type": "packages", "requirements": ["small"], "python": "3.11", "platform": "linux-x"}
+    sent = {"type": "packages", "requirements": ["small"], "python": PYTHON, "platform": "linux-x"}
     with pytest.raises(PackagesError, match="the operator's image is linux-x") as caught:
+        await handout._installed(sent, Cache(tmp_path / "node"))
+    assert caught.value.final
+
+
+async def test_another_python_is_refused(agent: str, tmp_path: Path) -> None:
+    """What packages need may depend on it, and pip goes by its own."""
+    sent = {"type": "packages", "requirements": ["small"], "python": "3.99", "platform": PLATFORM}
+    with pytest.raises(PackagesError, match=f"for Python {PYTHON} here, .* the operator's is 3.99: put") as caught:
         await handout._installed(sent, Cache(tmp_path / "node"))
     assert caught.value.final
 

@@ -21,7 +21,6 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheel(folder, "lower", "1.0", "VALUE = 1\n")
     wheel(folder, "upper", "2.0", "import lower\nVALUE = 2\n", requires=("lower<2",))
     wheel(folder, "lower", "2.0", "VALUE = 4\n")
-    wheel(folder, "later", "1.0", "VALUE = 3\n", tag="py39")
     for name, value in variables(folder).items():
         monkeypatch.setenv(name, value)
     return folder
@@ -93,13 +92,6 @@ async def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(PackagesError, match="can't be installed in") as caught:
         await Cache(tmp_path / "cache").installed(["upper"])
     assert not caught.value.final
-
-
-@pytest.mark.usefixtures("index")
-async def test_for_another_python(tmp_path: Path) -> None:
-    with await Cache(tmp_path / "cache").installed(["later"], python="3.99") as found:
-        assert (found.path / "later.py").exists()
-        assert found.path.name == lock_of(["later"], python="3.99")
 
 
 async def test_what_nobody_uses_goes_first(tmp_path: Path) -> None:
