@@ -118,6 +118,12 @@ def test_nothing_of_nomads_is_open_that_no_policy_names_and_nobody_else_is_cut_o
     assert [pod for pod in pods if not own.items() <= pod["metadata"]["labels"].items()] == []
 
 
+def test_masters_reach_the_api_server_at_its_usual_ports() -> None:
+    """Of k3s and kubeadm, minikube, MicroK8s."""
+    egress = named("NetworkPolicy", "nomad-master")["spec"]["egress"]
+    assert egress == [{"ports": [{"protocol": "TCP", "port": port} for port in (443, 6443, 8443, 16443)]}]
+
+
 def test_no_pipeline_has_a_policy_that_is_called_as_one_of_the_installation() -> None:
     """Neither with the defaults nor with anything that can be enabled."""
     template = (CHART / "templates" / "networkpolicies.yaml").read_text()
