@@ -250,7 +250,7 @@ async def assemble(
             clock=clock,
         )
         replanner = Replanner(
-            Judge(book, settings.windows),
+            Judge(book, settings.windows, pace=lambda: pace.seconds),
             desired=desired,
             observed=observed,
             loop=loop,

@@ -7,9 +7,10 @@ joins the book, the detectors of change and the problem; the rules are `drift`'s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from nomad.control import HEARTBEAT
 from nomad.master.problem import Knowledge, Placed, build, rates
 from nomad.measure.book import Book
 from nomad.measure.survey import MOST_PAIRS_NODES
@@ -52,8 +53,19 @@ class Scene:
 class Judge:
     """One per master."""
 
-    def __init__(self, book: Book, windows: Windows, settings: drift.Settings = drift.DEFAULT) -> None:
+    def __init__(
+        self,
+        book: Book,
+        windows: Windows,
+        settings: drift.Settings = drift.DEFAULT,
+        *,
+        pace: Callable[[], float] = lambda: HEARTBEAT,
+    ) -> None:
+        """`pace`: seconds between two heart-beats of a pod, which change with the number of pods."""
+        self._settings = settings
+        self._pace = pace
         self.settings = settings
+        """At the present pace."""
         self._book = book
         self._windows = windows
         self._heard = 0
@@ -68,6 +80,7 @@ class Judge:
 
     def listen(self) -> None:
         """Take in what was measured since the last time."""
+        self.settings = self._settings.at_pace(self._pace())
         samples = self._book.since(self._heard)
         self._heard = self._book.newest
         self._tracks.feed((sample.kind, sample.key, sample.value, sample.time) for sample in samples)

@@ -36,7 +36,7 @@ from nomad.scheduler.sustain import describe_at_most
 log = logging.getLogger(__name__)
 
 ROUND = 0.5
-"""Seconds between two looks at the least: heart-beats come twice a second."""
+"""Seconds between two looks at the least: each pod's heart-beats come twice a second at the most."""
 
 
 SHARE, BURST = 0.05, 2.0

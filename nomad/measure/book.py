@@ -23,8 +23,10 @@ RATE_MESSAGES = 5
 RATE_SECONDS = 3.0
 """A rate is sampled once so many messages or seconds have gone by: counting two or three of them says little."""
 
-FORGET_SECONDS = 10.0
-"""What a process has said is forgotten after so long without a word, once there is another."""
+FORGET_SECONDS = 60.0
+"""What a process has said is forgotten after so long without a word, once there is another. Several heart-beats at the
+slowest pace that a master asks for: what speaks isn't gone.
+"""
 
 STALE_SECONDS = 60.0
 """A latency that was measured so long before the newest one is less sure than what coordinates predict."""

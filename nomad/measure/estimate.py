@@ -1,7 +1,7 @@
 """An estimate, and how a sample changes it. Pure: the one file of Nomad in which measurements are smoothed.
 
-Called by `book` with samples that stand for a stretch of time already (the mean of half a second's calls, the least
-round trip of half a second). Knows nothing of what is estimated, and no clock: time is passed in.
+Called by `book` with samples that stand for a stretch of time already (the mean of all calls, or the least round trip,
+since the heart-beat before). Knows nothing of what is estimated, and no clock: time is passed in.
 
 The rules, in full:
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 GAIN = 0.25
-"""Weight of a new sample: at two samples a second, one of two seconds ago counts a third."""
+"""Weight of a new sample: at two a second, one of two seconds ago counts a third; at one in 8 s, of half a minute."""
 
 SURPRISE = 3.0
 """Deviations from which on a sample is an outlier, or the first after a step."""

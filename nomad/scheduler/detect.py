@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 WINDOW = 60
-"""Samples, a minute of heart-beats: long enough that noise of 30 % leaves an error of a few per cent."""
+"""Samples, half a minute of heart-beats or more: long enough that noise of 30 % leaves an error of a few per cent."""
 ALLOWANCE = 1.0
 """Deviations. Changes of less than one aren't looked for; at 1, noise adds up to the threshold once in years."""
 THRESHOLD = 7.5
@@ -205,7 +205,7 @@ class Tracks:
             yield name, track.level(now)
 
     def changed(self, since: float) -> list[tuple[str, tuple[str, ...], Track]]:
-        """What changed after this time, which is never before the one that was asked for last."""
+        """What changed after this time; of what was before one that was asked for earlier, nothing is known."""
         for name in [name for name, track in self._lately.items() if track.changed_at <= since]:
             del self._lately[name]
         return [(*name, track) for name, track in self._lately.items()]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nomad.scheduler import needs_libraries
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from nomad.scheduler.moves import Step, Worth
 
 HOUR = 3600.0
+
+BEATS = 4
+"""Heart-beats after a move, of which the first counts for nothing, until estimates have settled in the new place."""
 
 Signal = tuple[str, tuple[str, ...]]
 """A kind of quantity and what it is of, as in `nomad.measure.book.Sample`."""
@@ -67,6 +70,11 @@ class Settings:
     """Between looks at a pipeline that is overloaded, and for which nothing better was found."""
     interval: float = 30.0
     """Between looks when nothing changed: finds what crept up below all thresholds."""
+
+    def at_pace(self, seconds: float) -> Settings:
+        """The same where samples are so many seconds apart: there are `BEATS` of them in what is to have some."""
+        least = BEATS * seconds
+        return replace(self, dwell=max(self.dwell, least), watch=max(self.watch, least))
 
 
 DEFAULT = Settings()

@@ -43,6 +43,22 @@ def run(
         )
 
 
+def test_heart_beats_may_be_rare() -> None:
+    """16 s apart; and what speaks isn't forgotten when there is another process, as in a move."""
+    book = Book()
+    for number in range(8):
+        done, now = 400 * number, 16.0 * number
+        beat(book, now, received=done, processed=done, emitted=done, busy_seconds=0.01 * done)
+        beat(book, now + 15.0, pod=f"p.f-e{number + 2}")
+    found = book.operator("p", "f")
+    assert value(found.departure) == 25
+    assert value(found.service) == pytest.approx(0.01)
+    assert value(found.busy) == pytest.approx(0.25)
+    assert found.service is not None
+    assert found.service.samples == 7
+    assert found.settled
+
+
 def test_what_was_never_heard_of_is_unknown() -> None:
     book = Book()
     assert book.operator("p", "f") == OperatorEstimates()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,6 +102,11 @@ def test_dwell_and_budget() -> None:
     assert many.left(3701.0, drift.DEFAULT) == 1
     history.finished(120.0)
     assert list(history.moved_at) == [120.0]
+
+
+def test_where_heart_beats_are_rare_estimates_get_longer_to_settle() -> None:
+    assert drift.DEFAULT.at_pace(0.5) == drift.DEFAULT.at_pace(2.0) == drift.DEFAULT
+    assert drift.DEFAULT.at_pace(8.0) == replace(drift.DEFAULT, dwell=32.0, watch=32.0)
 
 
 def test_an_operator_that_cannot_keep_up_moves_at_once() -> None:

@@ -60,11 +60,13 @@ class World:
     seed: int = 0
     settings: drift.Settings = drift.DEFAULT
     pins: Mapping[str, str] = field(default_factory=dict)
+    pace: float = 1.0
+    """Seconds between two heart-beats of an operator."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.book = Book()
-        self.judge = Judge(self.book, Windows(), self.settings)
+        self.judge = Judge(self.book, Windows(), self.settings, pace=lambda: self.pace)
         self.now = 1000.0
         for info in self.nodes:
             self.book.declare_node(info.id, self.now, speed=info.speed)
@@ -117,11 +119,10 @@ class World:
         while self.now - 1000.0 < until:
             self.now += STEP
             self._flow()
-            whole = (self.now * 2) % 2 == 0
             for number, op in enumerate(self.spec.operators):
-                if whole == (number % 2 == 0):
+                if (self.now - number * STEP) % self.pace == 0:
                     self._beat(op.name)
-            if whole:
+            if self.now % self.pace == 0:
                 self._links()
             self._carry_out()
             self._look()

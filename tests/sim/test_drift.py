@@ -94,6 +94,38 @@ def test_an_operator_that_falls_behind_goes_to_a_faster_node_before_its_queue_is
     assert "detect can't keep up" in reason or "the work of detect" in reason
 
 
+@pytest.mark.parametrize("seed", rest_slow(range(3), quick=[0]))
+def test_where_heart_beats_are_rare_it_takes_as_many_of_them(seed: int) -> None:
+    """8 s apart, as of 5,000 pods."""
+    world = fog_world(lambda at: 0.005 if at < 300 else 0.1, noise=0.1, seed=seed, pace=8.0)
+    world.run(600)
+    ((at, operator, target, _),) = world.moves
+    assert (operator, target) == ("detect", "cloud")
+    assert at <= 300 + 3 * 8
+
+
+@pytest.mark.parametrize("seed", rest_slow(range(3), quick=[0]))
+@pytest.mark.parametrize("pace", [1.0, 8.0, 16.0])
+def test_what_was_measured_before_a_move_isnt_taken_for_what_came_of_it(pace: float, seed: int) -> None:
+    """Nothing goes on to an even faster node for a queue of which it isn't known yet that it has gone."""
+    works = {"source": 1e-5, "one": 0.01, "two": 0.005, "sink": 1e-5}
+    ways = {("edge", "fog"): 0.005, ("big", "edge"): 0.04}
+
+    def work(name: str, at: float) -> float:
+        return works[name] * (2.5 if name == "one" and at >= 300 else 1)
+
+    def latency(a: str, b: str, at: float) -> float:
+        return ways.get((min(a, b), max(a, b)), 0.03)
+
+    nodes = [node("edge", 0.2), node("fog", 4.0), node("cloud", 8.0), node("big", 16.0)]
+    pins = {"source": "edge", "sink": "edge"}
+    world = World(chain(works), nodes, latency, work, noise=0.1, seed=seed, pins=pins, pace=pace)
+    assert world.placement["one"] == "fog"
+    world.run(700)
+    assert [(operator, target) for _, operator, target, _ in world.moves] == [("one", "cloud"), ("two", "cloud")]
+    assert world.placement == world.best(700)
+
+
 def test_a_source_that_is_held_back_still_shows_who_is_too_slow() -> None:
     """Queues that are full hide what would be sent: what is busy and behind is taken to be wanted more."""
 
