@@ -109,7 +109,7 @@ class Harness:
         return found
 
     async def waiting(self) -> list[dict[str, Any]]:
-        """Warm pods that run, as all runtimes know."""
+        """Warm pods that run, as the newest runtime knows."""
         found = await self.pods(**{names.STATE_LABEL: names.WARM})
         seen = [
             {
@@ -118,7 +118,7 @@ class Harness:
                 for pod in pods.values()
                 if pod.phase is PodPhase.RUNNING
             }
-            for runtime in self._opened
+            for runtime in self._opened[-1:]
         ]
         return [
             pod
