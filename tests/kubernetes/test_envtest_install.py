@@ -32,8 +32,13 @@ master:
   nodeSelector: {kubernetes.io/os: linux}
   tolerations: [{operator: Exists}]
 agent: {nodeSelector: {kubernetes.io/os: linux}, env: {PIP_INDEX_URL: "https://example.com"}, pipConfig: index}
-relay: {enabled: true, nodeSelector: {kubernetes.io/os: linux}, tolerations: [{operator: Exists}]}
+relay:
+  enabled: true
+  address: "tls://203.0.113.7:30030"
+  nodeSelector: {kubernetes.io/os: linux}
+  tolerations: [{operator: Exists}]
 networkPolicy:
+  outside: [203.0.113.0/24, 198.51.100.0/24]
   operatorEgress: [{to: [{ipBlock: {cidr: 10.1.0.0/16}}]}]
   restFrom: [{ipBlock: {cidr: 10.2.0.0/16}}]
 tokenReview: {enabled: true, users: ["system:serviceaccount:team:ci"], groups: [developers]}
@@ -159,6 +164,18 @@ def test_all_pods_have_the_secrets_for_registries(tmp_path: Path) -> None:
         name: [{"name": "registry"}] for name in ("nomad-master", "nomad-agent", "nomad-relay")
     }
     assert "--pull-secret=registry" in pods["nomad-master"]["containers"][0]["args"]  # for those that it makes
+
+
+def test_master_and_relay_are_reached_by_ways_outside_of_the_pods_network(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(EVERYTHING)
+    rendered = parsed(helm("template", "nomad", str(K8S / "chart"), "--values", str(values), *VERSION))
+    policies = {item["metadata"]["name"]: item["spec"] for item in rendered if item["kind"] == "NetworkPolicy"}
+    blocks = [{"ipBlock": {"cidr": cidr}} for cidr in ("203.0.113.0/24", "198.51.100.0/24")]
+    assert {"to": blocks} in policies["nomad-common"]["egress"]  # of all pods
+    for name, port in (("nomad-master", names.CONTROL_PORT), ("nomad-relay", names.RELAY_PORT)):
+        (rule,) = [rule for rule in policies[name]["ingress"] if rule["ports"] == [{"protocol": "TCP", "port": port}]]
+        assert rule["from"][-2:] == blocks
 
 
 def test_the_api_server_takes_all_of_it_and_warns_of_nothing(envtest: Envtest, tmp_path: Path) -> None:
