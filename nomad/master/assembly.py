@@ -424,7 +424,13 @@ def _restore(
             elif view.source == view.target:
                 order = replace(order, relieves=present.pod or present.last_pod)
             wanted.orders.append(order)
-        pipelines[id] = RequestedPipeline(operators, move, outcome=pipeline.outcome, reason=pipeline.reason)
+        pipelines[id] = RequestedPipeline(
+            operators,
+            move,
+            outcome=pipeline.outcome,
+            reason=pipeline.reason,
+            stored=pipeline.outcome is not None,
+        )
     return Requested(pipelines)
 
 

@@ -40,7 +40,7 @@ from nomad.master.moves import MoveLog
 from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
 from nomad.master.relieve import Homes, carry, relieve
-from nomad.master.state import Desired, History, Observed, Requested, RequestedOperator, operator_id
+from nomad.master.state import Desired, Goal, History, Observed, Requested, RequestedOperator, operator_id
 from nomad.master.store import Store, StoredOperator
 from nomad.master.tally import Tallier
 from nomad.master.views import PlacementView
@@ -148,7 +148,7 @@ class Enactor:
             case Rehome():
                 await self._rehome(action)
             case Finish():
-                await self._store.set_outcome(action.pipeline, action.outcome, action.reason)
+                await self._finish(action)
             case Forget():
                 await self._forget(action.pipeline)
             case _:
@@ -248,6 +248,20 @@ class Enactor:
             lines = await self._runtime.logs(action.pod, tail=self._settings.history.failure_lines)
             self._observer.log_lines(operator, failure, list(lines))
         await self._save(action.pipeline, action.operator)
+
+    async def _finish(self, action: Finish) -> None:
+        """Write down how a pipeline ended: its pods are left as they are until then."""
+        failures, wanted = 0, self._desired.pipelines.get(action.pipeline)
+        while wanted is not None and wanted.goal is not Goal.REMOVE:
+            try:
+                await self._store.set_outcome(action.pipeline, action.outcome, action.reason)
+            except StateError as exc:
+                failures += 1
+                log.warning("it can't be written down yet that %s is %s: %s", action.pipeline, action.outcome, exc)
+                await self._clock.sleep(self._settings.reconcile.backoff.delay(failures))
+            else:
+                self._observer.over(action.pipeline)
+                break
 
     async def _forget(self, pipeline: str) -> None:
         have = self._requested().pipelines[pipeline]

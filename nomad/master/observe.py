@@ -112,6 +112,11 @@ class Observer:
         self._wake()
         return reason != known
 
+    def over(self, pipeline: str) -> None:
+        """It is written down how the pipeline ended."""
+        self._observed.over.add(pipeline)
+        self._wake()
+
     # What pods say
 
     def connected(self, pod: str, connection: int, *, assigned: bool) -> None:
@@ -189,6 +194,7 @@ class Observer:
         """The operator's pipeline was removed."""
         self._observed.history.pop(operator, None)
         self._observed.homeless.pop(operator, None)
+        self._observed.over.discard(operator.partition(".")[0])
         self._book.forget(*operator.split("."))
 
     def restore(self, operator: str, history: History) -> None:

@@ -151,8 +151,12 @@ class _Pipeline:
         wanted, have = self.wanted, self.have
         if have.outcome is None and wanted.goal is not Goal.REMOVE:
             have = self._outcome(have)
+        elif have.outcome is not None and not have.stored:
+            have = replace(have, stored=self.id in self.observed.over)
         run = have.outcome is None and wanted.goal is Goal.RUN and not self.desired.closing
-        if not run and have.drain_until is None:
+        # A master that doesn't know that it is over would start the source anew, if it found its pod ended.
+        held = have.outcome is not None and not have.stored and wanted.goal is Goal.RUN and have.drain_until is None
+        if not run and not held and have.drain_until is None:
             have = replace(have, drain_until=self.now + self.settings.drain_grace + self.settings.stop_grace)
         draining = not run and self._draining(have)
         # While the source drains, the others are kept at work as ever: what it sent must find its way.
@@ -160,12 +164,13 @@ class _Pipeline:
         self._lead_moves(run)
         if self._second_ended():
             self._lead_moves(run)
-        for name in self.operators:
+        names = () if held else tuple(self.operators)
+        for name in names:
             if self.move is None or not self.move.holds or self.move.order.operator != name:
                 self.operators[name] = op = self._ended(name, self.operators[name], kept=name in kept)
                 if name in kept and op.pod is None:
                     self.operators[name] = self._start(name, op)
-        for name in self.operators:
+        for name in names:
             op = self.operators[name]
             self.operators[name] = self._keep(name, op) if name in kept else self._stop(name, op, drain=draining)
         if run:

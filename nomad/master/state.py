@@ -229,6 +229,8 @@ class RequestedPipeline:
     """Of the orders that are still there, those that nothing more will come of."""
     outcome: Outcome | None = None
     reason: str = ""
+    stored: bool = False
+    """The outcome is written down. Until then its pods are left as they are: the next master is to see it end, too."""
     drain_until: float | None = None
     """Stopping has begun; the operators behind the source go on until it has drained, or until then."""
     was_running: bool = False
@@ -372,6 +374,8 @@ class Observed:
     """By move, until it has ended."""
     homeless: dict[str, str] = field(default_factory=dict)
     """Operator id -> why there is no other node for it."""
+    over: set[str] = field(default_factory=set)
+    """Pipelines of which it is written down how they ended."""
     relay: Relay | None = None
     """Where links go through whose ends are both on nodes that can't be dialled."""
     folders_follow: bool = True

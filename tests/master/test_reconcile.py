@@ -194,6 +194,8 @@ def test_what_cannot_be_mended_fails_the_pipeline(working: World, code: int) -> 
     (finish,) = [action for action in decision.actions if isinstance(action, Finish)]
     assert finish.outcome is Outcome.FAILED
     assert finish.reason == "operator square: ZeroDivisionError: division by zero"
+    working.store()
+    decision = working.step()
     assert {stop.operator for stop in decision.actions if isinstance(stop, AskStop)} == {"source", "sink"}
     assert Ended("p", "square", "p.square-e1", None, False) in decision.actions
     for name in ("source", "sink"):
@@ -217,10 +219,40 @@ def test_an_error_that_is_not_fatal_changes_nothing(working: World) -> None:
 
 def test_a_finished_source_completes_the_pipeline(working: World) -> None:
     working.state("source").finished = True
-    decision = working.step()
-    assert Finish("p", Outcome.COMPLETED, "") in decision.actions
-    stops = [action for action in decision.actions if isinstance(action, AskStop)]
+    assert working.step().actions == (Finish("p", Outcome.COMPLETED, ""),)
+    working.store()
+    stops = of(AskStop, working)
     assert [(stop.operator, stop.drain) for stop in stops] == [(name, False) for name in NAMES]
+
+
+@pytest.mark.parametrize("closing", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_until_an_outcome_is_stored_nothing_is_ended_or_started(working: World, fails: bool, closing: bool) -> None:
+    """The next master, which doesn't know it, finds the source as it is, and comes to the same."""
+    if fails:
+        working.fail("square", 4)
+    else:
+        working.state("source").finished = True
+    assert [type(action) for action in working.step().actions] == [Finish]
+    working.desired.closing = closing
+    if not fails:
+        working.exit("square")
+    working.now += 10_000
+    assert not [a for a in working.step().actions if isinstance(a, (AskStop, Kill, Ended, Start))]
+    world = restarted(working)
+    world.observed.pods = working.observed.pods
+    actions = world.step().actions
+    assert not [action for action in actions if isinstance(action, (AskStop, Kill, Start))]
+    assert [type(action) for action in actions if isinstance(action, Finish)] == [Finish]
+    working.store()
+    assert {stop.operator for stop in of(AskStop, working)} == {"source", "sink"}
+
+
+def test_what_is_stopped_or_removed_waits_for_no_outcome(working: World) -> None:
+    working.state("source").finished = True
+    working.step()
+    working.desired.pipelines["p"].goal = Goal.STOP
+    assert {stop.operator for stop in of(AskStop, working)} == set(NAMES)
 
 
 # Heart-beats
@@ -330,6 +362,8 @@ def test_an_error_while_draining_fails_the_pipeline(working: World) -> None:
 def test_a_pod_that_failed_may_end_by_itself(working: World) -> None:
     state = working.state("square")
     state.error, state.fatal, state.connection = {"type": "E", "message": "m"}, True, None
+    working.step()
+    working.store()
     actions = working.step().actions
     assert not [action for action in actions if isinstance(action, Kill)]
     working.now += SETTINGS.stop_grace + SETTINGS.retry
@@ -523,6 +557,8 @@ def cooperate(world: World) -> None:
         if op.kill_by is not None or op.stop_by is not None:
             world.exit(name, 0)
             continue
+        if world.requested.pipelines["p"].outcome is not None:
+            world.store()
         world.run(name)
         if state.connection is None:
             world.connect(name, assigned=state.assigned)

@@ -97,6 +97,10 @@ class World:
         state.error, state.fatal = {"type": "ZeroDivisionError", "message": "division by zero"}, True
         self.exit(name, code)
 
+    def store(self) -> None:
+        """How the pipeline ended is written down."""
+        self.observed.over.add("p")
+
     def bury(self) -> None:
         """What the loop does after a step."""
         present = {op.pod for p in self.requested.pipelines.values() for op in p.operators.values()}

@@ -1,0 +1,70 @@
+"""What a master that dies leaves to the next one: scripted pods, virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nomad.errors import StateError
+from nomad.master.sqlite import SqliteStore
+from tests.master.fakepods import Cluster
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(tmp_path / "state")
+    yield cluster
+    await cluster.runtime.shutdown()
+
+
+def stops(cluster: Cluster) -> list[str]:
+    """Pods that were asked to end."""
+    return [id for id, pod in cluster.pods.all.items() if any(said["type"] == "stop" for said in pod.heard)]
+
+
+async def test_a_completed_pipeline_never_runs_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pods are there until the store has it: a master that died before has a next one that finds them."""
+    tried: list[str] = []
+
+    async def away(store: SqliteStore, pipeline: str, *args: Any) -> None:
+        tried.append(pipeline)
+        raise StateError("the disk is full")
+
+    async with cluster.run(killed=True):
+        await cluster.submit_and_run()
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteStore, "set_outcome", away)
+            cluster.pods["p.source-e1"].say({"type": "finished"})
+            await cluster.until(lambda: len(tried) > 3, passing=0.1)
+            assert cluster.phase() == "completed"
+            assert stops(cluster) == []
+    assert len(cluster.runtime.running()) == 3
+    async with cluster.run():
+        await cluster.until(lambda: cluster.phase() == "running")
+        cluster.pods["p.source-e1"].say({"type": "finished"})  # as pods do each time they are back
+        await cluster.until(lambda: not cluster.runtime.running(), passing=0.1)
+        assert cluster.phase() == "completed"
+    async with cluster.run():
+        await cluster.clock.advance(100.0)
+        assert cluster.phase() == "completed"
+        assert len(cluster.runtime.started) == 3
+
+
+async def test_a_pipeline_whose_end_can_not_be_stored_can_be_removed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(store: SqliteStore, *args: Any) -> None:
+        raise StateError("the disk is full")
+
+    monkeypatch.setattr(SqliteStore, "set_outcome", away)
+    async with cluster.run() as master:
+        await cluster.submit_and_run()
+        cluster.pods["p.source-e1"].say({"type": "finished"})
+        await cluster.until(lambda: cluster.phase() == "completed")
+        removing = cluster.until(lambda: not master.pipelines(), passing=0.1)
+        await asyncio.gather(master.remove("p"), removing)
+        assert cluster.runtime.running() == []
