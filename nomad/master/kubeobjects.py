@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from nomad.errors import (
@@ -22,11 +23,11 @@ from nomad.errors import (
 )
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
-from nomad.kubernetes.names import API_VERSION, FINALIZER, KIND
+from nomad.kubernetes.names import API_VERSION, FINALIZER, GROUP, KIND
 from nomad.master import resource
 from nomad.master.kubepast import PastOperator
 from nomad.master.kubewrites import LOOP, USER, Writes
-from nomad.master.resource import Json
+from nomad.master.resource import LABELS, Json
 from nomad.master.views import MoveView
 
 Change = Callable[[Json], object]
@@ -242,17 +243,35 @@ class Pipelines:
             self.lost(held.name, held.uid)
 
     async def replace(self, path: str, body: Json, patience: float) -> None:
-        """Create it in the place of what an earlier Pipeline of that name may have left."""
+        """Create it in the place of what an earlier Pipeline of that name may have left.
+
+        Raises `StateError`, also where somebody else's is there.
+        """
         mine = f"{path}/{body['metadata']['name']}"
         for _ in range(3):
             try:
                 await self._writes.patiently(lambda: self._api.create(path, body), patience)
                 return
             except ApiExists:
-                await self._writes.patiently(lambda: self._api.delete(mine), patience)
+                if not await self.clear(mine, patience):
+                    raise foreign(body["kind"], mine) from None
             except ApiNotFound as exc:
                 raise StateError(f"{mine} can't be made: {exc}") from exc
         raise StateError(f"{mine} can't be replaced: somebody else makes it again and again")
+
+    async def clear(self, path: str, patience: float) -> bool:
+        """Have nothing there that is Nomad's. False: there is something, and it is somebody else's."""
+        while True:
+            try:
+                found = await self._writes.patiently(lambda: self._api.get(path), patience)
+            except ApiNotFound:
+                return True
+            if not _is_nomads(found):
+                return False
+            uid = found["metadata"]["uid"]
+            with suppress(ApiConflict):  # there is another one by now
+                await self._writes.patiently(lambda: self._api.delete(path, uid=uid), patience)  # noqa: B023
+                return True
 
 
 def same(found: Json, content: Json) -> bool:
@@ -274,6 +293,22 @@ def owner(held: Held) -> Json:
 def belongs(found: Json, held: Held) -> bool:
     """Whether it is of this Pipeline, and not of an earlier one of its name."""
     return any(owner["uid"] == held.uid for owner in found["metadata"].get("ownerReferences") or ())
+
+
+def _is_nomads(found: Json) -> bool:
+    metadata = found["metadata"]
+    owners = metadata.get("ownerReferences") or ()
+    return LABELS.items() <= (metadata.get("labels") or {}).items() or any(
+        owner["kind"] == KIND and owner["apiVersion"].startswith(f"{GROUP}/") for owner in owners
+    )
+
+
+def foreign(kind: str, path: str) -> StateError:
+    """Somebody else has what a pipeline is to have."""
+    return StateError(
+        f"there is a {kind} {path.rpartition('/')[2]} that isn't Nomad's, where the pipeline is to have its own: "
+        "delete or rename it, or give the pipeline another id"
+    )
 
 
 def _version(found: Json) -> int:

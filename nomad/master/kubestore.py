@@ -33,7 +33,7 @@ from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import FINALIZER, MASTER_NAME
 from nomad.master import kubepast, resource
 from nomad.master.kubebundles import Bundles
-from nomad.master.kubeobjects import Change, Held, Pipelines, belongs, owner, same, taken
+from nomad.master.kubeobjects import Change, Held, Pipelines, belongs, foreign, owner, same, taken
 from nomad.master.kubepast import PastOperator
 from nomad.master.kubestate import MasterState
 from nomad.master.kubewrites import ALWAYS, LOOP, USER, Writes, term_of
@@ -231,6 +231,8 @@ class KubernetesStore:
 
         await self._pipelines.write(held, complete, USER)
         await self._write_link(held, wanted.link_key, USER)
+        if not await self._pipelines.clear(self._history_path(held), USER):
+            raise foreign("ConfigMap", self._history_path(held))
         await self._pipelines.write_status(held, accept, USER)
         if held.gone:
             raise StateError(f"pipeline {wanted.spec.id!r} was deleted while it was submitted")
@@ -311,7 +313,8 @@ class KubernetesStore:
         if held := self.of(pipeline):
             await self._pipelines.delete(held, LOOP)
             for path in (self._history_path(held), self._link_path(held)):
-                await self._writes.patiently(lambda path=path: self._api.delete(path), LOOP)  # type: ignore[misc]
+                if not await self._pipelines.clear(path, LOOP):
+                    log.warning("%s isn't Nomad's, and stays", path)
             await self._pipelines.release(held)
             self._unused.set()
 
