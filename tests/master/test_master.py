@@ -300,6 +300,21 @@ async def test_silence_is_shown_and_nothing_is_killed_for_it(working: Cluster) -
     assert len(working.runtime.started) == 3
 
 
+async def test_of_many_pods_silence_is_shown_later(cluster: Cluster) -> None:
+    """Three are many for a master that wants a heart-beat each other second at the most."""
+    cluster.settings = replace(cluster.settings, heartbeats=replace(cluster.settings.heartbeats, most=0.5))
+    async with cluster.run():
+        await cluster.submit_and_run()
+        square = cluster.pods["p.square-e1"]
+        await cluster.until(lambda: {"type": "pace", "seconds": 8.0} in square.heard)
+        await cluster.clock.advance(2.5 * 8 - 1)
+        square.beat()
+        await cluster.until(lambda: cluster.operator("square").heartbeat_age == 0.0)
+        await cluster.clock.advance(2.5 * 8 - 1)
+        await cluster.until(lambda: cluster.operator("sink").state == "unresponsive")
+        assert cluster.operator("square").state == "running"
+
+
 async def test_a_lost_control_connection_is_no_failure(working: Cluster) -> None:
     square = working.pods["p.square-e1"]
     said = len(square.heard)
