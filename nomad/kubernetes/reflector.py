@@ -3,7 +3,8 @@
 Used for pods, nodes and pipelines. What arrives is transformed at once, so that only what is needed of
 each object stays in memory. Changes are told in order, each once. A watch that breaks is taken up where it was;
 one whose place is too old is begun again with a list, and what changed meanwhile is told as changes. Asks for
-nothing while nothing happens, but for a new watch every few minutes.
+nothing while nothing happens, but for a new watch every few minutes. An object that can't be understood is passed over,
+with a warning: whoever can write one shall not blind a master to all others.
 """
 
 from __future__ import annotations
@@ -48,14 +49,16 @@ class Reflector(Generic[T]):
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        """`take` keeps of an object what is needed. `on_change(old, new)` is called with each change, at once and in
-        order: None and the new one, both, or the old one and None; not when both are equal. `params`: selectors.
+        """`take` keeps of an object what is needed; what it raises means that the object can't be understood, and what
+        was known of it stays. `on_change(old, new)` is called with each change, at once and in order: None and the new
+        one, both, or the old one and None; not when both are equal. `params`: selectors.
         """
         self.items: dict[str, T] = {}
         """By the object's name. For reading."""
         self.error = ""
         """Why it is behind; "" when it isn't, as far as is known."""
         self._versions: dict[str, int] = {}
+        self._odd: set[str] = set()  # names of objects that can't be understood
         self._api = api
         self._path = path
         self._take = take
@@ -67,7 +70,7 @@ class Reflector(Generic[T]):
         self._place = ""  # the resource version up to which everything was heard
 
     async def run(self) -> None:
-        """List and watch until cancelled."""
+        """List and watch until cancelled. Raises what `on_change` does."""
         failures = 0
         while True:
             began, heard = self._clock.now(), False
@@ -109,11 +112,13 @@ class Reflector(Generic[T]):
         found, place = await self._api.collect(self._path, self._reduced, self._params)
         at = _number(place)
         names = set()
-        for name, version, item in found:
+        for name, version, taken in found:
             names.add(name)
-            self._set(name, version, item)
+            for item in taken:
+                self._set(name, version, item)
         for name in [name for name in self.items if name not in names and self._versions[name] <= at]:
             self._drop(name)
+        self._odd &= names
         self._place = place
         self._synced.set()
 
@@ -127,12 +132,24 @@ class Reflector(Generic[T]):
             self._put(item)
         self._place = item["metadata"]["resourceVersion"]
 
-    def _reduced(self, item: Json) -> tuple[str, int, T]:
+    def _reduced(self, item: Json) -> tuple[str, int, tuple[T, ...]]:
+        """Name, version, and what is kept of it: nothing of one that can't be understood."""
         metadata = item["metadata"]
-        return metadata["name"], _number(metadata["resourceVersion"]), self._take(item)
+        name, version = metadata["name"], _number(metadata["resourceVersion"])
+        try:
+            taken = self._take(item)
+        except Exception:
+            if name not in self._odd:
+                self._odd.add(name)
+                log.warning("%s/%s can't be understood and is passed over", self._path, name, exc_info=True)
+            return name, version, ()
+        self._odd.discard(name)
+        return name, version, (taken,)
 
     def _put(self, item: Json) -> None:
-        self._set(*self._reduced(item))
+        name, version, taken = self._reduced(item)
+        for kept in taken:
+            self._set(name, version, kept)
 
     def _set(self, name: str, version: int, item: T) -> None:
         if version < self._versions.get(name, 0):
@@ -144,6 +161,7 @@ class Reflector(Generic[T]):
             self._on_change(old, item)
 
     def _drop(self, name: str) -> None:
+        self._odd.discard(name)
         self._versions.pop(name, None)
         old = self.items.pop(name, None)
         if old is not None:

@@ -87,7 +87,7 @@ async def serve_in_cluster(
         runtime = await _runtime(settings, api, store, clock)
         closing.pop_all()
         served = serve(settings, None, runtime=runtime, store=store, sock=sock, other_tokens=other_tokens)
-        await stack.enter_async_context(alongside(_until_fenced(store)))
+        await stack.enter_async_context(alongside(_until_fenced(store), runtime.watching()))
         made = await stack.enter_async_context(served)
         made.master.receive(names.MASTER, door)
         kubernetes = settings.kubernetes

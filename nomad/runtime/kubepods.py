@@ -6,6 +6,7 @@ that isn't needed is dropped here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from nomad.runtime.base import ObservedPod, PodPhase, reason_of
 from nomad.runtime.manifests import CONTAINER, PYTHON_ANNOTATION
 
 Json = dict[str, Any]
+
+_ID = re.compile(r"[^.]+\..+-e[0-9]+")
+"""`<pipeline>.<operator>-e<epoch>`."""
 
 HOPELESS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
 """Why a container doesn't start, where waiting changes nothing."""
@@ -73,8 +77,8 @@ class KubePod:
 
     @property
     def epoch(self) -> int:
-        epoch = self.pod.rpartition("-e")[2]
-        return int(epoch) if epoch.isdigit() else 0
+        """0 for a warm one."""
+        return int(self.pod.rpartition("-e")[2] or 0)
 
     def observed(self, node: str, *, leaving: bool, outdated: bool) -> ObservedPod:
         """What the master is told, with Nomad's own name of the node."""
@@ -91,10 +95,13 @@ class KubePod:
 
 
 def take(item: Json) -> KubePod:
-    """A pod as the API shows it."""
+    """A pod as the API shows it. Raises `ValueError` for one that says it is what no pod of Nomad's can be."""
     metadata, spec, status = item["metadata"], item.get("spec", {}), item.get("status", {})
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     container: Json = next((found for found in status.get("containerStatuses") or () if found["name"] == CONTAINER), {})
+    pod = annotations.get(names.POD_ANNOTATION, "")
+    if pod and not _ID.fullmatch(pod):
+        raise ValueError(f"{pod!r} isn't Nomad's id of a pod")
     phase, code, reason = _phase(status, container)
     waiting = (container.get("state") or {}).get("waiting") or {}
     stuck = False
@@ -107,7 +114,7 @@ def take(item: Json) -> KubePod:
         node=labels.get(names.NODE_LABEL, ""),
         host=spec.get("nodeName", ""),
         warm=labels.get(names.STATE_LABEL) == names.WARM,
-        pod=annotations.get(names.POD_ANNOTATION, ""),
+        pod=pod,
         phase=phase,
         image=containers[0].get("image", ""),
         python=annotations.get(PYTHON_ANNOTATION),

@@ -15,12 +15,13 @@ Opened by the master that leads, and only by that one: it keeps the waiting pods
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from typing import Self
+from typing import Any, Self
 
 from nomad.clock import Clock, SystemClock
 from nomad.errors import ApiError, ApiUnavailable, PodStartError, StateError
@@ -36,7 +37,7 @@ from nomad.runtime.kubestart import Starter
 from nomad.runtime.manifests import Boot
 from nomad.runtime.warm import STUCK, WarmPool
 from nomad.settings import Kubernetes
-from nomad.tasks import Tasks
+from nomad.tasks import Tasks, alongside
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class KubernetesRuntime:
         self._judging: set[str] = set()  # uids of pods that are given a little more time to start
         self._changes: Fanout[ObservedPod] = Fanout()
         self._tasks = Tasks()
+        self._watches: list[asyncio.Task[None]] = []
         self.owner: Callable[[str], Json | None] = lambda pipeline: None
         """The owner reference of what belongs to a pipeline; of "": of what belongs to none."""
         self.edges: Callable[[str], Sequence[tuple[str, str]]] = lambda pipeline: ()
@@ -124,16 +126,27 @@ class KubernetesRuntime:
         """
         runtime = cls(api, settings, boot, key_of, keep_ended=keep_ended, clock=clock, rng=rng)
         try:
-            runtime._tasks.start(runtime._node_list.run(), name="watch nodes")
-            await runtime._node_list.synced()  # first: pods name their nodes by labels
-            runtime._tasks.start(runtime._pods.run(), name="watch pods")
-            await runtime._pods.synced()
+            await runtime._watch(runtime._node_list, "watch nodes")  # first: pods name their nodes by labels
+            await runtime._watch(runtime._pods, "watch pods")
         except BaseException:
             await runtime.close()
             raise
         runtime._pool.look_at(runtime._nodes.ids())
-        runtime._tasks.start(runtime._pool.run(), name="keep warm pods")
+        runtime._watches.append(runtime._tasks.start(runtime._pool.run(), name="keep warm pods"))
         return runtime
+
+    async def _watch(self, reflector: Reflector[Any], name: str) -> None:
+        """Returns once it has the list."""
+        self._watches.append(self._tasks.start(reflector.run(), name=name))
+        async with alongside(self.watching()):
+            await reflector.synced()
+
+    async def watching(self) -> None:
+        """Until `close`. Raises what a watch ended with: the runtime is blind then, and its master is to end."""
+        ended, _ = await asyncio.wait(self._watches, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            if not task.cancelled():
+                task.result()
 
     def knows(self, connected: Callable[[str], bool], edges: Callable[[str], Sequence[tuple[str, str]]]) -> None:
         """`connected(name)`: whether that process has reported to the master, so that it can be put to work at once;

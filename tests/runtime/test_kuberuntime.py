@@ -1,0 +1,81 @@
+"""The runtime on a cluster that behaves as an API server can't be made to."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from nomad.kubernetes import names
+from nomad.runtime import kubernetes
+from tests.clock import VirtualClock, settle
+from tests.runtime.cluster import NODES, PODS, Cluster, Json, node, running
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    cluster = Cluster()
+    cluster.put(NODES, node("edge-1"))
+    return cluster
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+def pod(name: str, id: str, *, ended: bool = False) -> Json:
+    labels = {names.APP: names.NOMAD, names.COMPONENT: names.OPERATOR, names.STATE_LABEL: names.TAKEN}
+    state = {"terminated": {"exitCode": 0}} if ended else {"running": {}}
+    return {
+        "metadata": {"name": name, "labels": labels, "annotations": {names.POD_ANNOTATION: id}},
+        "spec": {"nodeName": "edge-1"},
+        "status": {"containerStatuses": [{"name": "operator", "state": state}]},
+    }
+
+
+async def test_what_cannot_be_understood_is_passed_over(
+    cluster: Cluster, clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.put(NODES, node("odd-1", cpu="many"))
+    cluster.put(PODS, pod("odd-pod", "no id"))
+    async with running(cluster, clock, warm=0) as runtime:
+        assert [info.id for info in runtime.nodes] == ["edge-1"]
+        cluster.put(PODS, pod("odder-pod", "p.a-e"))
+        cluster.put(NODES, node("edge-1", cpu="few"))
+        cluster.put(NODES, node("edge-2"))
+        cluster.put(NODES, node("odd-1", cpu="too many"))
+        cluster.put(PODS, pod("p-a-e1", "p.a-e1"))
+        await settle()
+        assert [(info.id, info.cores) for info in runtime.nodes] == [("edge-1", 2.0), ("edge-2", 2.0)]
+        assert [found.id for found in await runtime.list()] == ["p.a-e1"]
+        told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert sorted(text.split(" can't")[0].rpartition("/")[2] for text in told) == [
+            *("edge-1", "odd-1", "odd-pod", "odder-pod")
+        ]
+        cluster.put(NODES, node("odd-1"))
+        await settle()
+        assert "odd-1" in [info.id for info in runtime.nodes]
+
+
+async def test_the_end_of_a_watch_is_noticed(
+    cluster: Cluster, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a mistake of Nomad's own")
+
+    async with running(cluster, clock, warm=0) as runtime:
+        monkeypatch.setattr(runtime._nodes, "changed", fail)
+        cluster.put(NODES, node("edge-2"))
+        with pytest.raises(RuntimeError, match="a mistake"):
+            await runtime.watching()
+    monkeypatch.setattr(kubernetes.Nodes, "changed", fail)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        async with running(cluster, clock, warm=0):
+            pass
+
+
+async def test_a_runtime_that_is_closed_does_not_miss_its_watches(cluster: Cluster, clock: VirtualClock) -> None:
+    async with running(cluster, clock, warm=0) as runtime:
+        pass
+    await runtime.watching()
