@@ -212,6 +212,8 @@ class Rehome:
     node: str
     """The one that won't do."""
     reason: str
+    again: bool
+    """It was asked for before."""
 
 
 Action: TypeAlias = (

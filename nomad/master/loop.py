@@ -184,7 +184,9 @@ class Loop:
                 key = action.pod
         lane = self._lanes.get(key)
         if lane is not None:
-            lane.append(action)
+            asked = {other.operator for other in lane if isinstance(other, Rehome)}
+            if not isinstance(action, Rehome) or action.operator not in asked:  # the answer would be the same
+                lane.append(action)
             return
         self._lanes[key] = lane = deque([action])
         self._tasks.start(self._run_lane(key, lane, enactor), name=f"enact {key}")
@@ -192,13 +194,14 @@ class Loop:
     async def _run_lane(self, key: str, lane: deque[Action], enactor: Enactor) -> None:
         try:
             while lane:
-                action = lane.popleft()
+                action = lane[0]
                 try:
                     await enactor.enact(action)
                 except NomadError as exc:
                     log.warning("%s: %s", action, exc)
                 except Exception:  # a mistake of ours must not keep the pod's next actions from being enacted
                     log.exception("%s failed", action)
+                lane.popleft()
         finally:
             del self._lanes[key]
         self._woken.set()
@@ -228,8 +231,10 @@ class Loop:
                 self._add(f"operator.{verb}", f"{verb} {operator} on {node}", id, operator, pod=pod, node=node)
             case Moving():
                 self._moved(action)
-            case Rehome(id, operator, node, reason):
-                self._add("operator.homeless", f"{operator} needs another node than {node}: {reason}", id, operator)
+            case Rehome(id, operator, node, reason, again):
+                if not again:
+                    text = f"{operator} needs another node than {node}: {reason}"
+                    self._add("operator.homeless", text, id, operator)
             case Relieve(id, operator, pod, node, cause, reason, again):
                 if not again:
                     kind = "outdated" if cause == "upgrade" else "leaving"

@@ -82,6 +82,7 @@ class Observer:
         changed += [replace(node, ready=False) for id, node in before.items() if id not in found and node.ready]
         if found != before:
             self._observed.nodes = found
+            self._observed.node_changes += 1
             self._wake()
         return changed
 

@@ -255,13 +255,19 @@ class _Pipeline:
         if self.now < op.retry_at and not elsewhere:
             self.wake(op.retry_at)
             return op
-        op = self._next(name, op, node, again=bool(op.last_pod), failures=0 if elsewhere else op.start_failures)
-        self.act(Start(self.id, name, op.last_pod, op.epoch, node))
-        return op
+        new = self._next(name, op, node, again=bool(op.last_pod))
+        self.act(Start(self.id, name, new.last_pod, new.epoch, node))
+        if elsewhere:
+            return new
+        return replace(
+            new,
+            start_failures=op.start_failures,
+            rehomes=op.rehomes,
+            rehome_at=op.rehome_at,
+            rehome_nodes=op.rehome_nodes,
+        )
 
-    def _next(
-        self, name: str, op: RequestedOperator, node: str, *, again: bool, failures: int = 0
-    ) -> RequestedOperator:
+    def _next(self, name: str, op: RequestedOperator, node: str, *, again: bool) -> RequestedOperator:
         """The operator's next pod, to be asked for."""
         epoch = max(op.epoch, op.highest) + 1
         pod = pod_id(self.id, name, epoch)
@@ -274,16 +280,18 @@ class _Pipeline:
             asked_at=self.now,
             restarts=op.restarts + again,
             failures=op.failures,
-            start_failures=failures,
         )
 
     def _rehome(self, name: str, op: RequestedOperator, node: str, reason: str) -> RequestedOperator:
         """Have another node chosen; an operator that is bound to its node waits for it."""
         if name in self.wanted.bound:
             return op
-        if self.now >= op.rehome_at:
-            self.act(Rehome(self.id, name, node, reason))
-            op = replace(op, rehome_at=self.now + self.settings.retry)
+        changes = self.observed.node_changes
+        if self.now >= op.rehome_at or changes != op.rehome_nodes:
+            self.act(Rehome(self.id, name, node, reason, op.rehomes > 0))
+            rehomes = op.rehomes + 1 if changes == op.rehome_nodes else 1
+            rehome_at = self.now + self.settings.relieve_backoff.delay(rehomes)
+            op = replace(op, rehomes=rehomes, rehome_at=rehome_at, rehome_nodes=changes)
         self.wake(op.rehome_at)
         return op
 
@@ -293,7 +301,8 @@ class _Pipeline:
         if pod is None or self._gone(op):
             return op
         if op.away:
-            op = replace(op, away=False, adopted=True, asked_at=self.now)  # it has time to report again
+            # It has time to report again.
+            op = replace(op, away=False, adopted=True, asked_at=self.now, rehomes=0, rehome_at=0.0)
         if op.kill_by is not None:
             return self._kill(op, "it hasn't ended")
         if state.ready_at is None:
@@ -305,7 +314,7 @@ class _Pipeline:
         else:
             if not op.ready:
                 self.act(Ready(self.id, name, pod, op.adopted))
-                op = replace(op, ready=True, start_failures=0)
+                op = replace(op, ready=True, start_failures=0, rehomes=0, rehome_at=0.0)
             op = self._listen_to(name, op, pod, state)
             if self._superseded(name, op):
                 return self._kill(op, "its peers have heard a newer instance, which is gone")

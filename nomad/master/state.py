@@ -170,8 +170,12 @@ class RequestedOperator:
     """How often in a row no pod could be started on the node."""
     retry_at: float = 0.0
     """No next pod before this; another node needs no pause."""
+    rehomes: int = 0
+    """How often another node was asked for, with no effect yet, ..."""
     rehome_at: float = 0.0
-    """Another node was asked for; not again before this."""
+    """... before when not again, ..."""
+    rehome_nodes: int = 0
+    """... unless nodes have changed since: `Observed.node_changes` of then."""
     relieves: int = 0
     """How often a move was asked for because the pod is to end, or out of date, ..."""
     relieved_at: float = 0.0
@@ -366,6 +370,8 @@ class Observed:
     """All that is seen."""
 
     nodes: dict[str, NodeInfo] = field(default_factory=dict)
+    node_changes: int = 0
+    """How often something about the nodes has changed."""
     pods: dict[str, PodState] = field(default_factory=dict)
     """Present pods, and ended ones until the loop has noticed."""
     history: dict[str, History] = field(default_factory=dict)

@@ -151,7 +151,7 @@ class Moved(World):
                     self.switches.append(action)
                 case Measure(move=move, switching=False):
                     self.observed.tallies[move] = Tally(counted=True)
-                case Rehome(_, operator, node, _):
+                case Rehome(_, operator, node):
                     homes = [id for id in self.observed.nodes if id != node and self.observed.open(id)]
                     if homes:
                         self.desired.pipelines["p"].placement[operator] = PlacementView(homes[0], "it is free")

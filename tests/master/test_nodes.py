@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from nomad import bundle, pipeline
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, StateError
+from nomad.master.rehome import Homes
+from nomad.master.state import DesiredPipeline
+from nomad.master.views import PlacementView
 from nomad.runtime.base import NodeInfo
 from tests.master.fakepods import OPERATORS, Cluster
 from tests.master.test_moves import THREE, settled
@@ -120,6 +124,32 @@ async def test_where_there_is_no_other_node_it_waits_and_says_why(cluster: Clust
         await master.restore_node("fog")
         await cluster.until(lambda: cluster.phase() == "running", passing=0.1)
         assert cluster.operator("square").node == "fog"
+
+
+async def test_a_node_is_chosen_for_an_operator_once_at_a_time(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choosing = asyncio.Event()
+    chosen: list[str] = []
+
+    async def slowly(homes: Homes, wanted: DesiredPipeline, operator: str, avoid: str) -> PlacementView:
+        chosen.append(operator)
+        await choosing.wait()
+        raise InvalidRequestError("there is none")
+
+    async with cluster.run() as master:
+        await submit_in_the_middle(cluster)
+        monkeypatch.setattr(Homes, "__call__", slowly)
+        cluster.runtime._lost.add("fog")
+        await cluster.until(lambda: chosen, passing=0.1)
+        await cluster.clock.advance(120.0)
+        choosing.set()
+        await cluster.until(lambda: "there is none" in cluster.operator("square").reason)
+        assert chosen == ["square"]
+        await cluster.clock.advance(60.0)
+        await cluster.until(lambda: len(chosen) == 2)
+        assert cluster.kinds().count("operator.homeless") == 1
+        assert master.pipeline("p").phase == "degraded"
 
 
 async def test_a_node_that_cannot_start_it_several_times_is_left(cluster: Cluster) -> None:

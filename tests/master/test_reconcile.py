@@ -18,12 +18,13 @@ from nomad.master.actions import (
     Hearing,
     Kill,
     Ready,
+    Rehome,
     Running,
     Start,
     TellPeers,
 )
 from nomad.master.state import Goal, Outcome, PodState, Requested, RequestedPipeline
-from nomad.runtime.base import ObservedPod, PodPhase
+from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase
 from tests.master.worlds import NAMES, OVERDUE, SETTINGS, World
 
 
@@ -300,6 +301,49 @@ def test_a_changed_speed_is_told_to_the_pods_there(working: World) -> None:
         ("square", (), 0.5),
         ("sink", (), 0.5),
     ]
+
+
+# Nodes that are lost
+
+
+def lose(world: World, *, back: bool = False) -> None:
+    world.observed.nodes = {**world.observed.nodes, "cloud": NodeInfo("cloud", ready=back)}
+    world.observed.node_changes += 1
+
+
+def test_another_node_is_asked_for_less_and_less_often_and_that_is_told_once(working: World) -> None:
+    lose(working)
+    asked: list[tuple[float, Rehome]] = []
+    begun = working.now
+    while working.now < begun + 600:
+        decision = working.step()
+        asked += [(working.now - begun, action) for action in decision.actions if isinstance(action, Rehome)]
+        assert not [action for action in decision.actions if isinstance(action, (Kill, Ended, Start))]
+        working.now = decision.wake_at or begun + 600
+        working.state("source").heartbeat_at = working.now
+    assert [at for at, _ in asked[:7]] == [0, 2, 6, 14, 30, 62, 122]
+    assert asked[0][1] == Rehome("p", "square", "cloud", "it is lost", False)
+    assert all(again.again for _, again in asked[1:])
+
+
+def test_when_nodes_change_another_one_is_asked_for_at_once(working: World) -> None:
+    lose(working)
+    for _ in range(6):
+        working.step()
+        working.now += 60
+    working.step()
+    working.now += 1
+    assert not of(Rehome, working)
+    working.observed.nodes["fog"] = NodeInfo("fog")
+    working.observed.node_changes += 1
+    assert [action.again for action in of(Rehome, working)] == [True]
+    assert not of(Rehome, working)
+    working.now += SETTINGS.relieve_backoff.first
+    assert of(Rehome, working)
+    lose(working, back=True)
+    assert not of(Rehome, working)
+    lose(working)
+    assert [action.again for action in of(Rehome, working)] == [False]
 
 
 # Stopping
