@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nomad.clock import Clock, SystemClock
 from nomad.delivery.driver import shake_dialer
-from nomad.errors import ApiError
+from nomad.errors import ApiError, ApiNotFound
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api, Json
 from nomad.kubernetes.certificates import Certificates
@@ -103,13 +103,13 @@ async def _runtime(settings: Settings, api: Api, store: KubernetesStore, clock: 
     await _tell_guests(api, kubernetes, own.keys.of)
     boot = Boot(kubernetes.control, own.keys.verify, settings.pods.master_timeout)
     keep = settings.pods.keep_ended
-    master = await _own(api, settings)
+    masters = await _deployment(api, kubernetes.namespace)
     runtime = await KubernetesRuntime.open(api, kubernetes, boot, own.keys.of, keep_ended=keep, clock=clock)
 
     def owner(pipeline: str) -> Json | None:
-        """Of what belongs to a pipeline, its object; of what belongs to none, what owns the masters."""
+        """Of what belongs to a pipeline, its object; of what belongs to none, the masters' Deployment."""
         if not pipeline:
-            return master
+            return masters
         try:
             return store.owner(pipeline)
         except KeyError:
@@ -131,18 +131,17 @@ async def _tell_guests(api: Api, settings: Kubernetes, key_of: Callable[[str], b
         await api.apply(paths.secrets(settings.namespace, name), body)
 
 
-async def _own(api: Api, settings: Settings) -> Json | None:
-    """The object that this process's pod goes with; None where it has no pod."""
-    name = settings.kubernetes.identity
-    if not name:
-        return None
+async def _deployment(api: Api, namespace: str) -> Json | None:
+    """The masters' Deployment, as an owner; None where they run without one."""
     try:
-        pod = await api.get(paths.pods(settings.kubernetes.namespace, name))
-    except ApiError as exc:
-        log.warning("what the pod %s belongs to can't be looked up: %s", name, exc)
+        found = await api.get(paths.deployments(namespace, names.MASTER_NAME))
+    except ApiNotFound:
         return None
-    owners = [owner for owner in pod["metadata"].get("ownerReferences") or () if owner.get("controller")]
-    return {key: owners[0][key] for key in ("apiVersion", "kind", "name", "uid")} if owners else None
+    except ApiError as exc:
+        log.warning("waiting pods will belong to nobody, as the masters' Deployment can't be looked up: %s", exc)
+        return None
+    metadata = found["metadata"]
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"], "uid": metadata["uid"]}
 
 
 @asynccontextmanager

@@ -37,6 +37,9 @@ LEAST_CPU = "50m"
 CLAIM_FOLDER = f"{names.WORK_FOLDER}/claim"
 """Where a folder that outlives the pod is."""
 
+OF_NODE_ANNOTATION = "cluster-autoscaler.kubernetes.io/daemonset-pod"
+""""true": the pod is there because its node is, and doesn't keep the cluster autoscaler from removing that."""
+
 PYTHON_ANNOTATION = f"{names.GROUP}/python"
 """On a pod with one of Nomad's own images: for which version of Python it was chosen ("" for any)."""
 
@@ -141,7 +144,10 @@ def operator_pod(
 
 
 def warm_pod(name: str, node: str, settings: Kubernetes, *, host: str, image: str, owner: Json | None) -> Json:
-    """A pod on `node` (the cluster's `host`) that waits for an operator."""
+    """A pod on `node` (the cluster's `host`) that waits for an operator.
+
+    `owner`: as for an operator's pod. Not a kind that counts its pods: that would let go of one which it didn't make.
+    """
     labels = {**common(names.OPERATOR), names.STATE_LABEL: names.WARM, names.NODE_LABEL: label(node)}
     return _pod(
         name,
@@ -149,8 +155,8 @@ def warm_pod(name: str, node: str, settings: Kubernetes, *, host: str, image: st
         host=host,
         image=image,
         labels=labels,
-        annotations={PYTHON_ANNOTATION: settings.warm_python},
-        owners=[owner] if owner else [],
+        annotations={PYTHON_ANNOTATION: settings.warm_python, OF_NODE_ANNOTATION: "true"},
+        owners=_owned(owner),
         resources={"requests": {"memory": f"{INTERPRETER_MB}Mi", "cpu": "10m"}},
         variables=[],
     )
@@ -169,7 +175,7 @@ def claim_patch(spec: PodSpec, uid: str, owner: Json | None) -> list[Json]:
         return {"op": "add", "path": path, "value": value}
 
     labels = operator_labels(spec.pipeline, spec.operator, spec.epoch, spec.node)
-    annotations = {names.POD_ANNOTATION: spec.id, PYTHON_ANNOTATION: spec.python}
+    annotations = {names.POD_ANNOTATION: spec.id, PYTHON_ANNOTATION: spec.python, OF_NODE_ANNOTATION: "false"}
     return [
         {"op": "test", "path": "/metadata/uid", "value": uid},
         {"op": "test", "path": at("labels", names.STATE_LABEL), "value": names.WARM},
@@ -334,7 +340,9 @@ def _pod(
 
 
 def _owned(owner: Json | None) -> list[Json]:
-    """Owner references of an operator's pod. Its pipeline makes it anew: so those who drain nodes may evict it."""
+    """Owner references of a pod, with its owner as the controller that makes it anew: so those who drain nodes may
+    evict it.
+    """
     return [{**owner, "controller": True}] if owner else []
 
 

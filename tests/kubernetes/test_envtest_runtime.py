@@ -249,6 +249,35 @@ async def test_a_waiting_pod_is_given_to_an_operator_and_replaced(
     await seen(changes, "p.quiet-e1", PodPhase.EXITED)
 
 
+async def test_a_node_with_waiting_pods_is_drained_without_force(
+    harness: Harness, envtest: Envtest, node: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "REFILL", 0.1)
+    selector = manifests.selector(names.MASTER)
+    pod = {"containers": [{"name": "master", "image": "master:1"}]}
+    deployment = await harness.api.create(
+        paths.deployments(harness.settings.namespace),
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": names.MASTER_NAME},
+            "spec": {
+                "replicas": 0,
+                "selector": {"matchLabels": selector},
+                "template": {"metadata": {"labels": selector}, "spec": pod},
+            },
+        },
+    )
+    owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.MASTER_NAME}
+    runtime = await harness.open(warm=1)
+    runtime.owner = lambda pipeline: {**owner, "uid": deployment["metadata"]["uid"]}
+    await runtime.start(spec())  # the one that was there before had no owner
+    [waiting] = await warm_pods(harness, 1)
+    assert waiting["metadata"]["ownerReferences"][0]["kind"] == "Deployment"
+    told = await asyncio.to_thread(envtest.kubectl, "drain", node, "--delete-emptydir-data", "--timeout=60s")
+    assert f"pod/{waiting['metadata']['name']} evicted" in told
+
+
 async def warm_pods(harness: Harness, count: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 

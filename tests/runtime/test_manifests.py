@@ -128,6 +128,18 @@ def test_a_waiting_pod_differs_from_a_new_one_in_nothing_that_its_process_sees()
     assert {**mine, "resources": None} == {**theirs, "resources": None}
 
 
+def test_those_who_drain_nodes_may_evict_a_waiting_pod() -> None:
+    """Nobody minds a node on which nothing but such pods is left; an operator that one was given to counts again."""
+    masters = {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.MASTER_NAME, "uid": "u"}
+    made = manifests.warm_pod("nomad-warm-edge-xyz", "edge", SETTINGS, host="edge-1", image="operator:1", owner=masters)
+    assert made["metadata"]["ownerReferences"] == [{**masters, "controller": True}]
+    autoscalers = "cluster-autoscaler.kubernetes.io/daemonset-pod"
+    assert made["metadata"]["annotations"][autoscalers] == "true"
+    put = {step["path"]: step.get("value") for step in manifests.claim_patch(spec(), "uid-1", OWNER)}
+    assert put["/metadata/annotations/cluster-autoscaler.kubernetes.io~1daemonset-pod"] == "false"
+    assert put["/metadata/ownerReferences"] == [{**OWNER, "controller": True}]
+
+
 def test_a_pod_is_claimed_only_while_it_waits() -> None:
     patch = manifests.claim_patch(spec(), "uid-1", OWNER)
     assert patch[:2] == [

@@ -265,7 +265,7 @@ class Real(Control):
         network.set_nat(self.nodes[name].place, on)
 
     def drain(self, name: str, timeout: float = 120.0) -> None:
-        wanted = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", f"--timeout={timeout:.0f}s"]
+        wanted = ["--ignore-daemonsets", "--delete-emptydir-data", f"--timeout={timeout:.0f}s"]
         self.kubectl("drain", name, *wanted)
 
     def uncordon(self, name: str) -> None:
