@@ -8,6 +8,8 @@ something has changed.
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -17,6 +19,8 @@ from nomad.clock import Clock
 from nomad.kubernetes import names
 from nomad.runtime.base import NodeInfo
 from nomad.runtime.manifests import DEVICE_PREFIX, label
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
@@ -138,25 +142,36 @@ class Nodes:
 
     def changed(self, old: KubeNode | None, new: KubeNode | None) -> set[str]:
         """Take in a change; the ids of the nodes that it is about."""
-        ids = set()
-        if old is not None:
-            self._hosts.pop(old.host, None)
-        if old is not None and self._nodes.get(old.info.id) is old:
-            ids.add(old.info.id)
-            del self._nodes[old.info.id]
-            self._unready.discard(old.info.id)
-            if new is None or new.info.id != old.info.id:
-                self._labels.pop(label(old.info.id), None)
-                self._heard.pop(old.info.id, None)
+        before = self._hosts.pop(old.host, None) if old is not None else None
+        if before is not None:
+            del self._nodes[before]
+            self._unready.discard(before)
+        now = None
         if new is not None:
-            ids.add(new.info.id)
-            self._nodes[new.info.id] = new
-            self._hosts[new.host] = new.info.id
-            self._labels[label(new.info.id)] = new.info.id
+            renamed = old is None or old.info.id != new.info.id
+            now = self._free(new) if renamed or before is None else before
+            self._nodes[now] = new if now == new.info.id else replace(new, info=replace(new.info, id=now))
+            self._hosts[new.host] = now
+            self._labels[label(now)] = now
             if not new.info.ready:
-                self._unready.add(new.info.id)
+                self._unready.add(now)
+        if before is not None and before != now:
+            self._labels.pop(label(before), None)
+            self._heard.pop(before, None)
         self._shown = None
-        return ids
+        return {name for name in (before, now) if name is not None}
+
+    def _free(self, node: KubeNode) -> str:
+        """What a node that comes is called: as it wants to be, unless another one is called that already."""
+        others = (f"{node.host}-{n}" for n in itertools.count(2))
+        name = next(name for name in itertools.chain((node.info.id, node.host), others) if name not in self._nodes)
+        if name != node.info.id:
+            there = self._nodes[node.info.id].host
+            log.warning(
+                "two nodes want to be called %s: %s is, and %s goes by the name %s until its label %s is another one",
+                *(node.info.id, there, node.host, name, names.NODE_NAME_LABEL),
+            )
+        return name
 
     def heard(self, node: str) -> None:
         """A process there has just said something."""

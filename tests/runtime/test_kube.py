@@ -135,6 +135,31 @@ async def test_a_node_that_is_given_another_name_is_another_node() -> None:
     assert [info.id for info in nodes.all()] == ["fog"]
 
 
+async def test_of_two_nodes_of_one_name_the_second_goes_by_its_host_name(caplog: pytest.LogCaptureFixture) -> None:
+    nodes = Nodes(VirtualClock(), 10.0)
+    first = kubenodes.take(node("one", nomad_dev__name="fog"), ())
+    second = kubenodes.take(node("two", nomad_dev__name="fog"), ())
+    assert nodes.changed(None, first) == {"fog"}
+    assert nodes.changed(None, second) == {"two"}
+    again = kubenodes.take(node("two", ready="False", nomad_dev__name="fog"), ())
+    assert nodes.changed(second, again) == {"two"}
+    assert {id: found.host for id in nodes.ids() if (found := nodes.get(id))} == {"fog": "one", "two": "two"}
+    assert [info.id for info in nodes.all()] == ["fog", "two"]
+    assert (nodes.at("one"), nodes.at("two"), nodes.named("fog")) == ("fog", "two", "fog")
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["two nodes want to be called fog"]
+    assert nodes.changed(first, None) == {"fog"}
+    assert nodes.changed(again, second) == {"two"}  # which has its pods by that name
+    assert nodes.changed(second, kubenodes.take(node("two", nomad_dev__name="cloud"), ())) == {"two", "cloud"}
+    assert nodes.ids() == ("cloud",)
+
+
+async def test_a_node_whose_host_name_another_one_has_taken_is_there_too() -> None:
+    nodes = Nodes(VirtualClock(), 10.0)
+    nodes.changed(None, kubenodes.take(node("one", nomad_dev__name="two"), ()))
+    assert nodes.changed(None, kubenodes.take(node("two"), ())) == {"two-2"}
+    assert (nodes.at("one"), nodes.at("two")) == ("two", "two-2")
+
+
 def test_a_pod_is_running_once_its_container_is() -> None:
     assert pod({"phase": "Pending"}).phase is PodPhase.STARTING
     waiting = pod({"phase": "Pending", "containerStatuses": container(waiting={"reason": "ContainerCreating"})})
