@@ -37,6 +37,11 @@ async def test_the_block_ends_the_work() -> None:
         await asyncio.sleep(0)
 
 
+async def test_a_block_may_have_no_work_beside_it() -> None:
+    async with alongside():
+        await asyncio.sleep(0)
+
+
 async def test_work_that_fails_ends_the_block() -> None:
     with pytest.raises(ZeroDivisionError):
         async with alongside(forever(), failing()):
