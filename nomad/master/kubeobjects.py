@@ -26,7 +26,7 @@ from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import API_VERSION, FINALIZER, GROUP, KIND
 from nomad.master import resource
 from nomad.master.kubepast import PastOperator
-from nomad.master.kubewrites import LOOP, USER, Writes
+from nomad.master.kubewrites import ALWAYS, LOOP, USER, Writes
 from nomad.master.resource import LABELS, Json
 from nomad.master.views import MoveView
 
@@ -174,21 +174,27 @@ class Pipelines:
         """Together with what others have changed of it meanwhile. Without effect once it is gone."""
         held.pending.append(change)
         try:
-            async with held.lock:
+            async with self._writes.turn(held.lock, patience) as left:
                 while not held.gone and any(waits is change for waits in held.pending):
                     batch = list(held.pending)
                     after = copy.deepcopy(held.status)
                     for each in batch:
                         each(after)
                     after[_WRITER] = self._writes.writer
-                    if await self._patch(held, "status", resource.merge_patch(held.status, after), patience):
+                    if await self._patch(held, "status", resource.merge_patch(held.status, after), left):
                         held.pending = [waits for waits in held.pending if not any(waits is done for done in batch)]
         finally:
             held.pending = [waits for waits in held.pending if waits is not change]
 
+    async def undo(self, held: Held, change: Change) -> None:
+        """As `write_status`, after one that failed and may have taken effect nevertheless."""
+        async with self._writes.turn(held.lock, ALWAYS):
+            await self._read_again(held, ALWAYS)
+        await self.write_status(held, change, ALWAYS)
+
     async def write(self, held: Held, change: Change, patience: float) -> None:
         """Change spec or metadata, on top of what users have changed meanwhile."""
-        async with held.lock:
+        async with self._writes.turn(held.lock, patience) as left:
             while not held.gone:
                 after = copy.deepcopy(held.found)
                 change(after)
@@ -197,7 +203,7 @@ class Pipelines:
                     for part in ("metadata", "spec")
                     if (inner := resource.merge_patch(held.found[part], after[part]))
                 }
-                if await self._patch(held, "", patch, patience):
+                if await self._patch(held, "", patch, left):
                     return
 
     async def _patch(self, held: Held, sub: str, patch: Json, patience: float) -> bool:

@@ -83,7 +83,7 @@ class MasterState:
 
     async def _write(self, change: Callable[[Json], object], patience: float) -> None:
         path = paths.configmaps(self._namespace, META_CONFIGMAP)
-        async with self._lock:
+        async with self._writes.turn(self._lock, patience) as left:
             while True:
                 before = self._found.get("binaryData") or {}
                 after = {"binaryData": dict(before)}
@@ -94,14 +94,14 @@ class MasterState:
                 version = self._found["metadata"]["resourceVersion"]
                 body = {"metadata": {"resourceVersion": version}, "binaryData": patch}
                 try:
-                    self._found = await self._writes.patiently(lambda: self._api.patch(path, body), patience)  # noqa: B023
+                    self._found = await self._writes.patiently(lambda: self._api.patch(path, body), left)  # noqa: B023
                     return
                 except ApiConflict:
-                    self._found = await self._writes.patiently(lambda: self._api.get(path), patience)
+                    self._found = await self._writes.patiently(lambda: self._api.get(path), left)
                     self._writes.look(self._writer)
                 except ApiNotFound:  # somebody has deleted it: what is known is written again
                     with suppress(ApiExists):
-                        self._found = await self._create(before, patience)
+                        self._found = await self._create(before, left)
 
     def _with_events(self, state: Json) -> None:
         state["binaryData"].update(kubepast.pack_events(self.events, self._keep))

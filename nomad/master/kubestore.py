@@ -266,9 +266,9 @@ class KubernetesStore:
             _set(found["spec"], "pins", kept | {name: node for name, node in pins.items() if met.get(name) != node})
 
         if held := self.of(pipeline):
-            async with held.placing:
-                await self._pipelines.write(held, change, USER)
-                await self._pipelines.write_status(held, lambda status: _set(status, "pins", dict(pins)), USER)
+            async with self._writes.turn(held.placing, USER) as left:
+                await self._pipelines.write(held, change, left)
+                await self._pipelines.write_status(held, lambda status: _set(status, "pins", dict(pins)), left)
 
     async def set_placement(self, pipeline: str, placement: dict[str, PlacementView]) -> None:
         """Where the next pods go."""
@@ -305,7 +305,17 @@ class KubernetesStore:
         """Write or replace; of each pipeline all but the last `keep` are dropped."""
         for pipeline in dict.fromkeys(move.pipeline for move in moves):
             if held := self.of(pipeline):
-                await self._save_moves(held, [move for move in moves if move.pipeline == pipeline], keep)
+                await self._save_moves(held, [move for move in moves if move.pipeline == pipeline], keep, LOOP)
+
+    async def order_move(self, move: MoveView, keep: int) -> None:
+        """A new one that a user waits for; when it can't be written down, nothing of it is left over."""
+        if held := self.of(move.pipeline):
+            try:
+                await self._save_moves(held, [move], keep, USER)
+            except (StateError, asyncio.CancelledError):
+                # It may be on its way, alone or together with what else changes the status.
+                self._tasks.start(self._withdraw(held, move), name=f"take back move {move.id}")
+                raise
 
     async def remove_pipeline(self, pipeline: str, epoch_floor: int) -> None:
         """Delete a pipeline and remember which epochs were used; its bundle goes by time once no other has it."""
@@ -382,14 +392,24 @@ class KubernetesStore:
         held.past = held.past | {operator.name: past}
         await self._write_history(held)
 
-    async def _save_moves(self, held: Held, moves: list[MoveView], keep: int) -> None:
+    async def _withdraw(self, held: Held, move: MoveView) -> None:
+        def change(status: Json) -> None:
+            _set(status, "openMoves", [entry for entry in status.get("openMoves") or () if entry["id"] != move.id])
+
+        try:
+            await self._pipelines.undo(held, change)
+        except (StateError, ApiError) as exc:
+            log.warning("move %s of %s was refused, and may be made by the next master: %s", move.id, held.id, exc)
+
+    async def _save_moves(self, held: Held, moves: list[MoveView], keep: int, patience: float) -> None:
         """First to where they stay, then away from where they were: a crash between leaves them in both."""
+        deadline = self._clock.now() + patience
         known = _ordered((held.moves | {view.id: view for view in moves}).values())
         kept = {view.id for view in known[-keep:]} if keep else set()
         past = {view.id: view for view in known if view.state.final and view.id in kept}
         if past != held.past_moves:
             held.past_moves = past
-            await self._write_history(held)
+            await self._write_history(held, patience)
 
         def change(status: Json) -> None:
             for view in moves:
@@ -399,21 +419,21 @@ class KubernetesStore:
             if not status["openMoves"]:
                 del status["openMoves"]
 
-        await self._pipelines.write_status(held, change, LOOP)
+        await self._pipelines.write_status(held, change, deadline - self._clock.now())
 
-    async def _write_history(self, held: Held) -> None:
-        async with held.history_lock:
+    async def _write_history(self, held: Held, patience: float = LOOP) -> None:
+        async with self._writes.turn(held.history_lock, patience) as left:
             data = kubepast.pack(_ordered(held.past_moves.values()), held.past)
             if data == held.written or held.gone:
                 return
             if held.written is not None:
                 patch = {"binaryData": resource.merge_patch(held.written, data)}
                 with suppress(ApiNotFound):
-                    await self._writes.patiently(lambda: self._api.patch(self._history_path(held), patch), LOOP)
+                    await self._writes.patiently(lambda: self._api.patch(self._history_path(held), patch), left)
                     held.written = data
                     return
             body = self._object("ConfigMap", f"{held.name}-history", held) | {"binaryData": data}
-            await self._pipelines.replace(paths.configmaps(self._namespace), body, LOOP)
+            await self._pipelines.replace(paths.configmaps(self._namespace), body, left)
             held.written = data
 
     async def _sweep(self) -> None:

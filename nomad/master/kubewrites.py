@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from nomad.clock import Clock
@@ -81,6 +82,23 @@ class Writes:
                 raise StateError(f"Kubernetes' API refuses what has to be written down: {exc}") from exc
             await first(self._clock.sleep(pause * random.uniform(0.8, 1.2)), self.fenced.wait())
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    @asynccontextmanager
+    async def turn(self, lock: asyncio.Lock, patience: float) -> AsyncIterator[float]:
+        """Hold `lock`, which other writes have meanwhile: what is left of `patience` then. Raises `StateError`."""
+        began = self._clock.now()
+        try:
+            async with asyncio.timeout(None if patience == ALWAYS else patience):
+                await lock.acquire()
+        except TimeoutError:
+            raise StateError(
+                "Kubernetes' API doesn't answer, so nothing can be written down; what runs goes on (another write has "
+                "waited for it longer)"
+            ) from None
+        try:
+            yield patience - (self._clock.now() - began)
+        finally:
+            lock.release()
 
     def _check(self) -> None:
         if self.fenced.is_set():

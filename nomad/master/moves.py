@@ -7,7 +7,6 @@ the switch itself is written by the enactor, together with what it changes.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -37,7 +36,8 @@ class MoveLog:
         self._events = events
         self._clock = clock
         self._keep = keep
-        self._ordering = asyncio.Lock()
+        self._ordering: set[tuple[str, str]] = set()
+        """Pipelines and operators whose orders are being written down."""
         self._views: dict[str, dict[str, MoveView]] = {}
         self.ordered: Callable[[MoveView, int], None] = lambda view, event: None
         """Called with each new move, and the event that it was noted as."""
@@ -88,15 +88,21 @@ class MoveLog:
         id = f"m{int(now * 1000):x}-{secrets.token_hex(3)}"
         order = MoveOrder(id, operator, node, cause, reason, predicted, now, placement, relieves)
         view = _planned(wanted.spec.id, order, wanted.node_of(operator))
-        async with self._ordering:
-            if any(other.operator == operator for other in wanted.orders):
-                raise under_way(operator, wanted.spec.id)
-            _check_wanted(wanted)
-            await self._store.save_moves([view], self._keep)
+        if (view.pipeline, operator) in self._ordering or any(other.operator == operator for other in wanted.orders):
+            raise under_way(operator, view.pipeline)
+        _check_wanted(wanted)
+        self._ordering.add((view.pipeline, operator))
+        try:
+            if cause == "user":
+                await self._store.order_move(view, self._keep)
+            else:
+                await self._store.save_moves([view], self._keep)
             _check_wanted(wanted)  # else there would be a move left of a pipeline that isn't there any more
             self._put(view)
             wanted.orders.append(order)
             wanted.orders.sort(key=lambda other: other.cause not in URGENT)
+        finally:
+            self._ordering.discard((view.pipeline, operator))
         data: dict[str, Any] = {"move": id, "source": view.source, "target": node, "cause": cause, **predicted}
         if placement is not None:
             data |= {"terms": placement.cost, "runner_up": placement.runner_up, "why_not": placement.why_not}

@@ -212,6 +212,10 @@ class SqliteStore:
 
         await self._run(save)
 
+    async def order_move(self, move: MoveView, keep: int) -> None:
+        """A new one that a user waits for."""
+        await self.save_moves([move], keep)
+
     async def remove_pipeline(self, pipeline: str, epoch_floor: int) -> None:
         """Delete a pipeline, its bundle if no other has it, and remember which epochs were used."""
 

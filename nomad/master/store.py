@@ -101,6 +101,10 @@ class Store(Protocol):
         """Write or replace; of each pipeline all but the last `keep` are dropped."""
         ...
 
+    async def order_move(self, move: MoveView, keep: int) -> None:
+        """As `save_moves`, for a new one that a user waits for; when it fails, nothing of it is left over."""
+        ...
+
     async def remove_pipeline(self, pipeline: str, epoch_floor: int) -> None:
         """Delete a pipeline, and its bundle once no other has it; remember which epochs were used."""
         ...

@@ -158,7 +158,7 @@ async def moves_pins_and_the_switch_are_kept(open: Open) -> None:
     last = replace(
         moves[-1], id="m5", asked=5.0, state=MoveState.SWITCHING, epoch=2, phases=[MovePhase("starting", 0.5)]
     )
-    await store.save_moves([replace(last, state=MoveState.PLANNED, epoch=0, phases=[])], 3)
+    await store.order_move(replace(last, state=MoveState.PLANNED, epoch=0, phases=[]), 3)
     square = StoredOperator("square", 2, "p.square-e2", "p.square-e2", 0, highest=2)
     await store.save_switch("p", square, placement, last)
     await store.set_placing("p", moves=True, pins={})
@@ -176,6 +176,7 @@ async def moves_pins_and_the_switch_are_kept(open: Open) -> None:
     assert found.moves == [*moves[3:], done]
     await again.remove_pipeline("p", 2)
     await again.save_moves([last], 3)  # too late: without effect
+    await again.order_move(last, 3)
     assert await again.pipelines() == []
     await again.close()
 

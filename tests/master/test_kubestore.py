@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +13,13 @@ import pytest
 from nomad.control import PodStats
 from nomad.errors import StateError
 from nomad.kubernetes import paths
-from nomad.kubernetes.names import API_VERSION, KIND
+from nomad.kubernetes.names import API_VERSION, KIND, META_CONFIGMAP
+from nomad.master import kubestate, kubestore
 from nomad.master.kubestore import KubernetesStore
 from nomad.master.resource import LABELS
+from nomad.master.state import Goal, Outcome
 from nomad.master.store import StoredOperator
+from nomad.master.views import EventView, MoveState, MoveView
 from tests.clock import VirtualClock
 from tests.contract.store import BUNDLE, wanted
 from tests.master.fakeapi import FakeApi
@@ -81,3 +86,100 @@ async def test_what_an_earlier_pipeline_left_is_replaced(api: FakeApi, store: Ku
     assert (found.wanted.link_key, found.operators[0].totals) == (wanted().link_key, replace(PAST).totals)
     await store.remove_pipeline("p", 1)
     assert not {LINK, HISTORY, PIPELINE} & api.objects.keys()
+
+
+# Users wait for some seconds, whatever else waits
+
+
+MOVE = MoveView("m", "p", "square", "cloud", "edge", "user", "because", MoveState.PLANNED, 1.0)
+
+
+class Slow:
+    """Has requests wait until they may go on, one after the other."""
+
+    def __init__(self, api: FakeApi, verb: str, path: str) -> None:
+        self.waiting: list[asyncio.Event] = []
+        self._api, self._what = api, (verb, path)
+        api.meet = self._meet  # type: ignore[method-assign]
+
+    async def _meet(self, verb: str, path: str) -> None:
+        if (verb, path) == self._what:
+            self.waiting.append(asyncio.Event())
+            await self.waiting[-1].wait()
+
+    async def arrived(self, count: int) -> None:
+        await until(lambda: len(self.waiting) >= count)
+
+    def end(self) -> None:
+        self._what = ("", "")
+        for each in self.waiting:
+            each.set()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_a_user_doesnt_wait_as_long_as_the_masters_own_writes(
+    api: FakeApi, store: KubernetesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.add_pipeline(wanted(), BUNDLE)
+    monkeypatch.setattr(kubestore, "USER", 0.05)
+    slow = Slow(api, "patch", f"{PIPELINE}/status")
+    own = asyncio.create_task(store.save_operator("p", StoredOperator("square", 1, "p.square-e1", "", 0, highest=1)))
+    await slow.arrived(1)
+    began = time.monotonic()
+    for refused in (
+        store.set_goal("p", Goal.STOP),
+        store.set_placing("p", moves=False, pins={}),
+        store.order_move(MOVE, 3),
+    ):
+        with pytest.raises(StateError, match="API doesn't answer"):
+            await refused
+    assert time.monotonic() - began < 5
+    slow.end()
+    await own
+    await store.set_outcome("p", Outcome.FAILED, "")  # comes after what was withdrawn
+    found = api.objects[PIPELINE]
+    assert (found["spec"]["goal"], found["spec"]["moves"]) == ("Run", True)
+    assert "openMoves" not in found["status"]
+
+
+async def test_a_fact_doesnt_wait_for_events(
+    api: FakeApi, store: KubernetesStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubestore, "USER", 0.05)
+    slow = Slow(api, "patch", paths.configmaps("nomad", META_CONFIGMAP))
+    await store.add_events([EventView(1, 1.0, "a", "b")], 10)
+    await clock.advance(kubestate.EVENTS_EVERY)
+    await slow.arrived(1)
+    with pytest.raises(StateError, match="API doesn't answer"):
+        await store.set_meta("overrides", b"x")
+    slow.end()
+    await store.set_meta("overrides", b"x")
+
+
+async def test_an_order_that_was_refused_is_taken_back(
+    api: FakeApi, store: KubernetesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was on its way already, together with a write of the master's own."""
+    await store.add_pipeline(wanted(), BUNDLE)
+    monkeypatch.setattr(kubestore, "USER", 0.3)
+    slow = Slow(api, "patch", f"{PIPELINE}/status")
+    own = asyncio.create_task(store.save_operator("p", StoredOperator("square", 1, "p.square-e1", "", 0, highest=1)))
+    await slow.arrived(1)
+    order = asyncio.create_task(store.order_move(MOVE, 3))
+    await api.patch(PIPELINE, {"metadata": {"labels": {"team": "vision"}}})  # the first one conflicts
+    slow.waiting[0].set()
+    await slow.arrived(2)
+    with pytest.raises(StateError, match="API doesn't answer"):
+        await order
+    slow.waiting[1].set()
+    await own
+    assert [entry["id"] for entry in api.objects[PIPELINE]["status"]["openMoves"]] == ["m"]
+    slow.end()
+    await until(lambda: "openMoves" not in api.objects[PIPELINE]["status"])
+    await store.order_move(MOVE, 3)
+    assert [entry["id"] for entry in api.objects[PIPELINE]["status"]["openMoves"]] == ["m"]
