@@ -139,6 +139,16 @@ def test_no_pipeline_has_a_policy_that_is_called_as_one_of_the_installation() ->
     assert not [name for name in installed if name.startswith(policies.PREFIX)]
 
 
+def test_a_master_that_waits_may_dial_the_one_that_leads() -> None:
+    master = {names.APP: names.NOMAD, names.COMPONENT: names.MASTER}
+    control = {"protocol": "TCP", "port": names.CONTROL_PORT}
+    everyone = named("NetworkPolicy", "nomad-common")["spec"]
+    assert everyone["podSelector"]["matchLabels"].items() <= master.items()
+    assert {"to": [{"podSelector": {"matchLabels": master}}], "ports": [control]} in everyone["egress"]
+    own = named("NetworkPolicy", names.MASTER_NAME)["spec"]
+    assert {"from": [{"podSelector": {"matchLabels": {names.APP: names.NOMAD}}}], "ports": [control]} in own["ingress"]
+
+
 def test_the_master_may_do_nothing_to_all() -> None:
     (role,) = [item for item in documents() if item["kind"] == "Role"]
     assert not [rule for rule in role["rules"] if "*" in rule["verbs"] + rule["resources"] + rule["apiGroups"]]
