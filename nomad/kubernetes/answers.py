@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
@@ -19,6 +21,10 @@ from nomad.errors import (
 )
 
 Json = dict[str, Any]
+
+NEWLINE = re.compile(rb"\n")
+ANY_END = re.compile(rb"[\r\n]")
+"""Of a line, or of what is printed over in the same one: a bar that shows progress."""
 
 _ERRORS: dict[int, type[ApiError]] = {
     400: ApiInvalid,
@@ -57,12 +63,22 @@ def fail(code: int, said: Json, retry_after: str | None) -> NoReturn:
     raise kind(message, status=code, reason=reason, details=details)
 
 
-async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Lines of whatever length, as they come."""
-    rest = b""
+async def lines(
+    chunks: AsyncIterator[bytes], *, ends: re.Pattern[bytes] = NEWLINE, longest: float = math.inf
+) -> AsyncIterator[bytes]:
+    """Lines, each with its end, as they come; one of more than `longest` bytes in pieces, the last with the end."""
+    kept: list[bytes] = []
+    size = 0
     async for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line
-    if rest:
-        yield rest
+        begin = 0
+        for end in ends.finditer(chunk):
+            yield b"".join([*kept, chunk[begin : end.end()]])
+            kept, size, begin = [], 0, end.end()
+        if begin < len(chunk):
+            kept.append(chunk[begin:])
+            size += len(kept[-1])
+        if size >= longest:
+            yield b"".join(kept)
+            kept, size = [], 0
+    if kept:
+        yield b"".join(kept)

@@ -11,6 +11,7 @@ times; all other failures are the caller's to judge.
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -42,6 +43,8 @@ SILENCE = 150.0
 
 ATTEMPTS = 5  # how often what the API asks to send again later is sent
 LONGEST_PAUSE = 10.0  # seconds; an API that wants more patience than that is unavailable
+
+PIECE = 1 << 16  # bytes of a text's line that are given out without its end
 
 PAGE = 500  # objects of a list: some megabytes
 
@@ -126,18 +129,21 @@ class Api:
         *,
         grace: int | None = None,
         uid: str | None = None,
+        version: str | None = None,
         propagation: Literal["Background", "Foreground", "Orphan"] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> bool:
         """False: there is none. With `params` (a `labelSelector`) and the path of a collection: all that match.
 
-        `grace` in seconds. `uid`: raises `ApiConflict` when there is another object of that name by now.
+        `grace` in seconds. `uid`, `version`: raises `ApiConflict` when there is another object of that name by now, or
+        it was changed since.
         """
         body: Json = {"kind": "DeleteOptions", "apiVersion": "v1"}
         if grace is not None:
             body["gracePeriodSeconds"] = grace
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
+        expected = {"uid": uid, "resourceVersion": version}
+        if preconditions := {key: value for key, value in expected.items() if value is not None}:
+            body["preconditions"] = preconditions
         if propagation is not None:
             body["propagationPolicy"] = propagation
         try:
@@ -216,11 +222,16 @@ class Api:
                 yield event
 
     async def lines(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncIterator[str]:
-        """What a path gives as text, line by line as it comes (`pods/log`); it may be silent for long."""
+        """What a path gives as text, as it comes (`pods/log`); it may be silent for long.
+
+        Lines with their ends, and pieces of lines: what a carriage return ends, and of a long line each `PIECE` bytes.
+        """
         timeout = aiohttp.ClientTimeout(sock_connect=REQUEST.sock_connect)
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         async with self._stream(path, params, timeout) as response:
-            async for line in answers.lines(response.content.iter_any()):
-                yield line.decode("utf-8", "replace").rstrip("\r\n")
+            chunks = response.content.iter_any()
+            async for piece in answers.lines(chunks, ends=answers.ANY_END, longest=PIECE):
+                yield decode(piece, piece.endswith(b"\n"))
 
     # Inside
 

@@ -1,12 +1,14 @@
 """What the pods of a cluster print: read from their nodes through the API, line by line.
 
 Called by `nomad.runtime.kubernetes`. A node keeps what a container printed as long as the pod's object is there.
+What a carriage return ends is taken for a line too, and a long line for several, as they come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -38,8 +40,13 @@ async def tail(api: Api, namespace: str, name: str, lines: int | None) -> list[s
     params: dict[str, Any] = {"container": CONTAINER, "tailLines": lines}
     try:
         async with asyncio.timeout(PATIENCE):
-            async with aclosing(api.lines(paths.pods(namespace, name, "log"), params)) as found:  # type: ignore[type-var]
-                return [line async for line in found]
+            async with aclosing(api.lines(paths.pods(namespace, name, "log"), params)) as pieces:  # type: ignore[type-var]
+                found: deque[str] = deque(maxlen=lines)
+                begins = True
+                async for piece in pieces:
+                    found.extend(_shown(piece, begins))
+                    begins = piece.endswith("\n")
+                return list(found)
     except (ApiNotFound, ApiInvalid):
         return []
     except (ApiError, TimeoutError) as exc:
@@ -68,12 +75,17 @@ async def follow(
         elif not fresh:
             params["tailLines"] = 0
         try:
-            async with aclosing(api.lines(paths.pods(namespace, name, "log"), params)) as lines:  # type: ignore[type-var]
-                async for line in lines:
-                    stamp, _, text = line.partition(" ")
+            async with aclosing(api.lines(paths.pods(namespace, name, "log"), params)) as pieces:  # type: ignore[type-var]
+                begins, stamp = True, ""
+                async for piece in pieces:
+                    text = piece
+                    if begins:
+                        stamp, _, text = piece.partition(" ")
                     if stamp > heard:  # the nodes' stamps are of one length
                         last, pause = stamp, PAUSE
-                        yield text
+                        for line in _shown(text, begins):
+                            yield line
+                    begins = piece.endswith("\n")
         except ApiNotFound:
             return
         except ApiInvalid:
@@ -84,3 +96,9 @@ async def follow(
             return
         await clock.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _shown(piece: str, begins: bool) -> list[str]:
+    """What is to be seen of it: not the mere end of what was given out before, nor of an empty bar."""
+    text = piece.rstrip("\r\n")
+    return [text] if text or (begins and piece.endswith("\n")) else []

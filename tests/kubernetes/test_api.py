@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import yaml
 from aiohttp import web
 
 from nomad.errors import ApiError, ApiUnavailable
-from nomad.kubernetes.api import ATTEMPTS, Api
+from nomad.kubernetes import answers
+from nomad.kubernetes.api import ATTEMPTS, PIECE, Api
 from tests.clock import VirtualClock
 
 
@@ -122,7 +124,23 @@ async def test_an_error_of_an_unknown_kind_keeps_its_words(api: Api, server: Ser
     assert (refused.value.status, refused.value.reason) == (418, "Short")
 
 
-async def test_lines_of_whatever_length_are_whole(api: Api, server: Server) -> None:
-    long = "x" * 3_000_000
+async def test_a_long_line_comes_in_pieces(api: Api, server: Server) -> None:
+    long = "a" + "ü" * 3_000_000
     server.answers = [web.Response(text=f"one\n{long}\nlast")]
-    assert [line async for line in api.lines("/log")] == ["one", long, "last"]
+    first, *pieces, last = [line async for line in api.lines("/log")]
+    assert (first, "".join(pieces), last) == ("one\n", f"{long}\n", "last")
+    assert max(map(len, pieces)) < 10 * PIECE
+
+
+async def test_events_of_whatever_length_are_whole(api: Api, server: Server) -> None:
+    event = {"type": "ADDED", "object": {"text": "\r" * 1_000_000}}
+    server.answers = [web.Response(text=f"{json.dumps(event)}\n{json.dumps(event)}")]
+    assert [found async for found in api.watch("/things", None, "1")] == [event, event]
+
+
+async def test_a_line_is_put_together_in_time_that_grows_with_it() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(100_000):
+            yield b"x" * 100
+
+    assert [len(line) async for line in answers.lines(chunks())] == [10_000_000]

@@ -1,0 +1,60 @@
+"""What pods print, as an API gives it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from nomad.kubernetes.api import Api
+from nomad.runtime import kubelogs, kubepods
+from nomad.runtime.base import PodPhase
+from tests.clock import VirtualClock
+from tests.runtime.test_kuberuntime import pod
+
+
+class Log:
+    """Gives these pieces, once for each of the answers, and keeps what it was asked."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self._answers = list(answers)
+        self.asked: list[dict[str, Any]] = []
+
+    async def lines(self, path: str, params: dict[str, Any]) -> AsyncIterator[str]:
+        self.asked.append(params)
+        for piece in self._answers.pop(0):
+            yield piece
+
+
+@pytest.mark.parametrize(
+    ("pieces", "lines"),
+    [
+        (["one\n", "\n", "three\r\n", "four"], ["one", "", "three", "four"]),
+        (["\r", "1 %\r", "2 %\r", "\n", "done\n"], ["1 %", "2 %", "done"]),
+        (["much ", "more", "\n", "done\n"], ["much ", "more", "done"]),
+    ],
+)
+async def test_what_is_printed_over_and_what_is_long_are_lines_too(pieces: list[str], lines: list[str]) -> None:
+    assert await kubelogs.tail(cast(Api, Log(pieces)), "test", "a", None) == lines
+    assert await kubelogs.tail(cast(Api, Log(pieces)), "test", "a", 2) == lines[-2:]
+
+
+async def test_a_log_is_followed_by_the_stamps_of_whole_lines() -> None:
+    running, ended = pod("a", "p.a-e1"), pod("a", "p.a-e1", ended=True)
+    for item in (running, ended):
+        item["metadata"]["uid"] = "u"
+    log = Log(
+        ["t1 one\n", "t2 \r", "1 %\r", "9 9\r", "\n", "t3 \n"], ["t2 \r", "1 %\r", "\n", "t3 \n", "t4 much ", "z more"]
+    )
+    states = [running, running, ended]
+    found = [kubepods.take(item) for item in states]
+    assert found[-1].phase is PodPhase.EXITED
+
+    class Hurried(VirtualClock):
+        async def sleep(self, seconds: float) -> None:
+            return
+
+    seen = kubelogs.follow(cast(Api, log), "test", "a", lambda: found.pop(0), Hurried())
+    assert [line async for line in seen] == ["one", "1 %", "9 9", "", "much ", "z more"]
+    assert [asked.get("sinceTime") for asked in log.asked] == [None, "t3"]
