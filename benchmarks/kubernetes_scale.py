@@ -120,6 +120,7 @@ class Bench:
             while (ready := await self._ready()) < self.crowd.size:
                 assert time.monotonic() - began < PATIENCE, f"{ready} operators run\n{master.log[-5000:]}"
                 assert master.process.returncode is None, master.log[-5000:]
+                assert voices.returncode is None, "the pods' other ends have failed"
                 say(f"  {ready} of {self.crowd.size} operators have reported")
                 await asyncio.sleep(2.0)
             took = time.monotonic() - began

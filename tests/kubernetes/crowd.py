@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nomad import bundle, control, pipeline
+from nomad.actor.host import new_loop
 from nomad.actor.route import Route
 from nomad.bundle import Bundle
 from nomad.clock import Clock, SystemClock
@@ -272,10 +273,15 @@ def heartbeat(pod: str, seconds: float) -> dict[str, Any]:
     return {"type": "heartbeat", "stats": asdict(stats), "error": None}
 
 
+async def run(plan: dict[str, Any]) -> None:
+    await Voices(plan).run()
+
+
 def main() -> None:
     plan = json.loads(sys.stdin.readline())
     tls.use(Path(plan["tls"]))
-    asyncio.run(Voices(plan).run())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(run(plan))
 
 
 if __name__ == "__main__":
