@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, Self
 
 from nomad.clock import Clock, SystemClock
-from nomad.errors import ApiError, ApiUnavailable, PodStartError, StateError
+from nomad.errors import ApiError, ApiExists, ApiUnavailable, PodStartError, StateError
 from nomad.fanout import Fanout
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api, Json
@@ -211,7 +211,7 @@ class KubernetesRuntime:
 
     async def start(self, spec: PodSpec) -> None:
         until = self._clock.now() + kubestart.PATIENCE
-        tried = False
+        tried = existed = False
         while True:
             try:
                 if tried:
@@ -225,6 +225,12 @@ class KubernetesRuntime:
                 if self._clock.now() >= until:
                     raise PodStartError(f"pod {spec.id} can't be started: {exc}") from exc
                 log.info("pod %s waits for the cluster's API: %s", spec.id, exc)
+            except ApiExists as exc:
+                # Perhaps by this request: the client sends again what it is told to, done or not.
+                if existed:
+                    raise PodStartError(f"pod {spec.id} can't be started: there is another pod: {exc}") from exc
+                existed = True
+                continue
             except ApiError as exc:
                 raise PodStartError(f"pod {spec.id} can't be started: {exc}") from exc
             await self._clock.sleep(kubestart.RETRY)

@@ -6,10 +6,12 @@ import logging
 
 import pytest
 
+from nomad.errors import ApiExists, PodStartError
 from nomad.kubernetes import names
 from nomad.runtime import kubernetes
+from nomad.runtime.base import PodSpec
 from tests.clock import VirtualClock, settle
-from tests.runtime.cluster import NODES, PODS, Cluster, Json, node, running
+from tests.runtime.cluster import NODES, PODS, SECRETS, Cluster, Json, node, running
 
 
 @pytest.fixture
@@ -32,6 +34,10 @@ def pod(name: str, id: str, *, ended: bool = False) -> Json:
         "spec": {"nodeName": "edge-1"},
         "status": {"containerStatuses": [{"name": "operator", "state": state}]},
     }
+
+
+def spec(epoch: int = 1) -> PodSpec:
+    return PodSpec(f"p.a-e{epoch}", "p", "a", epoch, "edge-1", "tls://m:1", b"", b"", 10.0)
 
 
 async def test_what_cannot_be_understood_is_passed_over(
@@ -79,3 +85,28 @@ async def test_a_runtime_that_is_closed_does_not_miss_its_watches(cluster: Clust
     async with running(cluster, clock, warm=0) as runtime:
         pass
     await runtime.watching()
+
+
+async def test_a_pod_that_was_made_by_a_request_which_was_sent_again_is_taken(
+    cluster: Cluster, clock: VirtualClock
+) -> None:
+    """The API answers the first time with 503 although it has made the pod, and the second time that there is one."""
+
+    def after(request: str) -> None:
+        if request == f"POST {PODS}":
+            raise ApiExists("there is one", status=409)
+
+    cluster.after = after
+    async with running(cluster, clock, warm=0) as runtime:
+        await runtime.start(spec())
+        assert [found.id for found in await runtime.list()] == ["p.a-e1"]
+        assert f"{SECRETS}/p-a-e1" in cluster.objects
+        assert cluster.asked.count(f"POST {PODS}") == 1
+
+
+async def test_a_pod_of_somebody_elses_that_is_called_the_same_is_told(cluster: Cluster, clock: VirtualClock) -> None:
+    cluster.put(PODS, {"metadata": {"name": "p-a-e1"}})
+    async with running(cluster, clock, warm=0) as runtime:
+        with pytest.raises(PodStartError, match="there is another pod: .*pods/p-a-e1 exists"):
+            await runtime.start(spec())
+    assert f"{SECRETS}/p-a-e1" not in cluster.objects
