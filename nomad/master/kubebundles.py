@@ -12,11 +12,12 @@ import binascii
 import hashlib
 import logging
 from collections.abc import Awaitable, Collection, Generator, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from nomad.clock import Clock
-from nomad.errors import ApiError, ApiExists, ApiNotFound, StateError
+from nomad.errors import ApiConflict, ApiExists, ApiNotFound, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import BUNDLE_LABEL, UNUSED_ANNOTATION
@@ -49,13 +50,11 @@ class Bundles:
         self._namespace = namespace
         self._writes = writes
         self._clock = clock
-        self._changing = asyncio.Lock()
 
     async def add(self, digest: str, data: bytes, patience: float) -> None:
         """Have a bundle there, whole, and not counted as unused. Raises `StateError`."""
-        async with self._changing:
-            secrets = await asyncio.to_thread(resource.bundle_secrets, digest, data)
-            await _some_at_once(self._add(secret, patience) for secret in secrets)
+        secrets = await asyncio.to_thread(resource.bundle_secrets, digest, data)
+        await _some_at_once(self._add(secret, patience) for secret in secrets)
 
     async def read(self, digest: str, patience: float) -> bytes:
         """Raises `StateError` when it isn't there, not all of it, or not as it was written."""
@@ -72,57 +71,60 @@ class Bundles:
 
         Raises `StateError`.
         """
-        async with self._changing:
-            # Only what is said of them is kept: bundles are large.
-            found, _ = await self._writes.patiently(
-                lambda: self._api.collect(
-                    paths.secrets(self._namespace),
-                    lambda item: dict(item["metadata"]),
-                    {"labelSelector": BUNDLE_LABEL},
-                    limit=_PAGE,
-                ),
-                LOOP,
-            )
-            now, next_due = datetime.fromtimestamp(self._clock.wall(), UTC), KEPT
-            for metadata in found:
-                marks = metadata.get("annotations") or {}
-                since = _time(marks.get(UNUSED_ANNOTATION))
-                name = metadata["name"]
-                if marks.get(DIGEST_ANNOTATION) in used:
-                    if UNUSED_ANNOTATION in marks:
-                        await self._mark(name, None)
-                elif since is None:
-                    await self._mark(name, now.isoformat(timespec="seconds"))
-                elif now - since >= KEPT:
-                    log.info("Secret %s of a bundle has been unused for a day, and is deleted", name)
-                    await self._writes.patiently(
-                        lambda name=name: self._api.delete(paths.secrets(self._namespace, name)),  # type: ignore[misc]
-                        LOOP,
-                    )
-                else:
-                    next_due = min(next_due, KEPT - (now - since))
-            return next_due.total_seconds()
+        # Only what is said of them is kept: bundles are large.
+        found, _ = await self._writes.patiently(
+            lambda: self._api.collect(
+                paths.secrets(self._namespace),
+                lambda item: dict(item["metadata"]),
+                {"labelSelector": BUNDLE_LABEL},
+                limit=_PAGE,
+            ),
+            LOOP,
+        )
+        now, next_due = datetime.fromtimestamp(self._clock.wall(), UTC), KEPT
+        for metadata in found:
+            marks = metadata.get("annotations") or {}
+            since = _time(marks.get(UNUSED_ANNOTATION))
+            name = metadata["name"]
+            if marks.get(DIGEST_ANNOTATION) in used:
+                if UNUSED_ANNOTATION in marks:
+                    await self._mark(name, None)
+            elif since is None:
+                await self._mark(name, now.isoformat(timespec="seconds"))
+            elif now - since >= KEPT:
+                log.info("Secret %s of a bundle has been unused for a day, and is deleted", name)
+                await self._delete(metadata, LOOP)
+            else:
+                next_due = min(next_due, KEPT - (now - since))
+        return next_due.total_seconds()
 
     async def _add(self, secret: Json, patience: float) -> None:
         path = paths.secrets(self._namespace)
-        try:
-            await self._writes.patiently(lambda: self._api.create(path, secret), patience)
-            return
-        except ApiExists:
-            pass
         name, marks = secret["metadata"]["name"], secret["metadata"]["annotations"]
-        there = await self._there(name, patience)
-        known = (there or {}).get("metadata", {}).get("annotations") or {}
-        if there is not None and there.get("data") == secret["data"] and marks.items() <= known.items():
-            if UNUSED_ANNOTATION in known:
-                await self._mark(name, None, patience)
-            return
-        # The same code, signed with another key, or damaged. What is given has been verified.
-        await self._writes.patiently(lambda: self._api.delete(paths.secrets(self._namespace, name)), patience)
-        try:
-            await self._writes.patiently(lambda: self._api.create(path, secret), patience)
-        except ApiError as exc:
-            raise StateError(f"Secret {name}, a part of the bundle, can't be replaced: {exc}") from exc
+        for _ in range(3):
+            try:
+                await self._writes.patiently(lambda: self._api.create(path, secret), patience)
+                return
+            except ApiExists:
+                pass
+            there = await self._there(name, patience)
+            if there is None:
+                continue
+            known = there["metadata"].get("annotations") or {}
+            if there.get("data") == secret["data"] and marks.items() <= known.items():
+                # That it is used is written onto it, so that a sweep which is about to delete it can't any more.
+                if UNUSED_ANNOTATION not in known or await self._mark(name, None, patience):
+                    return
+                continue
+            # The same code, signed with another key, or damaged. What is given has been verified.
+            await self._delete(there["metadata"], patience)
+        raise StateError(f"Secret {name}, a part of the bundle, can't be replaced: somebody else changes it, too")
+
+    async def _delete(self, metadata: Json, patience: float) -> None:
+        """Unless it has changed since."""
+        path, version = paths.secrets(self._namespace, metadata["name"]), metadata["resourceVersion"]
+        with suppress(ApiConflict):
+            await self._writes.patiently(lambda: self._api.delete(path, version=version), patience)
 
     async def _get(self, digest: str, number: int, patience: float) -> Json:
         name = resource.bundle_name(digest, number)
@@ -140,12 +142,15 @@ class Bundles:
         except ApiNotFound:
             return None
 
-    async def _mark(self, name: str, since: str | None, patience: float = LOOP) -> None:
+    async def _mark(self, name: str, since: str | None, patience: float = LOOP) -> bool:
+        """False: it is gone."""
         patch: Json = {"metadata": {"annotations": {UNUSED_ANNOTATION: since}}}
         try:
             await self._writes.patiently(lambda: self._api.patch(paths.secrets(self._namespace, name), patch), patience)
+            return True
         except ApiNotFound:
             log.info("Secret %s of a bundle is gone already", name)
+            return False
 
 
 async def _some_at_once(calls: Generator[Awaitable[T], None, None]) -> list[T]:

@@ -109,7 +109,10 @@ async def test_objects_are_made_changed_and_deleted(api: Api, namespace: str) ->
         await api.patch(path, [{"op": "test", "path": "/data/x", "value": "nine"}], kind="json")
     with pytest.raises(ApiConflict):
         await api.delete(path, uid="another")
-    assert await api.delete(path, uid=made["metadata"]["uid"])
+    with pytest.raises(ApiConflict):
+        await api.delete(path, version="1")
+    last = (await api.get(path))["metadata"]
+    assert await api.delete(path, uid=last["uid"], version=last["resourceVersion"])
     assert not await api.delete(path)
     with pytest.raises(ApiNotFound, match="not found"):
         await api.get(path)

@@ -66,12 +66,12 @@ class FakeApi:
             del self.objects[whole]
         return found
 
-    async def delete(self, path: str, *, uid: str | None = None) -> bool:
+    async def delete(self, path: str, *, uid: str | None = None, version: str | None = None) -> bool:
         await self._asked("delete", path)
         there = self.objects.get(path)
         if there is None:
             return False
-        if uid not in (None, there["metadata"]["uid"]):
+        if uid not in (None, there["metadata"]["uid"]) or version not in (None, there["metadata"]["resourceVersion"]):
             raise ApiConflict(f"{path} is another")
         if there["metadata"].get("finalizers"):
             there["metadata"].setdefault("deletionTimestamp", "2026-01-01T00:00:00Z")

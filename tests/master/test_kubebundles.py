@@ -12,9 +12,10 @@ import pytest
 
 from nomad.errors import ApiError, ApiExists, ApiNotFound, ApiUnavailable, StateError
 from nomad.master import resource
-from nomad.master.kubebundles import AT_ONCE, Bundles
+from nomad.master.kubebundles import AT_ONCE, KEPT, Bundles
 from nomad.master.kubewrites import USER, Writes
 from tests.clock import VirtualClock
+from tests.master.fakeapi import FakeApi
 
 T = TypeVar("T")
 
@@ -136,3 +137,60 @@ def test_how_many_chunks_there_are(size: int, count: int) -> None:
     secrets = list(resource.bundle_secrets(DIGEST, bytes(size)))
     assert len(secrets) == count
     assert {secret["metadata"]["annotations"][resource.CHUNKS_ANNOTATION] for secret in secrets} == {str(count)}
+
+
+SMALL = b"the bundle"
+
+
+async def _unused_for_a_day(found: FakeApi, clock: VirtualClock) -> Bundles:
+    bundles = Bundles(found, "nomad", Writes("master-a", clock), clock)  # type: ignore[arg-type]
+    await bundles.add(DIGEST, SMALL, USER)
+    await bundles.sweep(())
+    await clock.advance(KEPT.total_seconds())
+    return bundles
+
+
+@pytest.mark.parametrize("verb", ["list", "delete"])
+async def test_a_bundle_is_added_while_unused_ones_are_deleted(clock: VirtualClock, verb: str) -> None:
+    """A user waits for none of it, and what has been unused until then is there."""
+    found = FakeApi()
+    bundles = await _unused_for_a_day(found, clock)
+    there, go_on = asyncio.Event(), asyncio.Event()
+
+    async def meet(asked: str, path: str) -> None:
+        if asked == verb:
+            there.set()
+            await go_on.wait()
+
+    found.meet = meet  # type: ignore[method-assign]
+    sweeping = asyncio.create_task(bundles.sweep(()))
+    async with asyncio.timeout(20):
+        await there.wait()
+        await bundles.add(DIGEST, SMALL, USER)
+        go_on.set()
+        await sweeping
+    assert await bundles.read(DIGEST, USER) == SMALL
+
+
+async def test_a_bundle_is_added_that_has_just_been_deleted(clock: VirtualClock) -> None:
+    found = FakeApi()
+    bundles = await _unused_for_a_day(found, clock)
+
+    async def meet(verb: str, path: str) -> None:
+        if verb == "patch":  # add() has looked, and would say that it is used
+            found.objects.clear()
+
+    found.meet = meet  # type: ignore[method-assign]
+    await bundles.add(DIGEST, SMALL, USER)
+    assert await bundles.read(DIGEST, USER) == SMALL
+
+
+async def test_an_unused_bundle_goes_after_a_day(clock: VirtualClock) -> None:
+    found = FakeApi()
+    bundles = await _unused_for_a_day(found, clock)
+    await bundles.sweep({DIGEST})
+    assert (await bundles.sweep(())) == KEPT.total_seconds()
+    assert len(found.objects) == 1
+    await clock.advance(KEPT.total_seconds())
+    await bundles.sweep(())
+    assert not found.objects
