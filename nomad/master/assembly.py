@@ -51,7 +51,7 @@ from nomad.master.state import (
 )
 from nomad.master.store import Store, StoredPipeline
 from nomad.master.tally import Tallier
-from nomad.master.views import MoveState, MoveView
+from nomad.master.views import MoveState, MoveView, PlacementView
 from nomad.measure.book import Book
 from nomad.measure.remote import KIND as AGENTS
 from nomad.measure.remote import RemoteAgents
@@ -224,6 +224,7 @@ async def assemble(
         for pod in await runtime.list():
             observer.runtime(pod)
         _miss(requested, observed, observer)
+        loop.requested = requested = await _where_found(requested, desired, observed, store)
         control = await port.listen(listen)
         if topology is None:
             control = settings.kubernetes.control
@@ -453,6 +454,28 @@ def _miss(requested: Requested, observed: Observed, observer: Observer) -> None:
         for op in pipeline.operators.values():
             if op.pod is not None and op.pod not in observed.pods:
                 observer.runtime(ObservedPod(op.pod, PodPhase.EXITED, "", op.epoch))
+
+
+async def _where_found(requested: Requested, desired: Desired, observed: Observed, store: Store) -> Requested:
+    """Pods are where the runtime has them. An earlier master that had chosen another node may not have come so far as
+    to start the operator there: where its pod works, it stays. Raises `StateError`.
+    """
+    pipelines = dict(requested.pipelines)
+    for id, have in requested.pipelines.items():
+        wanted, placement, operators = desired.pipelines[id], {}, dict(have.operators)
+        for name, op in have.operators.items():
+            state = observed.pods.get(op.pod or "")
+            node = state.runtime.node if state is not None and state.runtime is not None else ""
+            if state is None or node in ("", op.node):
+                continue
+            operators[name] = replace(op, node=node)
+            if observed.usable(node) and not state.ended:
+                placement[name] = PlacementView(node, "its pod was found there")
+        if placement:
+            wanted.placement = {**wanted.placement, **placement}
+            await store.set_placement(id, wanted.placement)
+        pipelines[id] = replace(have, operators=operators)
+    return replace(requested, pipelines=pipelines)
 
 
 async def _watch(changes: AsyncIterator[ObservedPod], observer: Observer, port: PodPort, clock: Clock) -> None:

@@ -327,14 +327,18 @@ class Enactor:
             return
         try:
             home = await self._homes(wanted, action.operator, action.node)
-            placement = {**wanted.placement, action.operator: home}
-            await self._store.set_placement(action.pipeline, placement)
+            if not (back := self._is_back(action)):
+                await self._store.set_placement(action.pipeline, {**wanted.placement, action.operator: home})
+                if back := self._is_back(action):
+                    await self._store.set_placement(action.pipeline, wanted.placement)
         except NomadError as exc:
             if self._observer.homeless(id, str(exc)):
                 log.warning("%s stays without a node: %s", id, exc)
             return
-        wanted.placement = placement
         self._observer.homeless(id, None)
+        if back:
+            return
+        wanted.placement = {**wanted.placement, action.operator: home}
         self._events.add(
             "operator.rehomed",
             f"{action.operator} goes to {home.node}: {action.node} won't do, {action.reason}",
@@ -342,3 +346,9 @@ class Enactor:
             operator=action.operator,
             data={"source": action.node, "target": home.node},
         )
+
+    def _is_back(self, action: Rehome) -> bool:
+        """The operator has a pod where that can be: while another node was looked for, its own has come back."""
+        have = self._requested().pipelines.get(action.pipeline)
+        op = have.operators[action.operator] if have is not None else RequestedOperator()
+        return op.pod is not None and self._observed.usable(op.node)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nomad import bundle, pipeline
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, StateError
 from nomad.master.rehome import Homes
+from nomad.master.sqlite import SqliteStore
 from nomad.master.state import DesiredPipeline
 from nomad.master.views import PlacementView
 from nomad.runtime.base import NodeInfo
@@ -150,6 +152,77 @@ async def test_a_node_is_chosen_for_an_operator_once_at_a_time(
         await cluster.until(lambda: len(chosen) == 2)
         assert cluster.kinds().count("operator.homeless") == 1
         assert master.pipeline("p").phase == "degraded"
+
+
+async def stored(cluster: Cluster) -> str:
+    """Where the store has square."""
+    (found,) = await cluster.master._parts.store.pipelines()
+    return found.wanted.node_of("square")
+
+
+@pytest.mark.parametrize("slow", ["choosing", "storing"])
+async def test_what_is_back_before_another_node_is_found_stays(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    store = SqliteStore.set_placement
+
+    async def choose(homes: Homes, wanted: DesiredPipeline, operator: str, avoid: str) -> PlacementView:
+        if slow == "choosing":
+            asked.set()
+            await go_on.wait()
+        return PlacementView("cloud", "it is free")
+
+    async def set_placement(self: SqliteStore, *args: Any) -> None:
+        if slow == "storing":
+            asked.set()
+            await go_on.wait()
+        await store(self, *args)
+
+    async with cluster.run() as master:
+        await submit_in_the_middle(cluster)
+        monkeypatch.setattr(Homes, "__call__", choose)
+        monkeypatch.setattr(SqliteStore, "set_placement", set_placement)
+        cluster.runtime._lost.add("fog")
+        await cluster.until(asked.is_set, passing=0.1)
+        cluster.runtime._lost.discard("fog")
+        await cluster.until(lambda: cluster.phase() == "running", passing=0.1)
+        go_on.set()
+        await cluster.until(lambda: not master._parts.loop._lanes)
+        await cluster.clock.advance(60.0)
+        square = cluster.operator("square")
+        assert (square.node, square.placement.node, square.epoch) == ("fog", "fog", 1)
+        assert await stored(cluster) == "fog"
+        assert "operator.rehomed" not in cluster.kinds()
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_master_that_died_after_it_had_chosen_another_node(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """The next one starts the operator there, unless its pod works where it was."""
+    async with cluster.run(killed=True) as master:
+        await submit_in_the_middle(cluster)
+        wanted = master._parts.desired.pipelines["p"]
+        placement = {**wanted.placement, "square": PlacementView("cloud", "it is free")}
+        await master._parts.store.set_placement("p", placement)
+    stop = cluster.runtime.stop
+
+    async def unheard(pod: str, *, grace: float) -> None:
+        if pod != "p.square-e1" or not lost:
+            await stop(pod, grace=grace)
+
+    monkeypatch.setattr(cluster.runtime, "stop", unheard)
+    if lost:
+        cluster.runtime._lost.add("fog")
+        cluster.pods["p.square-e1"].disconnect(stay=True)
+    async with cluster.run(killed=True):
+        await cluster.until(lambda: cluster.phase() == "running", passing=0.5)
+        await cluster.clock.advance(60.0)
+        square = cluster.operator("square")
+        node = "cloud" if lost else "fog"
+        assert (square.node, square.placement.node, square.epoch) == (node, node, 2 if lost else 1)
+        assert await stored(cluster) == node
 
 
 async def test_a_node_that_cannot_start_it_several_times_is_left(cluster: Cluster) -> None:
