@@ -15,8 +15,6 @@ arguments "$@"
 TIMEOUT=${TIMEOUT:-60}
 check
 
-remaining() { in_namespace get pipelines.nomad.dev --output name; }
-
 remove() { # kinds, with commas between
     in_namespace delete "$1" --selector "$OURS" --ignore-not-found --wait=false
 }
@@ -25,7 +23,7 @@ if exists namespace "$NAMESPACE"; then
     release=$(in_namespace get serviceaccounts nomad-master --ignore-not-found \
         --output 'jsonpath={.metadata.annotations.meta\.helm\.sh/release-name}')
     [ -z "$release" ] || fail "Helm installed this: first helm uninstall $release --namespace $NAMESPACE, then this again"
-    if exists crd pipelines.nomad.dev && [ -n "$(remaining)" ]; then
+    if exists crd pipelines.nomad.dev && exists pipelines.nomad.dev --namespace "$NAMESPACE"; then
         say "Pipelines: asked to end"
         in_namespace delete pipelines.nomad.dev --all --wait=false
         if ! in_namespace wait --for=delete pipelines.nomad.dev --all --timeout="${TIMEOUT}s" >/dev/null 2>&1; then
@@ -39,7 +37,8 @@ if exists namespace "$NAMESPACE"; then
         true
     # Nobody is left who would take the finalizers away, or make new pods.
     if exists crd pipelines.nomad.dev; then
-        for pipeline in $(remaining); do
+        pipelines=$(found pipelines.nomad.dev --namespace "$NAMESPACE") || exit 1
+        for pipeline in $pipelines; do
             in_namespace patch "$pipeline" --type=merge --patch '{"metadata":{"finalizers":null}}' || true
         done
     fi
@@ -52,15 +51,18 @@ if exists namespace "$NAMESPACE"; then
     in_namespace wait --for=delete pods --selector "$OURS" --timeout=60s >/dev/null 2>&1 || true
 fi
 
-kube delete clusterrolebindings "$NAMESPACE-nodes" "$NAMESPACE-token-review" --ignore-not-found
-kube delete clusterroles "$NAMESPACE-nodes" --ignore-not-found
+# Of Nomad's alone: somebody else's may be called so.
+for name in "$NAMESPACE-nodes" "$NAMESPACE-token-review"; do
+    kube delete clusterrolebindings,clusterroles --selector "$OURS" --field-selector "metadata.name=$name" --ignore-not-found
+done
 
 if exists crd pipelines.nomad.dev; then
-    elsewhere=$({
-        kube get pipelines.nomad.dev --all-namespaces --output 'jsonpath={.items[*].metadata.namespace}'
-        echo
-        kube get roles --all-namespaces --selector "$OURS" --output 'jsonpath={.items[*].metadata.namespace}'
-    } | tr ' ' '\n' | sort -u | xargs)
+    # With the custom resource go the pipelines of all namespaces: it stays unless the cluster says that nobody has any.
+    pipelines=$(kube get pipelines.nomad.dev --all-namespaces --output 'jsonpath={.items[*].metadata.namespace}') ||
+        fail "the cluster doesn't say who else has pipelines"
+    roles=$(kube get roles --all-namespaces --selector "$OURS" --output 'jsonpath={.items[*].metadata.namespace}') ||
+        fail "the cluster doesn't say who else has Nomad"
+    elsewhere=$(echo "$pipelines $roles" | tr ' ' '\n' | sort -u | xargs)
     if [ -z "$elsewhere" ]; then
         kube delete crd pipelines.nomad.dev --ignore-not-found
     else
@@ -69,9 +71,9 @@ if exists crd pipelines.nomad.dev; then
 fi
 
 if exists namespace "$NAMESPACE" && ours_is_namespace; then
-    others=$(in_namespace get all,secrets,configmaps,persistentvolumeclaims,serviceaccounts \
-        --selector 'app.kubernetes.io/name!=nomad' --output name |
-        grep -v -e '^configmap/kube-root-ca.crt$' -e '^serviceaccount/default$' || true)
+    others=$(found all,secrets,configmaps,persistentvolumeclaims,serviceaccounts --namespace "$NAMESPACE" \
+        --selector 'app.kubernetes.io/name!=nomad') || exit 1
+    others=$(echo "$others" | grep -v -e '^configmap/kube-root-ca.crt$' -e '^serviceaccount/default$' || true)
     if [ -z "$others" ]; then
         say "The namespace $NAMESPACE"
         kube delete namespace "$NAMESPACE" --ignore-not-found

@@ -34,7 +34,13 @@ kube() { command kubectl ${CONTEXT:+--context "$CONTEXT"} "$@"; }
 # kubectl in the namespace.
 in_namespace() { kube --namespace "$NAMESPACE" "$@"; }
 
-exists() { kube get "$@" >/dev/null 2>&1; }
+# What is there of it, or nothing; a cluster that doesn't say ends the script.
+found() { kube get "$@" --ignore-not-found --output name || fail "the cluster doesn't say whether there is $*"; }
+
+exists() { # kind, name
+    there=$(found "$@") || exit 1
+    [ -n "$there" ]
+}
 
 # A manifest as it was rendered, for this namespace. Only these lines name it; a test sees to that.
 manifest() {
@@ -44,4 +50,4 @@ manifest() {
 }
 
 # Whether init.sh made the namespace.
-ours_is_namespace() { [ -n "$(kube get namespace --selector "$OURS" --field-selector "metadata.name=$NAMESPACE" --output name)" ]; }
+ours_is_namespace() { exists namespace --selector "$OURS" --field-selector "metadata.name=$NAMESPACE"; }

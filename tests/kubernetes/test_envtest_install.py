@@ -267,6 +267,50 @@ def test_what_is_not_nomads_stays(envtest: Envtest, scripts: Scripts) -> None:
     assert nomads(envtest, namespaced=True) == set()
 
 
+def test_what_is_called_as_nomads_stays(envtest: Envtest, scripts: Scripts) -> None:
+    """Rights of somebody else, whose name a mistyped NAMESPACE gives."""
+    for name in ("typo-nodes", "typo-token-review"):
+        envtest.kubectl("create", "clusterrole", name, "--verb=get", "--resource=nodes")
+        envtest.kubectl("create", "clusterrolebinding", name, f"--clusterrole={name}", "--user=somebody")
+    scripts.run("cleanup.sh", NAMESPACE="typo")
+    for kind in ("clusterrole", "clusterrolebinding"):
+        for name in ("typo-nodes", "typo-token-review"):
+            assert envtest.get(kind, name)
+            envtest.kubectl("delete", kind, name)
+
+
+def test_what_the_cluster_does_not_say_is_not_taken_for_an_answer(
+    envtest: Envtest, scripts: Scripts, tmp_path: Path
+) -> None:
+    scripts.run("init.sh", NAMESPACE="second")
+    (tmp_path / "silent").mkdir()
+    kubectl = tmp_path / "silent" / "kubectl"
+    real = binaries.kubernetes() / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\ncase "$*" in *"$SILENT"*) echo "no answer" >&2; exit 1 ;; esac\nexec {real} "$@"\n')
+    kubectl.chmod(0o755)
+    path = f"{kubectl.parent}:{os.environ['PATH']}"
+    asked = [
+        ("init.sh", "get namespace second"),
+        ("init.sh", "get namespace --selector"),
+        ("startup.sh", "get crd"),
+        ("startup.sh", "get serviceaccount nomad-master"),
+        ("cleanup.sh", "get namespace second"),
+        ("cleanup.sh", "get crd"),
+        ("cleanup.sh", "get pipelines.nomad.dev --namespace"),
+        ("cleanup.sh", "get pipelines.nomad.dev --all-namespaces"),
+        ("cleanup.sh", "get roles --all-namespaces"),
+    ]
+    for script, silent in asked:
+        told = scripts.run(script, code=1, NAMESPACE="second", SILENT=silent, PATH=path)
+        assert "no answer" in told
+        assert f"{script}: the cluster doesn't say" in told, told
+        assert envtest.get("crd", "pipelines.nomad.dev")
+    envtest.kubectl("create", "secret", "generic", "camera", "--from-literal=password=x", "-n", "second")
+    for silent in ("get namespace --selector", "get all,"):
+        scripts.run("cleanup.sh", code=1, NAMESPACE="second", SILENT=silent, PATH=path)
+        assert envtest.get("secret", "camera", "-n", "second")
+
+
 def test_credentials_come_from_the_masters_secret(envtest: Envtest, scripts: Scripts, namespace: str) -> None:
     told = scripts.run("credentials.sh", code=1, NAMESPACE=namespace)
     assert f"the Secret nomad-master isn't in the namespace {namespace}" in told
