@@ -6,7 +6,7 @@ the cache that their node has, and by a node's agent (`nomad.measure.node`) wher
 
     <folder>/<lock>/          packages, as `pip install --target` leaves them; complete, as it is renamed last
     <folder>/<lock>.lock      held shared by whoever uses the packages, exclusively by who installs or removes them
-    <folder>/<lock>.new/      being installed
+    <folder>/<lock>.new/      being installed; .tmp/ is pip's own, .old/ being removed
 
 Where packages come from is pip's configuration in the process that installs. What nobody uses goes, the least recently
 used first, when the cache is over its size. Nothing here verifies what is asked for: the caller has.
@@ -21,6 +21,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import platform
 import shutil
@@ -32,6 +33,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from nomad.errors import PackagesError
+
+log = logging.getLogger(__name__)
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PLATFORM = f"{sysconfig.get_platform()}-{platform.libc_ver()[0] or 'libc'}"
@@ -159,18 +162,36 @@ class Cache:
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, new, ignore_errors=True)
             raise
-        await asyncio.to_thread(self._shrink, path)
+        try:
+            await asyncio.to_thread(self._shrink, path)
+        except OSError as exc:  # whoever is next tries again
+            log.warning("packages that nobody uses can't be removed from %s: %s", self.folder, exc)
+
+    def tidy(self) -> None:
+        """Remove what processes left that were killed while they installed or removed something. Blocks."""
+        for path in self._folders():
+            if path.suffix:
+                with _free(path) as free:
+                    if free:
+                        shutil.rmtree(path, ignore_errors=True)
 
     def _shrink(self, but: Path) -> None:
         """Remove what nobody uses, least recently used first, until the rest is within the limit."""
-        kept = [path for path in self.folder.iterdir() if path.is_dir() and not path.suffix]
-        sizes = {path: _size(path) for path in kept}
-        total = sum(sizes.values())
-        for path in sorted(kept, key=lambda path: path.stat().st_mtime):
+        self.tidy()
+        kept = []
+        for path in self._folders():
+            with contextlib.suppress(FileNotFoundError):  # others remove, too
+                if not path.suffix:
+                    kept.append((path.stat().st_mtime, path, _size(path)))
+        total = sum(size for _, _, size in kept)
+        for _, path, size in sorted(kept):
             if total <= self._limit:
                 return
             if path != but and _remove(path):
-                total -= sizes[path]
+                total -= size
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.is_dir()] if self.folder.exists() else []
 
 
 def use(packages: Path) -> list[str]:
@@ -256,20 +277,32 @@ async def _locked(path: Path, how: int) -> int:
         raise
 
 
-def _remove(path: Path) -> bool:
-    """Whether nobody used it, and it is gone."""
+@contextlib.contextmanager
+def _free(path: Path) -> Iterator[bool]:
+    """Whether nobody has the lock of it; nobody gets it while the block runs."""
     descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        old = path.with_suffix(".old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError:  # in use
-        return False
+    except BlockingIOError:
+        os.close(descriptor)
+        yield False
+        return
+    try:
+        yield True
     finally:
         os.close(descriptor)
-    return True
+
+
+def _remove(path: Path) -> bool:
+    """Whether nobody used it, and it is gone."""
+    with _free(path) as free:
+        if free:
+            old = path.with_suffix(".old")
+            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                path.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+        return free
 
 
 def _there(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -111,6 +112,59 @@ async def test_what_nobody_uses_goes_first(tmp_path: Path) -> None:
     assert folders(tmp_path) == {"new", "newer"}
 
 
+async def test_what_the_killed_left_is_removed(tmp_path: Path) -> None:
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def slowly(folder: Path) -> None:
+        begun.set()
+        await over.wait()
+
+    cache = Cache(tmp_path / "cache")
+    cache.tidy()  # when nothing was ever installed
+    task = asyncio.create_task(cache.made("busy", slowly))
+    await begun.wait()
+    for name in ("dead.new", "dead.tmp", "gone.old"):
+        (cache.folder / name / "part").mkdir(parents=True)
+    cache.tidy()
+    assert folders(cache.folder) == {"busy.new"}
+    (cache.folder / "dead.new").mkdir()
+    over.set()
+    (await task).close()
+    assert folders(cache.folder) == {"busy"}
+
+
+async def test_others_may_remove_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def large(folder: Path) -> None:
+        (folder / "data").write_bytes(bytes(1000))
+
+    def removed_meanwhile(folder: Path) -> int:
+        for name in ("old", "older"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+        return size(folder)
+
+    size = packages._size
+    for name in ("older", "old"):
+        (await Cache(tmp_path).made(name, large)).close()
+    monkeypatch.setattr(packages, "_size", removed_meanwhile)
+    (await Cache(tmp_path, limit=100).made("new", large)).close()
+    assert folders(tmp_path) == {"new"}
+
+
+async def test_what_cannot_be_removed_does_not_keep_from_installing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def nothing(folder: Path) -> None:
+        return
+
+    def fail(*_: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Cache, "_shrink", fail)
+    (await Cache(tmp_path).made("a", nothing)).close()
+    assert folders(tmp_path) == {"a"}
+    assert "can't be removed" in caplog.text
+
+
 async def test_an_installation_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     begun = asyncio.Event()
 
@@ -127,7 +181,7 @@ async def test_an_installation_that_is_given_up_leaves_nothing(tmp_path: Path) -
 
 def test_what_is_loaded_already_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("msgpack", "fresh_module"):
+    for name in ("pytest", "fresh_module"):
         (tmp_path / f"{name}.py").touch()
-    assert packages.use(tmp_path) == ["msgpack"]
+    assert packages.use(tmp_path) == ["pytest"]
     assert sys.path[0] == str(tmp_path)

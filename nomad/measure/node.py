@@ -107,9 +107,9 @@ class NodeAgent:
         self._calibrated = calibrated
         self.listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """The address where it is reached."""
-        counter = Counter(boot.key, Cache(boot.folder, boot.limit))
+        self._packages = Cache(boot.folder, boot.limit)
         self._gateway = Gateway(boot.key)
-        self._agent = Agent(boot.node, boot.key, clock, visits=(counter, self._gateway))
+        self._agent = Agent(boot.node, boot.key, clock, visits=(Counter(boot.key, self._packages), self._gateway))
         self._conn: Connection | None = None
         self._speed: float | None = None
         self._busy = Processors()
@@ -120,6 +120,7 @@ class NodeAgent:
         address = await self._agent.listen(self._boot.listen, self._boot.advertise)
         self.listening.set_result(address)
         try:
+            self._tasks.start(asyncio.to_thread(self._packages.tidy), name="tidy packages")
             self._tasks.start(self._calibrate(), name="calibrate")
             self._tasks.start(self._report(), name="report")
             await self._talk(address)

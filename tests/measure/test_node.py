@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from nomad.clock import Clock, SystemClock
 from nomad.master.app import Master
 from nomad.master.assembly import Secrets
 from nomad.measure import node, remote
@@ -143,6 +144,20 @@ async def test_a_node_that_nobody_can_dial_is_found_out(site: Site) -> None:
         await until(lambda: not master.node("cloud").reachable, "nobody gets through to it")
         assert master.node("edge").reachable
         assert master.node("fog").reachable
+
+
+async def test_an_agent_removes_what_one_that_was_killed_had_not_installed_yet(tmp_path: Path) -> None:
+    left = tmp_path / "packages" / "0123.new"
+    left.mkdir(parents=True)
+
+    async def calibrated(clock: Clock, rounds: int) -> float:
+        return 1.0
+
+    boot = node.Boot("edge", "tcp://127.0.0.1:1", bytes(32), "tcp://127.0.0.1:0", None, tmp_path / "packages", 1 << 30)
+    agent = asyncio.create_task(node.NodeAgent(boot, SystemClock(), calibrated).run())
+    await until(lambda: not left.exists(), "what was left is gone")
+    agent.cancel()
+    await asyncio.wait([agent])
 
 
 def test_an_agent_says_what_it_misses() -> None:
