@@ -148,11 +148,22 @@ class WarmPool:
         path = paths.pods(self._settings.namespace, name, "resize")
         try:
             self._seen(await self._api.patch(path, manifests.resize_patch(spec), kind="strategic"))
-        except (ApiForbidden, ApiNotFound, ApiInvalid) as exc:
+        except (ApiForbidden, ApiNotFound) as exc:
+            if isinstance(exc, ApiNotFound) and await self._is_gone(name):
+                return
             self._resizes = False
             log.warning("pods can't ask for more memory while they run, so large operators start cold: %s", exc)
         except ApiError as exc:
             log.warning("pod %s asks for less than its operator needs: %s", name, exc)
+
+    async def _is_gone(self, name: str) -> bool:
+        """Whether it is the pod that isn't there, as far as that can be told, and not the way to resize pods."""
+        try:
+            await self._api.get(paths.pods(self._settings.namespace, name))
+        except ApiError as exc:
+            log.info("pod %s was given away, and is gone: %s", name, exc)
+            return True
+        return False
 
     # Keeping them
 
