@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from nomad import credentials
 from nomad.cli.main import cli
+from nomad.errors import ApiForbidden
 from nomad.kubernetes import names
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.reviews import KEPT_SECONDS, TokenReviews
 from tests.clock import VirtualClock
+from tests.kubernetes.cluster import binaries
 from tests.kubernetes.cluster.envtest import Envtest
+
+CHART = Path(__file__).resolve().parents[2] / "images" / "k8s" / "chart"
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(120)]
 
@@ -53,6 +60,38 @@ async def test_users_of_the_cluster_may_be_let_in(envtest: Envtest, namespace: s
         finally:
             await asyncio.to_thread(envtest.start_apiserver)
         assert await group(default)
+
+
+def rights(namespace: str) -> list[Any]:
+    """What the chart gives a master that may let users in by their tokens."""
+    values = ["--set", "tokenReview.enabled=true", "--set", "tokenReview.users={robot}"]
+    shown = ["--show-only", "templates/accounts.yaml", "--show-only", "templates/rbac.yaml"]
+    command = [str(binaries.helm()), "template", "nomad", str(CHART), "--namespace", namespace]
+    version = ["--kube-version", binaries.KUBERNETES_VERSION]
+    done = subprocess.run([*command, *version, *values, *shown], capture_output=True, text=True, timeout=60, check=True)
+    return [item for item in yaml.safe_load_all(done.stdout) if item]
+
+
+async def test_with_its_rights_a_master_may_ask_whose_a_token_is_and_nothing_more(
+    envtest: Envtest, namespace: str
+) -> None:
+    items = await asyncio.to_thread(rights, namespace)
+    await asyncio.to_thread(envtest.apply, *items)
+    kubeconfig = await asyncio.to_thread(envtest.kubeconfig_for, names.MASTER_NAME, namespace)
+    token = token_of(envtest, names.MASTER_NAME, namespace)
+    async with Api.open(kubeconfig) as api:
+        user = f"system:serviceaccount:{namespace}:{names.MASTER_NAME}"
+        assert await TokenReviews(api, [user], [], VirtualClock())(token)
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": "somebody", "resourceAttributes": {"verb": "get", "resource": "secrets"}},
+        }
+        with pytest.raises(ApiForbidden):
+            await api.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", body)
+    for item in items:
+        if item["kind"].startswith("ClusterRole"):
+            await asyncio.to_thread(envtest.kubectl, "delete", item["kind"], item["metadata"]["name"])
 
 
 def test_login(envtest: Envtest, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
