@@ -250,8 +250,9 @@ async def assemble(
             settings=settings,
             clock=clock,
         )
+        judge = Judge(book, settings.windows, pace=lambda: pace.seconds)
         replanner = Replanner(
-            Judge(book, settings.windows, pace=lambda: pace.seconds),
+            judge,
             desired=desired,
             observed=observed,
             loop=loop,
@@ -291,6 +292,8 @@ async def assemble(
         text = f"a master started, with {len(desired.pipelines)} pipelines and {len(requested.pods)} pods"
         started = events.add("master.started", text)
         await _give_up_moves(desired, moves, events, started, clock)
+        for id in desired.pipelines:
+            judge.restore(id, moves.list(id), clock.now(), clock.wall())
         watches = _watch(changes, observer, port, clock), _watch_nodes(parts)
         async with alongside(loop.run(enactor), *watches, replanner.run(), events.run()):
             try:

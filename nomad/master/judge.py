@@ -7,11 +7,12 @@ joins the book, the detectors of change and the problem; the rules are `drift`'s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nomad.control import HEARTBEAT
 from nomad.master.problem import Knowledge, Placed, build, rates
+from nomad.master.views import MoveView
 from nomad.measure.book import Book
 from nomad.measure.survey import MOST_PAIRS_NODES
 from nomad.pipeline import PipelineSpec
@@ -26,6 +27,10 @@ MANY_SAMPLES = 20
 
 WORTH_SAYING = 0.25
 """Share by which a quantity must have changed to be given as a reason."""
+
+
+DECIDED = ("drift", "settled")
+"""Causes of moves that were decided here."""
 
 
 @dataclass(slots=True)
@@ -77,6 +82,11 @@ class Judge:
     def case(self, pipeline: str) -> Case:
         """What is remembered of a pipeline."""
         return self._cases.setdefault(pipeline, Case())
+
+    def restore(self, pipeline: str, moves: Iterable[MoveView], now: float, wall: float) -> None:
+        """What an earlier master moved by itself counts on. `wall`: what `now` is in seconds since the epoch."""
+        ages = (wall - (move.finished or move.asked) for move in moves if move.cause in DECIDED)
+        self.case(pipeline).history.moved_at.extend(sorted(now - max(0.0, age) for age in ages if age < drift.HOUR))
 
     def listen(self) -> None:
         """Take in what was measured since the last time."""

@@ -11,8 +11,11 @@ import pytest
 from nomad import scheduler
 from nomad.errors import InvalidRequestError
 from nomad.master.judge import Judge
+from nomad.master.views import MoveState, MoveView
+from nomad.measure.book import Book
 from nomad.runtime.base import NodeInfo
 from nomad.scheduler.drift import Decision
+from nomad.settings import Windows
 from tests.master.fakepods import Cluster
 
 SPEEDS = {"edge": 0.2, "fog": 4.0, "cloud": 8.0}
@@ -91,6 +94,41 @@ async def test_a_step_moves_an_operator_and_explain_says_why(cluster: Cluster) -
         assert view.considered is not None
         assert view.considered.move == "square to fog"
         assert (view.moves, view.moves_left) == (True, 11)
+
+
+async def test_moves_count_for_the_next_master_too(cluster: Cluster) -> None:
+    async with cluster.run(killed=True) as master:
+        life = await submitted(cluster)
+        await life.on(20)
+        life.latency["edge", "cloud"] = 0.1
+        while not master.moves("p"):
+            await life.on(0.5)
+        await cluster.until(lambda: master.moves("p")[0].state.final, passing=0.1)
+        finished = cluster.clock.now()
+    async with cluster.run() as master:
+        await cluster.until(lambda: cluster.phase() == "running")
+        assert (await master.explain("p")).moves_left == 11
+        history = master._parts.replanner._judge.case("p").history
+        assert list(history.moved_at) == pytest.approx([finished], abs=0.2)
+
+
+def test_of_earlier_moves_those_of_the_last_hour_count_that_were_not_asked_for() -> None:
+    def moved(cause: str, asked: float, finished: float | None) -> MoveView:
+        return MoveView("m", "p", "square", "a", "b", cause, "", MoveState.DONE, asked, finished=finished)
+
+    judge = Judge(Book(), Windows())
+    moves = [
+        moved("drift", 1000.0, 1010.0),
+        moved("settled", 5000.0, 5010.0),
+        moved("user", 5100.0, 5110.0),
+        moved("drain", 5200.0, 5210.0),
+        moved("drift", 5300.0, None),  # it is under way
+        moved("drift", 5400.0, 9000.0),  # by the clock of another machine
+    ]
+    judge.restore("p", moves, now=100.0, wall=5500.0)
+    history = judge.case("p").history
+    assert list(history.moved_at) == [-390.0, -100.0, 100.0]
+    assert history.left(100.0, judge.settings) == judge.settings.budget - 3
 
 
 async def test_it_stays_where_it_is_when_moves_are_off(cluster: Cluster) -> None:
