@@ -274,7 +274,8 @@ class KubernetesRuntime:
         ids = [pod_id for key, ids in self._of_operator.items() if key[0] == pipeline for pod_id in ids]
         try:
             for pod_id in ids:
-                if self._seen[pod_id].phase is PodPhase.EXITED:
+                seen = self._seen.get(pod_id)
+                if seen is not None and seen.phase is PodPhase.EXITED:
                     await self._discard(pod_id)
             await self._starter.forget(pipeline, SELECTOR)
         except ApiError as exc:
@@ -296,19 +297,27 @@ class KubernetesRuntime:
         return images.get(newest, "")
 
     def _prune(self, pipeline: str, operator: str) -> None:
-        """Keep the newest ended pods of an operator only."""
+        """Keep the newest ended pods of an operator only; what can't be deleted now is tried again the next time."""
+
+        async def discard(pod_id: str) -> None:
+            try:
+                await self._discard(pod_id)
+            except ApiError as exc:
+                log.warning("pod %s, which has ended, can't be deleted yet: %s", pod_id, exc)
+
         ids = self._of_operator.get((pipeline, operator), [])
         ended = [pod_id for pod_id in ids if self._seen[pod_id].phase is PodPhase.EXITED]
         for pod_id in ended[: max(0, len(ended) - self._keep_ended)]:
-            self._tasks.start(self._discard(pod_id), name=f"delete {pod_id}")
+            self._tasks.start(discard(pod_id), name=f"delete {pod_id}")
 
     async def _discard(self, pod_id: str) -> None:
-        """Delete what is left of an ended pod. Raises `ApiError`."""
+        """Delete what is left of an ended pod. Raises `ApiError`; it is shown until that has worked."""
         pod = self._pods.items.get(self._objects.get(pod_id, ""))
-        self._drop(pod_id)
         if pod is not None:
-            self._discarded.add(pod.uid)
             await self._starter.delete(pod.name, pod.uid, 1)
+            if (now := self._pods.items.get(pod.name)) is not None and now.uid == pod.uid:
+                self._discarded.add(pod.uid)
+        self._drop(pod_id)
 
     # What the cluster shows
 

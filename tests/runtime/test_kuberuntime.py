@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from nomad.errors import ApiExists, PodStartError
+from nomad.errors import ApiExists, ApiUnavailable, PodStartError, StateError
 from nomad.kubernetes import names
 from nomad.runtime import kubernetes
 from nomad.runtime.base import PodSpec
@@ -110,3 +110,36 @@ async def test_a_pod_of_somebody_elses_that_is_called_the_same_is_told(cluster: 
         with pytest.raises(PodStartError, match="there is another pod: .*pods/p-a-e1 exists"):
             await runtime.start(spec())
     assert f"{SECRETS}/p-a-e1" not in cluster.objects
+
+
+async def test_an_ended_pod_that_cannot_be_deleted_is_deleted_later(cluster: Cluster, clock: VirtualClock) -> None:
+    away = True
+
+    def before(request: str) -> None:
+        if away and request.startswith("DELETE"):
+            raise ApiUnavailable("nobody answers")
+
+    def pods() -> set[str]:
+        return {path.rpartition("/")[2] for path in cluster.objects if path.startswith(PODS)}
+
+    cluster.before = before
+    for epoch in (1, 2):
+        cluster.put(PODS, pod(f"p-a-e{epoch}", f"p.a-e{epoch}", ended=True))
+    async with running(cluster, clock, warm=0) as runtime:
+        await runtime.start(spec(3))
+        await settle()
+        assert {found.id for found in await runtime.list()} == {"p.a-e1", "p.a-e2", "p.a-e3"}
+        away = False
+        await runtime.start(spec(4))
+        await settle()
+        assert {found.id for found in await runtime.list()} == {"p.a-e2", "p.a-e3", "p.a-e4"}
+        assert pods() == {"p-a-e2", "p-a-e3", "p-a-e4"}
+        away = True
+        with pytest.raises(StateError, match="can't be deleted yet: nobody answers"):
+            await runtime.forget("p")
+        away = False
+        await runtime.forget("p")
+        assert pods() == {"p-a-e3", "p-a-e4"}
+        assert {found.id for found in await runtime.list()} == {"p.a-e3", "p.a-e4"}
+        await settle()
+        assert runtime._discarded == set()
