@@ -90,10 +90,18 @@ class KubernetesStore:
         await self._state.open(max((term_of(held.writer) for held in self._pipelines.held.values()), default=0))
         for held in self._pipelines.held.values():
             held.known = resource.is_accepted(held.found)
-        await asyncio.gather(*(self._pipelines.take_over(held) for held in self._pipelines.held.values() if held.known))
+        await asyncio.gather(*(self._take_over(held) for held in self.known()))
         self._tasks.start(self._state.run(), name="write events")
         self._tasks.start(self._sweep(), name="look for unused bundles")
         return self
+
+    async def _take_over(self, held: Held) -> None:
+        try:
+            await self._pipelines.take_over(held)
+        except StateError as exc:
+            if not self._writes.is_about_one(exc):
+                raise
+            log.error("Pipeline %s can't be written to, so nothing of it will be kept: %s", held.name, exc)
 
     async def close(self) -> None:
         """Write down the last events."""
@@ -192,7 +200,9 @@ class KubernetesStore:
             async with limit:
                 try:
                     found.append(await self._load(held))
-                except (InvalidRequestError, KeyError, TypeError) as exc:
+                except (InvalidRequestError, StateError, KeyError, TypeError, ValueError) as exc:
+                    if isinstance(exc, StateError) and not self._writes.is_about_one(exc):
+                        raise
                     log.error("Pipeline %s can't be read, and isn't looked after: %s", held.name, exc)
 
         await asyncio.gather(*(load(held) for held in self.known()))
@@ -356,7 +366,7 @@ class KubernetesStore:
         except ApiNotFound:
             pass
         except StateError as exc:
-            if self.fenced.is_set():
+            if not self._writes.is_about_one(exc):
                 raise
             log.error("pipeline %s goes on without its past: %s", held.id, exc)
         operators = resource.stored_operators(held.found)
@@ -375,7 +385,12 @@ class KubernetesStore:
             pass
         log.error("the link key of %s is gone: its pods have to be restarted to speak to new ones", held.id)
         key = secrets.token_bytes(32)
-        await self._write_link(held, key, LOOP)
+        try:
+            await self._write_link(held, key, LOOP)
+        except StateError as exc:
+            if not self._writes.is_about_one(exc):
+                raise
+            log.error("and the next master will have to make another one: %s", exc)
         return key
 
     async def _write_link(self, held: Held, key: bytes, patience: float) -> None:

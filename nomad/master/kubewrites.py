@@ -90,15 +90,19 @@ class Writes:
         try:
             async with asyncio.timeout(None if patience == ALWAYS else patience):
                 await lock.acquire()
-        except TimeoutError:
+        except TimeoutError as exc:
             raise StateError(
                 "Kubernetes' API doesn't answer, so nothing can be written down; what runs goes on (another write has "
                 "waited for it longer)"
-            ) from None
+            ) from exc
         try:
             yield patience - (self._clock.now() - began)
         finally:
             lock.release()
+
+    def is_about_one(self, exc: StateError) -> bool:
+        """Whether it is one object that couldn't be read or written, and others may do."""
+        return not self.fenced.is_set() and not isinstance(exc.__cause__, (ApiUnavailable, TimeoutError))
 
     def _check(self) -> None:
         if self.fenced.is_set():

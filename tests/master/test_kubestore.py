@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nomad.control import PodStats
-from nomad.errors import StateError
+from nomad.errors import ApiForbidden, ApiUnavailable, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.names import API_VERSION, KIND, META_CONFIGMAP
-from nomad.master import kubestate, kubestore
+from nomad.master import kubeobjects, kubestate, kubestore
 from nomad.master.kubestore import KubernetesStore
 from nomad.master.resource import LABELS
 from nomad.master.state import Goal, Outcome
@@ -183,3 +184,62 @@ async def test_an_order_that_was_refused_is_taken_back(
     await until(lambda: "openMoves" not in api.objects[PIPELINE]["status"])
     await store.order_move(MOVE, 3)
     assert [entry["id"] for entry in api.objects[PIPELINE]["status"]["openMoves"]] == ["m"]
+
+
+# One bad object isn't everybody's
+
+
+@asynccontextmanager
+async def _closing(store: KubernetesStore) -> AsyncIterator[KubernetesStore]:
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "lost"),
+    [
+        ("patch", f"{PIPELINE}/status", False),
+        ("get", LINK, True),
+        ("create", LINK.removesuffix("/p-link"), False),
+        ("get", HISTORY, False),
+    ],
+)
+async def test_a_master_begins_whatever_one_pipeline_is_like(
+    api: Any, store: KubernetesStore, clock: VirtualClock, verb: str, path: str, lost: bool
+) -> None:
+    for id in "pq":
+        await store.add_pipeline(wanted(id), BUNDLE)
+    if verb == "create":
+        del api.objects[LINK]
+
+    async def meet(asked: str, where: str) -> None:
+        if (asked, where) == (verb, path):
+            raise ApiForbidden("a policy is against it")
+
+    api.meet = meet
+    again = await KubernetesStore.open(api, "nomad", "master-b", clock=clock)
+    assert [found.wanted.spec.id for found in await again.pipelines()] == (["q"] if lost else ["p", "q"])
+    assert PIPELINE in api.objects
+    await again.close()
+
+
+@pytest.mark.parametrize(("verb", "path"), [("patch", f"{PIPELINE}/status"), ("get", LINK), ("get", HISTORY)])
+async def test_a_master_doesnt_begin_without_the_api(
+    api: Any, store: KubernetesStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, verb: str, path: str
+) -> None:
+    """What can't be read now may be there: it isn't made anew."""
+    await store.add_pipeline(wanted(), BUNDLE)
+    await store.save_operator("p", PAST)
+    monkeypatch.setattr(kubestore, "LOOP", 0.0)
+    monkeypatch.setattr(kubeobjects, "LOOP", 0.0)
+
+    async def meet(asked: str, where: str) -> None:
+        if (asked, where) == (verb, path):
+            raise ApiUnavailable("etcd is away")
+
+    api.meet = meet
+    with pytest.raises(StateError, match="API doesn't answer"):
+        async with _closing(await KubernetesStore.open(api, "nomad", "master-b", clock=clock)) as again:
+            await again.pipelines()
