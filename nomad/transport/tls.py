@@ -80,12 +80,12 @@ async def secured(connection: StreamConnection, *, server: bool) -> TlsConnectio
     """TLS over a stream that stands, whose other end does the same as the other side; `connection` is used up.
 
     It must be this side's turn to speak, or nobody's. As the `server` it waits for `TURN_SECONDS`. Raises
-    `TransportError`.
+    `TransportError`, and `CertificateError`, which leaves `connection` as it was.
     """
     own = credentials()
-    transport = connection.release()
     context = own.server_now() if server else own.client()
     made = TlsConnection(own.identity)
+    transport = connection.release()
     made._transport = transport  # it may be lost before it is made
     try:
         with _explained(connection.peer):

@@ -19,6 +19,8 @@ from nomad.transport.base import Frame
 from nomad.transport.certificates import MASTER, POD, Credentials, Identity
 from nomad.transport.framing import END, encode
 from nomad.transport.registry import connect
+from nomad.transport.stream import StreamConnection
+from nomad.transport.tcp import TcpTransport
 from nomad.transport.tls import TlsTransport
 from tests.certificates import authority, now, put
 from tests.contract.transport import dropped, listening, plain, some_bytes, soon, take, take_all
@@ -180,6 +182,21 @@ async def test_a_certificate_that_has_expired(tmp_path: Path) -> None:
     async with listening(TlsTransport(), HERE) as (listener, _):
         tls.use(put(tmp_path / "fine", ca))
         assert "certificate has expired" in await refusal(listener.reachable)
+
+
+async def test_a_stream_that_cannot_be_secured_is_still_its_owners(tmp_path: Path) -> None:
+    tls.use(put(tmp_path / "expired", authority(), at=now() - timedelta(days=30)))
+    async with listening(TcpTransport(), "tcp://127.0.0.1:0") as (listener, accepted):
+        connection = await connect(listener.reachable)
+        other = await soon(accepted.get())
+        assert isinstance(connection, StreamConnection)
+        with pytest.raises(CertificateError, match="expired at"):
+            await tls.secured(connection, server=False)
+        connection.write([(b"hello",)])
+        assert plain(await take(other, 1)) == [(b"hello",)]
+        await dropped(connection)
+        with pytest.raises(ConnectionBroken):
+            await soon(other.recv())
 
 
 async def test_renewed_without_a_restart(tmp_path: Path) -> None:
