@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nomad.cli.master import master as master_command
 from nomad.kubernetes import names
 from tests.kubernetes.cluster import binaries
 from tests.kubernetes.cluster.envtest import Envtest
@@ -27,10 +28,12 @@ images:
   pullSecrets: [registry]
 master:
   replicas: 3
-  args: [--verbose]
+  args: [--log-level=debug]
   storageClass: shared
   nodeSelector: {kubernetes.io/os: linux}
   tolerations: [{operator: Exists}]
+operators:
+  tolerations: [{key: site, operator: Equal, value: 'a "b"', effect: NoSchedule}, {key: edge, operator: Exists}]
 agent: {nodeSelector: {kubernetes.io/os: linux}, env: {PIP_INDEX_URL: "https://example.com"}, pipConfig: index}
 relay:
   enabled: true
@@ -164,6 +167,20 @@ def test_all_pods_have_the_secrets_for_registries(tmp_path: Path) -> None:
         name: [{"name": "registry"}] for name in ("nomad-master", "nomad-agent", "nomad-relay")
     }
     assert "--pull-secret=registry" in pods["nomad-master"]["containers"][0]["args"]  # for those that it makes
+
+
+def test_operators_tolerations_come_to_the_master_as_it_takes_them(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(EVERYTHING)
+    rendered = parsed(helm("template", "nomad", str(K8S / "chart"), "--values", str(values), *VERSION))
+    deployments = {item["metadata"]["name"]: item for item in rendered if item["kind"] == "Deployment"}
+    command = deployments["nomad-master"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    taken = master_command.make_context("master", command[2:]).params
+    assert list(taken["toleration"]) == [
+        {"key": "site", "operator": "Equal", "value": 'a "b"', "effect": "NoSchedule"},
+        {"key": "edge", "operator": "Exists"},
+    ]
+    assert (taken["storage_class"], taken["pull_secret"], taken["token_review"]) == ("shared", ("registry",), True)
 
 
 def test_master_and_relay_are_reached_by_ways_outside_of_the_pods_network(tmp_path: Path) -> None:
