@@ -23,12 +23,12 @@ class EventLog:
     """The events of one master. `run` writes them down until cancelled; `flush` writes the rest."""
 
     def __init__(self, store: Store, clock: Clock, kept: list[EventView], keep: int) -> None:
-        """`kept`: what the store has; at most `keep` events are held, there and here."""
+        """`kept`: what the store has; at most `keep` events are held, there and here. No number is given twice."""
         self._store = store
         self._clock = clock
         self._keep = keep
         self._events = deque(kept, maxlen=keep)
-        self._last = kept[-1].id if kept else 0
+        self._last = (kept[-1].id if kept else 0) + store.event_gap
         self._unwritten: list[EventView] = []
         self._written = asyncio.Event()
         self._live: Fanout[EventView] = Fanout()

@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 EVENTS_EVERY = 5.0
 """Seconds between two writes of the last events."""
 
+EVENT_GAP = 10_000
+"""More events than come in that time. A master's first one is numbered so far above the last that was kept: who has
+read later ones that a crash cost would otherwise take new ones for them.
+"""
+
 _WRITER = f"{GROUP}/master"
 """Annotation: who wrote it."""
 

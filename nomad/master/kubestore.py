@@ -35,7 +35,7 @@ from nomad.master import kubepast, resource
 from nomad.master.kubebundles import Bundles
 from nomad.master.kubeobjects import Change, Held, Pipelines, belongs, foreign, owner, same, taken
 from nomad.master.kubepast import PastOperator
-from nomad.master.kubestate import MasterState
+from nomad.master.kubestate import EVENT_GAP, MasterState
 from nomad.master.kubewrites import ALWAYS, LOOP, USER, Writes, term_of
 from nomad.master.resource import LABELS, Json
 from nomad.master.state import DesiredPipeline, Goal, Outcome
@@ -341,6 +341,11 @@ class KubernetesStore:
     async def events(self, limit: int) -> list[EventView]:
         """The last `limit`, oldest first; 1,000 at most."""
         return self._state.events[-limit:] if limit else []
+
+    @property
+    def event_gap(self) -> int:
+        """What a crash costs at most; nothing before the first master."""
+        return EVENT_GAP if self._writes.term > 1 else 0
 
     async def add_events(self, events: Sequence[EventView], keep: int) -> None:
         """Append, and drop all but the last `keep`. They are written down a little later, many at a time."""

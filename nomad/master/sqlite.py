@@ -242,6 +242,11 @@ class SqliteStore:
 
         return await self._run(load)
 
+    @property
+    def event_gap(self) -> int:
+        """Events are written down as they come."""
+        return 0
+
     async def add_events(self, events: Sequence[EventView], keep: int) -> None:
         """Append, and drop all but the last `keep`."""
 

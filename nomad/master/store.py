@@ -113,6 +113,11 @@ class Store(Protocol):
         """The last `limit`, oldest first; fewer where fewer are kept."""
         ...
 
+    @property
+    def event_gap(self) -> int:
+        """How many more events may have been numbered, and told, than were kept when the last master ended."""
+        ...
+
     async def add_events(self, events: Sequence[EventView], keep: int) -> None:
         """Append, and drop all but the last `keep`."""
         ...

@@ -16,6 +16,7 @@ from nomad.errors import ApiForbidden, ApiUnavailable, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.names import API_VERSION, KIND, META_CONFIGMAP
 from nomad.master import kubeobjects, kubestate, kubestore
+from nomad.master.events import EventLog
 from nomad.master.kubestore import KubernetesStore
 from nomad.master.resource import LABELS
 from nomad.master.state import Goal, Outcome
@@ -243,3 +244,20 @@ async def test_a_master_doesnt_begin_without_the_api(
     with pytest.raises(StateError, match="API doesn't answer"):
         async with _closing(await KubernetesStore.open(api, "nomad", "master-b", clock=clock)) as again:
             await again.pipelines()
+
+
+async def test_numbers_of_events_arent_given_again(api: Any, store: KubernetesStore, clock: VirtualClock) -> None:
+    """A reader has events that a crash of the master cost, and goes on after the last of them."""
+    log = EventLog(store, clock, await store.events(10), 10)
+    assert log.add("a", "kept") == 1
+    await log.flush()
+    await clock.advance(kubestate.EVENTS_EVERY)
+    await until(lambda: api.objects[paths.configmaps("nomad", META_CONFIGMAP)].get("binaryData"))
+    read = log.add("a", "lost")
+    await log.flush()
+    again = await KubernetesStore.open(api, "nomad", "master-b", clock=clock)
+    log = EventLog(again, clock, await again.events(10), 10)
+    new = log.add("a", "new")
+    assert [event.message for event in log.list(None, 0, 10)] == ["kept", "new"]
+    assert [event.id for event in log.list(None, read, 10)] == [new]
+    await again.close()
