@@ -94,12 +94,18 @@ class Starter:
             self._guarded[pipeline] = made_of
 
     async def keep_folder(self, spec: PodSpec, owner: Json | None) -> None:
-        """See to it that the operator has a folder that outlives its pods."""
+        """See to it that the operator has a folder that outlives its pods, of its own."""
+        claim = manifests.work_claim(spec, self._settings, owner)
+        name, labels = claim["metadata"]["name"], claim["metadata"]["labels"]
         try:
-            claim = manifests.work_claim(spec, self._settings, owner)
             await self._api.create(paths.claims(self._namespace), claim)
         except ApiExists:
-            pass
+            there = await self._api.get(paths.claims(self._namespace, name))
+            if not labels.items() <= (there["metadata"].get("labels") or {}).items():
+                raise ApiConflict(
+                    f"the PersistentVolumeClaim {name} isn't Nomad's, and the operator's folder would be called the "
+                    "same: call the pipeline or the operator otherwise"
+                ) from None
 
     async def forget(self, pipeline: str, selector: str) -> None:
         """Delete everything of a pipeline but its pods."""

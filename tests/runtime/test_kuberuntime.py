@@ -11,7 +11,7 @@ from nomad.kubernetes import names
 from nomad.runtime import kubernetes
 from nomad.runtime.base import PodSpec
 from tests.clock import VirtualClock, settle
-from tests.runtime.cluster import NODES, PODS, SECRETS, Cluster, Json, node, running
+from tests.runtime.cluster import CLAIMS, NODES, PODS, SECRETS, Cluster, Json, node, running
 
 
 @pytest.fixture
@@ -143,3 +143,14 @@ async def test_an_ended_pod_that_cannot_be_deleted_is_deleted_later(cluster: Clu
         assert {found.id for found in await runtime.list()} == {"p.a-e3", "p.a-e4"}
         await settle()
         assert runtime._discarded == set()
+
+
+async def test_a_folder_of_somebody_elses_is_not_given_to_an_operator(cluster: Cluster, clock: VirtualClock) -> None:
+    async with running(cluster, clock, warm=0, storage_class="nfs") as runtime:
+        for epoch in (1, 2):
+            await runtime.start(spec(epoch))
+        assert f"{CLAIMS}/p-a" in cluster.objects
+        cluster.put(CLAIMS, {"metadata": {"name": "p-a", "labels": {"app": "photos"}}})
+        with pytest.raises(PodStartError, match="the PersistentVolumeClaim p-a isn't Nomad's"):
+            await runtime.start(spec(3))
+        assert f"{PODS}/p-a-e3" not in cluster.objects
