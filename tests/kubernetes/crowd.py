@@ -51,6 +51,7 @@ OPERATORS = 10
 """Of each pipeline."""
 IMAGE = "operator:3.11"
 DIALS_AT_ONCE = 64
+PLAN_BYTES = 64 << 20
 DIAL_SECONDS = 30.0
 
 
@@ -178,15 +179,13 @@ class Voices:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         """The next heart-beats."""
 
-    async def run(self) -> None:
-        """Until the standard input ends."""
+    async def run(self, lines: asyncio.StreamReader) -> None:
+        """Until there are no more lines, each of which is the pace of pods that the master tells none."""
         for node, agent in self._agents.items():
             self._tasks.start(agent.run(), name=f"the agent of {node}")
         for pod, name, node in self._pods:
             self._tasks.start(self._keep(pod, name, self._agents[node]), name=name)
-        reader = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        while line := await reader.readline():
+        while line := await lines.readline():
             self._first = float(line)
             for pod in self._connected:
                 self._pace(pod, self._paces[pod] or self._first)
@@ -273,15 +272,17 @@ def heartbeat(pod: str, seconds: float) -> dict[str, Any]:
     return {"type": "heartbeat", "stats": asdict(stats), "error": None}
 
 
-async def run(plan: dict[str, Any]) -> None:
-    await Voices(plan).run()
+async def run() -> None:
+    lines = asyncio.StreamReader(limit=PLAN_BYTES)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    plan = json.loads(await lines.readline())
+    tls.use(Path(plan["tls"]))
+    await Voices(plan).run(lines)
 
 
 def main() -> None:
-    plan = json.loads(sys.stdin.readline())
-    tls.use(Path(plan["tls"]))
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(run(plan))
+        runner.run(run())
 
 
 if __name__ == "__main__":
