@@ -187,6 +187,8 @@ class Kubernetes:
     """Secrets in the namespace, for registries that ask operator pods who they are."""
     storage_class: str = ""
     """Where operators' folders are kept; "" keeps them in the pod, and what is in them goes with it or is moved."""
+    storage_size: str = "1Gi"
+    """How large a volume is asked for there, as Kubernetes writes quantities."""
 
 
 @dataclass(frozen=True, slots=True)

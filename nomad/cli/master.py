@@ -20,7 +20,7 @@ import click
 
 from nomad.cli.common import Out, json_option
 from nomad.credentials import DEFAULT_MASTER
-from nomad.settings import Heartbeats
+from nomad.settings import Heartbeats, Kubernetes
 
 if TYPE_CHECKING:
     from nomad.settings import Settings
@@ -185,6 +185,14 @@ class Toleration(click.ParamType[Mapping[str, object]]):
     help="Where operators' folders are kept; without one, in their pods.",
 )
 @click.option(
+    "--storage-size",
+    envvar="NOMAD_STORAGE_SIZE",
+    default=Kubernetes().storage_size,
+    show_default=True,
+    metavar="SIZE",
+    help="How large a volume each folder has there.",
+)
+@click.option(
     "--token-review/--no-token-review",
     envvar="NOMAD_TOKEN_REVIEW",
     help="Let users in by Kubernetes' own tokens, too: those of --allow-user and --allow-group.",
@@ -216,6 +224,7 @@ def master(
     pull_policy: str,
     pull_secret: tuple[str, ...],
     storage_class: str,
+    storage_size: str,
     token_review: bool,
     allow_user: tuple[str, ...],
     allow_group: tuple[str, ...],
@@ -237,7 +246,7 @@ def master(
         raise click.UsageError("--token-review lets nobody in without --allow-user or --allow-group")
     from nomad.actor.host import new_loop
     from nomad.master.incluster import listens
-    from nomad.settings import Kubernetes, Pods, Rest, Settings
+    from nomad.settings import Pods, Rest, Settings
 
     output = logging.StreamHandler(sys.stdout)
     output.setFormatter(
@@ -266,6 +275,7 @@ def master(
             pull_policy=pull_policy,
             pull_secrets=pull_secret,
             storage_class=storage_class,
+            storage_size=storage_size,
         ),
     )
     allowed = (allow_user, allow_group) if token_review else None

@@ -243,7 +243,7 @@ def work_claim(spec: PodSpec, settings: Kubernetes, owner: Json | None) -> Json:
         "spec": {
             "accessModes": ["ReadWriteMany"],
             "storageClassName": settings.storage_class,
-            "resources": {"requests": {"storage": "1Gi"}},
+            "resources": {"requests": {"storage": settings.storage_size}},
         },
     }
 

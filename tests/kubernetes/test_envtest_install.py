@@ -30,6 +30,7 @@ master:
   replicas: 3
   args: [--log-level=debug]
   storageClass: shared
+  storageSize: 20Gi
   nodeSelector: {kubernetes.io/os: linux}
   tolerations: [{operator: Exists}]
 operators:
@@ -180,7 +181,8 @@ def test_operators_tolerations_come_to_the_master_as_it_takes_them(tmp_path: Pat
         {"key": "site", "operator": "Equal", "value": 'a "b"', "effect": "NoSchedule"},
         {"key": "edge", "operator": "Exists"},
     ]
-    assert (taken["storage_class"], taken["pull_secret"], taken["token_review"]) == ("shared", ("registry",), True)
+    assert (taken["storage_class"], taken["storage_size"]) == ("shared", "20Gi")
+    assert (taken["pull_secret"], taken["token_review"]) == (("registry",), True)
 
 
 def test_master_and_relay_are_reached_by_ways_outside_of_the_pods_network(tmp_path: Path) -> None:

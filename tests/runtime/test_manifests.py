@@ -173,6 +173,9 @@ def test_a_folder_is_kept_where_the_cluster_has_a_place_for_it() -> None:
     claim = manifests.work_claim(spec(), settings, OWNER)
     assert made["spec"]["volumes"][-1]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["spec"]["resources"] == {"requests": {"storage": "1Gi"}}
+    large = manifests.work_claim(spec(), replace(settings, storage_size="20Gi"), OWNER)
+    assert large["spec"]["resources"] == {"requests": {"storage": "20Gi"}}
 
 
 def allowed(policy: dict[str, Any], direction: str) -> set[str]:
