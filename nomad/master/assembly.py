@@ -434,6 +434,8 @@ def _restore(
             outcome=pipeline.outcome,
             reason=pipeline.reason,
             stored=pipeline.outcome is not None,
+            # Nobody wrote it down. Where each has had a pod, and a master didn't end them all, it was at work.
+            was_running=all(op.last_pod for op in operators.values()) and any(op.pod for op in operators.values()),
         )
     return Requested(pipelines)
 

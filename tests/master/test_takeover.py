@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from nomad.errors import StateError
 from nomad.master.sqlite import SqliteStore
+from nomad.settings import Backoff
 from tests.master.fakepods import Cluster
 
 
@@ -19,6 +21,45 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     cluster = Cluster(tmp_path / "state")
     yield cluster
     await cluster.runtime.shutdown()
+
+
+def since(cluster: Cluster) -> list[str]:
+    """Kinds of the events since the last master has started."""
+    kinds = cluster.kinds()
+    return kinds[len(kinds) - kinds[::-1].index("master.started") :]
+
+
+async def test_a_pipeline_that_works_on_is_not_said_to_work_again(cluster: Cluster) -> None:
+    async with cluster.run(killed=True):
+        await cluster.submit_and_run()
+    async with cluster.run():
+        await cluster.until(lambda: cluster.phase() == "running")
+        await cluster.until(lambda: since(cluster).count("operator.adopted") == 3)
+        assert "pipeline.running" not in since(cluster)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_degraded_pipeline_is_degraded_for_the_next_master_too(cluster: Cluster, paused: bool) -> None:
+    """Also while one of its operators waits for its next pod."""
+    cluster.settings = replace(cluster.settings, reconcile=replace(cluster.settings.reconcile, backoff=Backoff(60.0)))
+    async with cluster.run(killed=True) as master:
+        await cluster.submit_and_run()
+        if paused:
+            cluster.runtime.kill("p.square-e1")
+            await cluster.until(lambda: "operator.failed" in cluster.kinds() and not master._parts.loop._lanes)
+    cluster.pods.become_ready = False
+    cluster.runtime.kill("p.square-e1" if not paused else "p.sink-e1")
+    async with cluster.run(killed=True):
+        await cluster.until(lambda: cluster.operator("source").state == "running")
+        assert cluster.phase() == "degraded"
+
+
+async def test_a_pipeline_that_was_ended_with_its_master_starts(cluster: Cluster) -> None:
+    async with cluster.run():
+        await cluster.submit_and_run()
+    async with cluster.run():
+        assert cluster.phase() == "starting"
+        await cluster.until(lambda: "pipeline.running" in since(cluster))
 
 
 def stops(cluster: Cluster) -> list[str]:
