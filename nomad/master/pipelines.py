@@ -5,7 +5,8 @@
 Started beside a master that leads and has a `KubernetesStore`. It calls `Master` as the REST interface does: a new
 object is submitted, a changed one leads to `stop`, `change`, `move` or `update_profile`, one that is to be deleted to
 `remove`. What can't be done is told in the object's status and as an Event, and tried again when something changes, and
-by and by. What the master itself did comes by here too, and needs nothing.
+by and by; what can't become right by waiting, only when the object changes. What the master itself did comes by here
+too, and needs nothing.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class PipelineWatch:
         self._dirty: dict[str, Held] = {}
         self._woken = asyncio.Event()
         self._retries: dict[str, _Retry] = {}
+        self._hopeless: dict[str, int] = {}
+        """By uid: the generation of an object that can't be run as it is."""
         self._busy: set[str] = set()
         self._tasks = Tasks()
 
@@ -153,6 +156,8 @@ class PipelineWatch:
             again = True
         finally:
             self._busy.discard(held.uid)
+            if held.gone:
+                self._hopeless.pop(held.uid, None)
             if again and not held.gone:
                 retry = self._retries.setdefault(held.uid, _Retry())
                 retry.failures += 1
@@ -182,6 +187,8 @@ class PipelineWatch:
             if FINALIZER in (held.found["metadata"].get("finalizers") or ()):
                 await self._store.discard(held)
             return True
+        if self._hopeless.get(held.uid) == _generation(held):
+            return True
         return await self._submit(held)
 
     async def _remove(self, held: Held) -> None:
@@ -192,6 +199,7 @@ class PipelineWatch:
                 await self._store.discard(held)
 
     async def _submit(self, held: Held) -> bool:
+        generation = _generation(held)
         if held.found["spec"].get("goal") == "Stop":
             await self._reporter.refuse(held, "Stopped", "its goal is Stop: there is nothing to run")
             return True
@@ -218,9 +226,12 @@ class PipelineWatch:
             if held.known or held.gone or held.id in self._store.adding:
                 return True
             # What can't be stored, or placed, may come right without anybody changing the object.
-            hopeless = isinstance(exc, (BundleError, PipelineError, ConflictError)) or _is_the_objects(exc)
-            await self._reporter.refuse(held, "Failed" if hopeless else "Pending", str(exc))
-            return False
+            hopeless = isinstance(exc, (BundleError, PipelineError)) or _is_the_objects(exc)
+            failed = hopeless or isinstance(exc, ConflictError)  # the other one may be removed
+            await self._reporter.refuse(held, "Failed" if failed else "Pending", str(exc))
+            if hopeless:
+                self._hopeless[held.uid] = generation
+            return hopeless
         return True
 
     async def _follow(self, held: Held) -> bool:
@@ -281,6 +292,10 @@ class PipelineWatch:
 
 def _wanted(found: Json) -> tuple[object, object]:
     return found["metadata"].get("generation"), found["metadata"].get("deletionTimestamp")
+
+
+def _generation(held: Held) -> int:
+    return int(held.found["metadata"].get("generation", 0))
 
 
 def _differs(found: Json, signed: bundle.Bundle) -> str:

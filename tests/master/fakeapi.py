@@ -6,9 +6,10 @@ owned goes by itself.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
 from nomad.errors import ApiConflict, ApiExists, ApiNotFound
@@ -26,6 +27,7 @@ class FakeApi:
         self.asked: list[tuple[str, str]] = []
         """Verb and path of each request."""
         self._numbers = itertools.count(1)
+        self._watches: list[tuple[str, asyncio.Queue[Json]]] = []
 
     async def meet(self, verb: str, path: str) -> None:
         """What is asked for comes by here first."""
@@ -33,7 +35,9 @@ class FakeApi:
     def put(self, path: str, body: Json) -> Json:
         """An object as somebody else makes it."""
         mark = {"name": path.rpartition("/")[2], "uid": f"uid-{next(self._numbers)}", "generation": 1}
-        self.objects[path] = copy.deepcopy(body) | {"metadata": copy.deepcopy(body.get("metadata", {})) | mark}
+        metadata = copy.deepcopy(body.get("metadata", {})) | mark
+        metadata.pop("resourceVersion", None)
+        self.objects[path] = copy.deepcopy(body) | {"metadata": metadata}
         return self._changed(path)
 
     async def get(self, path: str, params: Mapping[str, Any] | None = None) -> Json:
@@ -63,7 +67,7 @@ class FakeApi:
             there["metadata"]["generation"] += 1
         found = copy.deepcopy(self._changed(whole))
         if there["metadata"].get("deletionTimestamp") and not there["metadata"].get("finalizers"):
-            del self.objects[whole]
+            self.drop(whole)
         return found
 
     async def delete(self, path: str, *, uid: str | None = None, version: str | None = None) -> bool:
@@ -77,8 +81,14 @@ class FakeApi:
             there["metadata"].setdefault("deletionTimestamp", "2026-01-01T00:00:00Z")
             self._changed(path)
         else:
-            del self.objects[path]
+            self.drop(path)
         return True
+
+    def drop(self, path: str) -> None:
+        """An object goes at once."""
+        found = self._changed(path)
+        del self.objects[path]
+        self._tell(path, "DELETED", found)
 
     async def list(self, path: str, params: Mapping[str, Any] | None = None) -> tuple[list[Json], str]:
         return await self.collect(path, lambda item: item, params)
@@ -95,6 +105,25 @@ class FakeApi:
         ]
         return found, str(next(self._numbers))
 
+    async def watch(
+        self,
+        path: str,
+        params: Mapping[str, Any] | None,
+        resource_version: str,
+        *,
+        seconds: int = 300,
+        opened: Callable[[], None] = lambda: None,
+    ) -> AsyncIterator[Json]:
+        """From now on: what changed since the list is lost."""
+        waiting = (path, asyncio.Queue[Json]())
+        self._watches.append(waiting)
+        opened()
+        try:
+            while True:
+                yield await waiting[1].get()
+        finally:
+            self._watches.remove(waiting)
+
     # Inside
 
     async def _asked(self, verb: str, path: str) -> None:
@@ -107,8 +136,16 @@ class FakeApi:
         return self.objects[path]
 
     def _changed(self, path: str) -> Json:
-        self.objects[path]["metadata"]["resourceVersion"] = str(next(self._numbers))
-        return self.objects[path]
+        found = self.objects[path]
+        kind = "MODIFIED" if "resourceVersion" in found["metadata"] else "ADDED"
+        found["metadata"]["resourceVersion"] = str(next(self._numbers))
+        self._tell(path, kind, found)
+        return found
+
+    def _tell(self, path: str, kind: str, found: Json) -> None:
+        for where, waiting in self._watches:
+            if where == path.rpartition("/")[0]:
+                waiting.put_nowait({"type": kind, "object": copy.deepcopy(found)})
 
 
 def _merge(there: Json, patch: Json) -> None:

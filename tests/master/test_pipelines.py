@@ -1,0 +1,137 @@
+"""What a master does about Pipelines that users change, without a cluster; tests/kubernetes has more, with one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from nomad import bundle
+from nomad.errors import ConflictError, NotFoundError
+from nomad.kubernetes import paths
+from nomad.master import resource
+from nomad.master.kubestore import KubernetesStore
+from nomad.master.pipelines import PipelineWatch
+from nomad.master.views import EventView
+from nomad.pipeline import build
+from nomad.tasks import alongside
+from tests.clock import VirtualClock
+from tests.master.fakeapi import FakeApi
+from tests.master.fakepods import OPERATORS
+
+KEY = bytes(range(32))
+PIPELINE = paths.pipelines("nomad", "p")
+GOOD = bundle.make(build(OPERATORS), KEY)
+SPEC = bundle.read(GOOD, bundle.public_key(KEY)).spec("p", "edge", "cloud")
+DIGEST = bundle.read(GOOD, bundle.public_key(KEY)).digest
+
+
+class Submissions:
+    """What `PipelineWatch` needs of a master: it takes nothing on."""
+
+    def __init__(self) -> None:
+        self.signing_key = KEY
+        self.submitted = 0
+        self.removed: list[str] = []
+        self.events: asyncio.Queue[EventView] = asyncio.Queue()
+
+    async def submit(self, data: bytes, **options: Any) -> None:
+        self.submitted += 1
+        raise ConflictError("there is a pipeline of that id already", status=409)
+
+    async def remove(self, id: str) -> None:
+        self.removed.append(id)
+        raise NotFoundError("there is none", status=404)
+
+    def pipeline(self, id: str) -> Any:
+        raise NotFoundError("there is none", status=404)
+
+    async def subscribe_events(self) -> AsyncIterator[EventView]:
+        while True:
+            yield await self.events.get()
+
+
+class World:
+    """A namespace with one master, at a time that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.api, self.clock, self.master = FakeApi(), VirtualClock(), Submissions()
+
+    @asynccontextmanager
+    async def lead(self) -> AsyncIterator[PipelineWatch]:
+        api: Any = self.api
+        master: Any = self.master
+        self.store = await KubernetesStore.open(api, "nomad", "master-a", clock=self.clock)
+        watch = PipelineWatch(master, self.store, api, "nomad", "master-a", self.clock)
+        async with alongside(watch.run()):
+            await self.until(lambda: self.api._watches)
+            yield watch
+        await self.store.close()
+
+    async def until(self, condition: Callable[[], object], *, passing: float = 0.0) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                if passing:
+                    await self.clock.advance(passing)
+                await asyncio.sleep(0.001)
+
+    def put(self, digest: str = DIGEST, **metadata: Any) -> dict[str, Any]:
+        """A Pipeline as somebody applies it."""
+        body = resource.manifest(SPEC, digest)
+        return self.api.put(PIPELINE, body | {"metadata": body["metadata"] | metadata})
+
+    def code(self, data: bytes, digest: str = DIGEST) -> None:
+        for secret in resource.bundle_secrets(digest, data):
+            self.api.put(paths.secrets("nomad", secret["metadata"]["name"]), secret)
+
+    def reads(self) -> int:
+        """How many times code was read."""
+        return sum(verb == "get" and "nomad-bundle" in path for verb, path in self.api.asked)
+
+    def shown(self) -> str:
+        return str(self.api.objects[PIPELINE].get("status", {}).get("phase", ""))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# What can't be done
+
+
+@pytest.mark.parametrize("bad", ["its code", "its spec"])
+async def test_what_is_hopeless_is_tried_again_when_the_object_changes(world: World, bad: str) -> None:
+    digest = hashlib.sha256(b"no bundle").hexdigest()
+    if bad == "its code":
+        world.code(b"no bundle", digest)
+    else:
+        world.code(GOOD, digest)  # and not what is said in the object
+    async with world.lead():
+        world.put(digest)
+        await world.until(lambda: world.shown() == "Failed", passing=0.1)
+        assert world.reads() == 1
+        await world.master.events.put(EventView(1, 1.0, "node.ready", "a node has come"))
+        await world.clock.advance(3600.0)
+        await world.until(world.master.events.empty)
+        await world.clock.advance(3600.0)
+        assert world.reads() == 1
+        await world.api.patch(PIPELINE, {"spec": {"moves": False}})
+        await world.until(lambda: world.reads() == 2, passing=0.1)
+        world.code(GOOD)
+        await world.api.patch(PIPELINE, {"spec": {"bundle": DIGEST, "moves": True}})
+        await world.until(lambda: world.master.submitted, passing=0.1)
+
+
+async def test_what_may_come_right_is_tried_again_by_and_by(world: World) -> None:
+    async with world.lead():
+        world.put()
+        await world.until(lambda: world.shown() == "Pending", passing=0.1)
+        world.code(GOOD)
+        await world.until(lambda: world.shown() == "Failed", passing=1.0)  # another pipeline has its id
+        before = world.master.submitted
+        await world.until(lambda: world.master.submitted > before, passing=1.0)
