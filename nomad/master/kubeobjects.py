@@ -47,6 +47,8 @@ class Held:
     """As it was last seen or written."""
     known: bool = False
     """This master has taken it on, or found it taken on when it was opened."""
+    early: bool = False
+    """It was there when this master began."""
     gone: bool = False
     past_moves: dict[str, MoveView] = field(default_factory=dict)
     past: dict[str, PastOperator] = field(default_factory=dict)

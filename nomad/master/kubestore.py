@@ -89,7 +89,7 @@ class KubernetesStore:
             self.seen(item)
         await self._state.open(max((term_of(held.writer) for held in self._pipelines.held.values()), default=0))
         for held in self._pipelines.held.values():
-            held.known = resource.is_accepted(held.found)
+            held.known, held.early = resource.is_accepted(held.found), True
         await asyncio.gather(*(self._take_over(held) for held in self.known()))
         self._tasks.start(self._state.run(), name="write events")
         self._tasks.start(self._sweep(), name="look for unused bundles")
@@ -147,6 +147,18 @@ class KubernetesStore:
     async def report(self, held: Held, change: Change) -> None:
         """Change what a status shows to people; without effect, and without a request, where it shows that already."""
         await self._pipelines.write_status(held, change, USER)
+
+    def half_made(self, held: Held) -> bool:
+        """Whether a master began to make it, and never came to the end of that. What has another master's mark and was
+        made while this one leads is a copy, which a user has made.
+        """
+        mark = _mark(held.found)
+        return not held.known and mark is not None and (held.early or mark == self._writes.writer)
+
+    async def unmark(self, held: Held) -> None:
+        """It isn't half-made any more, and neither is a copy of it that a user makes. Raises `StateError`."""
+        if _mark(held.found) is not None:
+            await self._pipelines.write(held, _unmark, USER)
 
     async def discard(self, held: Held) -> None:
         """Have a Pipeline gone that no master has taken on."""
@@ -247,8 +259,8 @@ class KubernetesStore:
         if held.gone:
             raise StateError(f"pipeline {wanted.spec.id!r} was deleted while it was submitted")
         held.known = True
-        with suppress(StateError):
-            await self._pipelines.write(held, _unmark, USER)
+        with suppress(StateError):  # who watches Pipelines does it again
+            await self.unmark(held)
 
     async def set_goal(self, pipeline: str, goal: Goal) -> None:
         held = self.of(pipeline)
@@ -478,8 +490,13 @@ class KubernetesStore:
         return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
 
 
+def _mark(found: Json) -> str | None:
+    """The master that made it, unless all of that is done."""
+    text = (found["metadata"].get("annotations") or {}).get(resource.SUBMITTED_ANNOTATION)
+    return None if text is None else str(text)
+
+
 def _unmark(found: Json) -> None:
-    """It isn't half-made any more, and neither is a copy of it that a user makes."""
     annotations = found["metadata"].get("annotations") or {}
     annotations.pop(resource.SUBMITTED_ANNOTATION, None)
 

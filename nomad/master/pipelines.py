@@ -179,11 +179,15 @@ class PipelineWatch:
             if held.found["metadata"].get("deletionTimestamp"):
                 await self._remove(held)
                 return True
-            return await self._follow(held)
+            done = await self._follow(held)
+            await self._store.unmark(held)
+            return done
         if held.id in self._store.adding:
             return False
-        annotations = held.found["metadata"].get("annotations") or {}
-        if resource.SUBMITTED_ANNOTATION in annotations or held.found["metadata"].get("deletionTimestamp"):
+        half_made = self._store.half_made(held)
+        if half_made or held.found["metadata"].get("deletionTimestamp"):
+            if half_made:
+                log.warning("pipeline %s goes: its submission began, and was never done", held.name)
             if FINALIZER in (held.found["metadata"].get("finalizers") or ()):
                 await self._store.discard(held)
             return True

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nomad import bundle
-from nomad.errors import ConflictError, NotFoundError
+from nomad.errors import ApiForbidden, ConflictError, NotFoundError
 from nomad.kubernetes import paths
 from nomad.master import resource
 from nomad.master.kubestore import KubernetesStore
@@ -20,6 +20,7 @@ from nomad.master.views import EventView
 from nomad.pipeline import build
 from nomad.tasks import alongside
 from tests.clock import VirtualClock
+from tests.contract.store import BUNDLE, wanted
 from tests.master.fakeapi import FakeApi
 from tests.master.fakepods import OPERATORS
 
@@ -135,3 +136,48 @@ async def test_what_may_come_right_is_tried_again_by_and_by(world: World) -> Non
         await world.until(lambda: world.shown() == "Failed", passing=1.0)  # another pipeline has its id
         before = world.master.submitted
         await world.until(lambda: world.master.submitted > before, passing=1.0)
+
+
+# What masters leave on objects
+
+
+MARK = resource.SUBMITTED_ANNOTATION
+
+
+async def test_what_a_master_never_came_to_the_end_of_goes(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.put(annotations={MARK: "1/master-0/abc"})
+    async with world.lead():
+        await world.until(lambda: PIPELINE not in world.api.objects, passing=0.1)
+        assert "its submission began, and was never done" in caplog.text
+        own = world.store._writes.writer
+        world.put(annotations={MARK: own})  # the answer to its making came too late
+        await world.until(lambda: PIPELINE not in world.api.objects, passing=0.1)
+        assert not world.master.submitted
+
+
+async def test_a_copy_of_what_a_master_made_is_submitted(world: World) -> None:
+    """From a backup, say, with a mark that was never taken off, and a finalizer."""
+    async with world.lead():
+        world.code(GOOD)
+        world.put(annotations={MARK: "1/master-0/abc"})
+        await world.until(lambda: world.master.submitted, passing=0.1)
+        assert PIPELINE in world.api.objects
+
+
+async def test_a_mark_that_stayed_is_taken_off(world: World) -> None:
+    async with world.lead():
+        store = world.store
+        failed = False
+
+        async def meet(verb: str, path: str) -> None:
+            nonlocal failed
+            marks = world.api.objects.get(path, {}).get("metadata", {}).get("annotations", {})
+            if verb == "patch" and MARK in marks and store.known() and not failed:
+                failed = True
+                raise ApiForbidden("a policy is against it, for now")
+
+        world.api.meet = meet  # type: ignore[method-assign]
+        await store.add_pipeline(wanted(), BUNDLE)
+        await world.until(lambda: MARK not in world.api.objects[PIPELINE]["metadata"]["annotations"], passing=0.5)
+        assert failed
+        assert [held.name for held in store.known()] == ["p"]
