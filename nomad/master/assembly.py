@@ -448,7 +448,10 @@ async def _give_up_moves(desired: Desired, moves: MoveLog, events: EventLog, cau
             error = "the master was restarted before the switch"
             ended = replace(view, state=MoveState.ROLLED_BACK, finished=clock.wall(), error=error)
             moves.restore([ended])
-            await moves.save(view.id)
+            try:
+                await moves.save(view.id)
+            except StateError as exc:
+                log.warning("that move %s was rolled back can't be written down: %s", view.id, exc)
             text, data = story(ended), {"move": view.id, "source": view.source, "target": view.target}
             events.add("move.rolled_back", text, pipeline=id, operator=view.operator, cause=cause, data=data)
 
@@ -463,7 +466,7 @@ def _miss(requested: Requested, observed: Observed, observer: Observer) -> None:
 
 async def _where_found(requested: Requested, desired: Desired, observed: Observed, store: Store) -> Requested:
     """Pods are where the runtime has them. An earlier master that had chosen another node may not have come so far as
-    to start the operator there: where its pod works, it stays. Raises `StateError`.
+    to start the operator there: where its pod works, it stays.
     """
     pipelines = dict(requested.pipelines)
     for id, have in requested.pipelines.items():
@@ -478,7 +481,10 @@ async def _where_found(requested: Requested, desired: Desired, observed: Observe
                 placement[name] = PlacementView(node, "its pod was found there")
         if placement:
             wanted.placement = {**wanted.placement, **placement}
-            await store.set_placement(id, wanted.placement)
+            try:
+                await store.set_placement(id, wanted.placement)
+            except StateError as exc:
+                log.warning("where the operators of %s are can't be written down: %s", id, exc)
         pipelines[id] = replace(have, operators=operators)
     return replace(requested, pipelines=pipelines)
 

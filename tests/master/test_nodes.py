@@ -14,7 +14,7 @@ from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, Stat
 from nomad.master.rehome import Homes
 from nomad.master.sqlite import SqliteStore
 from nomad.master.state import DesiredPipeline
-from nomad.master.views import PlacementView
+from nomad.master.views import MoveState, PlacementView
 from nomad.runtime.base import NodeInfo
 from tests.master.fakepods import OPERATORS, Cluster
 from tests.master.test_moves import THREE, settled
@@ -223,6 +223,29 @@ async def test_a_master_that_died_after_it_had_chosen_another_node(
         node = "cloud" if lost else "fog"
         assert (square.node, square.placement.node, square.epoch) == (node, node, 2 if lost else 1)
         assert await stored(cluster) == node
+
+
+async def test_what_can_not_be_written_down_of_a_pipeline_keeps_no_master_from_leading(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(store: SqliteStore, *args: Any) -> None:
+        raise StateError("the disk is full")
+
+    async with cluster.run(killed=True) as master:
+        await submit_in_the_middle(cluster)
+        wanted = master._parts.desired.pipelines["p"]
+        placement = {**wanted.placement, "square": PlacementView("cloud", "it is free")}
+        await master._parts.store.set_placement("p", placement)
+        cluster.pods.holds = {"standby"}
+        await master.move("p", "square", "edge")
+        await cluster.until(lambda: master.moves("p")[0].state is MoveState.CONNECTING)
+        await cluster.until(lambda: not master._parts.loop._lanes)
+    monkeypatch.setattr(SqliteStore, "set_placement", refused)
+    monkeypatch.setattr(SqliteStore, "save_moves", refused)
+    async with cluster.run() as master:
+        await cluster.until(lambda: cluster.phase() == "running", passing=0.5)
+        assert cluster.operator("square").placement.node == "fog"
+        assert master.moves("p")[0].state is MoveState.ROLLED_BACK
 
 
 async def test_a_node_that_cannot_start_it_several_times_is_left(cluster: Cluster) -> None:
