@@ -170,8 +170,6 @@ async def assemble(
         observer = Observer(observed, book, clock, woken.set, pace)
         moves = MoveLog(store, events, clock, settings.reconcile.moving.kept)
         requested = _restore(desired, observer, moves, await store.pipelines(), clock)
-        grace = max(settings.reconcile.adopt_grace, ADOPT_EACH * len(requested.pods))
-        settings = replace(settings, reconcile=replace(settings.reconcile, adopt_grace=grace))
         for wanted in desired.pipelines.values():
             declare_profile(book, wanted.spec, clock.now())
         keys = own.keys
@@ -397,6 +395,7 @@ def _restore(
     A move whose switch was stored goes on from there: the old instance is nobody's any more, and ended as such.
     """
     pipelines, now = {}, clock.now()
+    grace = ADOPT_EACH * sum(op.pod is not None for pipeline in stored for op in pipeline.operators)
     for pipeline in stored:
         id, wanted = pipeline.wanted.spec.id, pipeline.wanted
         desired.pipelines[id] = wanted
@@ -411,6 +410,7 @@ def _restore(
                 last_pod=op.last_pod,
                 asked_at=now,
                 adopted=op.pod is not None,
+                grace=grace,
                 restarts=op.restarts,
             )
             observer.restore(operator_id(id, op.name), History(op.totals, op.failure))

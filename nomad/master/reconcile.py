@@ -302,12 +302,12 @@ class _Pipeline:
             return op
         if op.away:
             # It has time to report again.
-            op = replace(op, away=False, adopted=True, asked_at=self.now, rehomes=0, rehome_at=0.0)
+            op = replace(op, away=False, adopted=True, asked_at=self.now, grace=0.0, rehomes=0, rehome_at=0.0)
         if op.kill_by is not None:
             return self._kill(op, "it hasn't ended")
         if state.ready_at is None:
             reported = not op.adopted or state.connection is not None
-            patience = self.settings.start_timeout if reported else self.settings.adopt_grace
+            patience = self.settings.start_timeout if reported else max(op.grace, self.settings.adopt_grace)
             if self.now >= op.asked_at + patience:
                 return self._kill(op, f"it hasn't been ready within {patience:g} s")
             self.wake(op.asked_at + patience)

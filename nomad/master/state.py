@@ -162,7 +162,9 @@ class RequestedOperator:
     asked_at: float = 0.0
     """When the pod was asked for, or adopted."""
     adopted: bool = False
-    """An earlier master asked for the pod."""
+    """An earlier master asked for the pod, or it was away."""
+    grace: float = 0.0
+    """Seconds that an adopted pod may take to report, if more than `Reconcile.adopt_grace`."""
     restarts: int = 0
     failures: int = 0
     """In a row, for the pause before the next pod."""

@@ -480,6 +480,23 @@ def test_pods_of_an_earlier_master_are_given_time(working: World) -> None:
     assert of(Start, world) == [Start("p", "sink", "p.sink-e2", 2, "cloud")]
 
 
+def test_many_pods_are_given_more_time_once(working: World) -> None:
+    """Those that a master finds when it starts; not those whose node comes back later."""
+    world = restarted(working)
+    have = world.requested.pipelines["p"]
+    waited = {name: replace(op, grace=250.0) for name, op in have.operators.items()}
+    world.requested = Requested({"p": replace(have, operators=waited)})
+    assert world.decide().wake_at == world.now + 250.0
+    lose(world)
+    world.step()
+    world.now += 250.0
+    assert [kill.pod for kill in of(Kill, world)] == ["p.source-e1"]
+    lose(world, back=True)
+    assert not of(Kill, world)
+    world.now += SETTINGS.adopt_grace
+    assert {"p.square-e1", "p.sink-e1"} <= {kill.pod for kill in of(Kill, world)}
+
+
 def test_an_adopted_pod_that_still_loads_its_model_is_given_the_time_of_any_other(working: World) -> None:
     world = restarted(working)
     world.step()
