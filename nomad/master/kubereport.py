@@ -135,6 +135,11 @@ class Reporter:
         self._generations[held.uid] = held.found["metadata"].get("generation", 0)
         await self._show(held)
 
+    def forget(self, uid: str) -> None:
+        """An object is gone."""
+        for known in (self._refused, self._generations, self._latency_at, self._allowances):
+            known.pop(uid, None)
+
     def event(self, held: Held, kind: str, reason: str, note: str) -> None:
         """An Event about a pipeline, in the background; what is over the pipeline's allowance isn't written."""
         now = self._clock.now()

@@ -158,6 +158,7 @@ class PipelineWatch:
             self._busy.discard(held.uid)
             if held.gone:
                 self._hopeless.pop(held.uid, None)
+                self._reporter.forget(held.uid)
             if again and not held.gone:
                 retry = self._retries.setdefault(held.uid, _Retry())
                 retry.failures += 1

@@ -181,3 +181,26 @@ async def test_a_mark_that_stayed_is_taken_off(world: World) -> None:
         await world.until(lambda: MARK not in world.api.objects[PIPELINE]["metadata"]["annotations"], passing=0.5)
         assert failed
         assert [held.name for held in store.known()] == ["p"]
+
+
+# What has gone
+
+
+async def test_nothing_is_kept_of_objects_that_are_gone(world: World) -> None:
+    async with world.lead() as watch:
+        reporter = watch._reporter
+        for bad in ("taken on", "refused"):
+            if bad == "taken on":
+                await world.store.add_pipeline(wanted(), BUNDLE)
+                held = world.store.of("p")
+                assert held is not None
+                await reporter.followed(held, "it can't be so")
+                reporter._latency_at[held.uid] = 1.0
+            else:
+                digest = hashlib.sha256(b"no bundle").hexdigest()
+                world.code(b"no bundle", digest)
+                world.put(digest, finalizers=[])
+                await world.until(lambda: world.shown() == "Failed", passing=0.1)
+            world.api.drop(PIPELINE)
+            kept: list[Any] = [reporter._refused, reporter._generations, reporter._latency_at, reporter._allowances]
+            await world.until(lambda kept=kept: not any([*kept, watch._hopeless]), passing=0.1)  # type: ignore[misc]
