@@ -610,7 +610,9 @@ def check(world: World, epochs: dict[str, int]) -> None:
 
 
 def cooperate(world: World) -> None:
-    """Pods that do what they are asked to, for one moment."""
+    """A store and pods that do what they are asked to, for one moment."""
+    if world.requested.pipelines["p"].outcome is not None:
+        world.store()
     for name, op in operators(world).items():
         if op.pod is None:
             continue
@@ -618,8 +620,6 @@ def cooperate(world: World) -> None:
         if op.kill_by is not None or op.stop_by is not None:
             world.exit(name, 0)
             continue
-        if world.requested.pipelines["p"].outcome is not None:
-            world.store()
         world.run(name)
         if state.connection is None:
             world.connect(name, assigned=state.assigned)
