@@ -317,7 +317,7 @@ class Enactor:
         except StateError as exc:
             self._observer.switched(action.pod, str(exc))
             return
-        wanted.placement = placement
+        wanted.placement = {**wanted.placement, action.operator: reason}  # another one's may have changed meanwhile
         self._observer.switched(action.pod)
 
     async def _rehome(self, action: Rehome) -> None:

@@ -225,6 +225,25 @@ async def test_a_master_that_died_after_it_had_chosen_another_node(
         assert await stored(cluster) == node
 
 
+async def test_another_node_is_kept_that_was_chosen_during_the_switch_of_a_move(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = SqliteStore.save_switch
+
+    async with cluster.run() as master:
+        await submit_in_the_middle(cluster)
+        wanted = master._parts.desired.pipelines["p"]
+
+        async def meanwhile(store: SqliteStore, *args: Any) -> None:
+            await save(store, *args)
+            wanted.placement = {**wanted.placement, "sink": PlacementView("edge", "it is free")}
+
+        monkeypatch.setattr(SqliteStore, "save_switch", meanwhile)
+        await master.move("p", "square", "edge")
+        await cluster.until(lambda: wanted.node_of("square") == "edge", passing=0.1)
+        assert wanted.node_of("sink") == "edge"
+
+
 async def test_what_can_not_be_written_down_of_a_pipeline_keeps_no_master_from_leading(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
