@@ -139,15 +139,19 @@ async def test_what_kubectl_gets_can_be_applied_again(cluster: Watched) -> None:
 
 
 async def test_what_a_master_left_half_made_goes_again(cluster: Watched) -> None:
+    async with cluster.lead():
+        *secrets, pipeline = cluster.objects()
+    pipeline["metadata"] |= {
+        "annotations": {"nomad.dev/submitted-by": "1/master-a/gone"},
+        "finalizers": ["nomad.dev/pods"],
+    }
+    await cluster.apply(pipeline)
     async with cluster.lead() as master:
-        pipeline = cluster.objects()[-1]
-        pipeline["metadata"] |= {
-            "annotations": {"nomad.dev/submitted-by": "1/master-a/gone"},
-            "finalizers": ["nomad.dev/pods"],
-        }
-        await cluster.apply(pipeline)
         await cluster.gone()
         assert master.pipelines() == []
+        await cluster.apply(*secrets, pipeline)  # which is a copy, then
+        await cluster.shows(".status.phase", "Running")
+        await cluster.shows(".metadata.annotations.nomad\\.dev/submitted-by", "")
 
 
 async def test_more_than_an_object_can_hold_is_refused(cluster: Watched) -> None:
