@@ -101,8 +101,10 @@ class Pipelines:
         self._writes.look((found.get("status") or {}).get(_WRITER, ""))
         held = self.held.get(name)
         if held is None or held.uid != uid:
+            if held is not None and _version(found) < _version(held.found):
+                return Held(name, uid, found, gone=True)
             if held is not None:
-                held.gone = True
+                self.lost(name, held.uid)
             held = self.held[name] = Held(name, uid, found)
         elif _version(found) >= _version(held.found):
             held.found = found

@@ -263,7 +263,7 @@ class KubernetesStore:
             await self.unmark(held)
 
     async def set_goal(self, pipeline: str, goal: Goal) -> None:
-        held = self.of(pipeline)
+        held = self._taken_on(pipeline)
         if held is None:
             return
         if goal is Goal.REMOVE:
@@ -274,7 +274,7 @@ class KubernetesStore:
 
     async def set_spec(self, spec: PipelineSpec) -> None:
         profile = resource.profile(spec)
-        if held := self.of(spec.id):
+        if held := self._taken_on(spec.id):
             await self._pipelines.write(held, lambda found: _set(found["spec"], "profile", profile), USER)
 
     async def set_placing(self, pipeline: str, *, moves: bool, pins: dict[str, str]) -> None:
@@ -287,24 +287,24 @@ class KubernetesStore:
             kept = {name: node for name, node in asked.items() if name in pins or met.get(name) != node}
             _set(found["spec"], "pins", kept | {name: node for name, node in pins.items() if met.get(name) != node})
 
-        if held := self.of(pipeline):
+        if held := self._taken_on(pipeline):
             async with self._writes.turn(held.placing, USER) as left:
                 await self._pipelines.write(held, change, left)
                 await self._pipelines.write_status(held, lambda status: _set(status, "pins", dict(pins)), left)
 
     async def set_placement(self, pipeline: str, placement: dict[str, PlacementView]) -> None:
         """Where the next pods go."""
-        if held := self.of(pipeline):
+        if held := self._taken_on(pipeline):
             await self._pipelines.write_status(held, lambda status: _place(status, placement), LOOP)
 
     async def set_outcome(self, pipeline: str, outcome: Outcome, reason: str) -> None:
         change = {"outcome": str(outcome), "phase": str(outcome).capitalize(), "reason": reason}
-        if held := self.of(pipeline):
+        if held := self._taken_on(pipeline):
             await self._pipelines.write_status(held, lambda status: status.update(change), ALWAYS)
 
     async def save_operator(self, pipeline: str, operator: StoredOperator) -> None:
         """Write or replace; without effect when the pipeline has been removed."""
-        if held := self.of(pipeline):
+        if held := self._taken_on(pipeline):
             # Only what of it has ended counts, so that either may be there without the other.
             await self._keep_past(held, operator)
             await self._pipelines.write_status(held, lambda status: _save_operator(status, operator), LOOP)
@@ -319,19 +319,19 @@ class KubernetesStore:
             _save_operator(status, operator)
             _save_move(status, move)
 
-        if held := self.of(pipeline):
+        if held := self._taken_on(pipeline):
             await self._keep_past(held, operator)
             await self._pipelines.write_status(held, change, LOOP)
 
     async def save_moves(self, moves: Sequence[MoveView], keep: int) -> None:
         """Write or replace; of each pipeline all but the last `keep` are dropped."""
         for pipeline in dict.fromkeys(move.pipeline for move in moves):
-            if held := self.of(pipeline):
+            if held := self._taken_on(pipeline):
                 await self._save_moves(held, [move for move in moves if move.pipeline == pipeline], keep, LOOP)
 
     async def order_move(self, move: MoveView, keep: int) -> None:
         """A new one that a user waits for; when it can't be written down, nothing of it is left over."""
-        if held := self.of(move.pipeline):
+        if held := self._taken_on(move.pipeline):
             try:
                 await self._save_moves(held, [move], keep, USER)
             except (StateError, asyncio.CancelledError):
@@ -342,7 +342,7 @@ class KubernetesStore:
     async def remove_pipeline(self, pipeline: str, epoch_floor: int) -> None:
         """Delete a pipeline and remember which epochs were used; its bundle goes by time once no other has it."""
         await self._state.set("epoch_floor", str(epoch_floor).encode(), LOOP)
-        if held := self.of(pipeline):
+        if held := self._taken_on(pipeline):
             await self._pipelines.delete(held, LOOP)
             for path in (self._history_path(held), self._link_path(held)):
                 if not await self._pipelines.clear(path, LOOP):
@@ -362,6 +362,11 @@ class KubernetesStore:
     async def add_events(self, events: Sequence[EventView], keep: int) -> None:
         """Append, and drop all but the last `keep`. They are written down a little later, many at a time."""
         self._state.add(events, keep)
+
+    def _taken_on(self, pipeline: str) -> Held | None:
+        """What is written about a pipeline isn't about an object of its name that was made after it."""
+        held = self.of(pipeline)
+        return held if held is not None and held.known else None
 
     # What belongs to a Pipeline
 

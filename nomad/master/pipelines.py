@@ -71,6 +71,8 @@ class PipelineWatch:
         self._reflector: Reflector[Json] = Reflector(
             api, paths.pipelines(namespace), self._take, self._changed, clock=self._clock
         )
+        self._seen: dict[str, Held] = {}
+        """By uid: what is in the cluster, as far as was heard."""
         self._dirty: dict[str, Held] = {}
         self._woken = asyncio.Event()
         self._retries: dict[str, _Retry] = {}
@@ -98,16 +100,20 @@ class PipelineWatch:
         return found
 
     def _changed(self, old: Json | None, new: Json | None) -> None:
+        if old is not None and (new is None or _uid(old) != _uid(new)):
+            # Gone; where there is a new one of that name, nobody may have heard of it in between.
+            held = self._seen.pop(_uid(old))
+            self._store.lost(held.name, held.uid)
+            self._dirty[held.uid] = held
+            old = None
         if new is not None:
             held = self._store.seen(new)
+            if held.gone:  # there is a new one of that name already
+                held = self._seen.get(held.uid, held)
+            self._seen[held.uid] = held
             if old is None or _wanted(old) != _wanted(new):
                 self._retries.pop(held.uid, None)
-        else:
-            assert old is not None
-            metadata = old["metadata"]
-            held = self._store.held(metadata["name"]) or self._store.seen(old)
-            self._store.lost(metadata["name"], metadata["uid"])
-        self._dirty[held.uid] = held
+            self._dirty[held.uid] = held
         self._woken.set()
 
     async def _watch_cluster(self) -> None:
@@ -293,6 +299,10 @@ class PipelineWatch:
             for name, node in changes.items()
             if node is not None and name not in ends and name in nodes and nodes[name] != node
         }
+
+
+def _uid(found: Json) -> str:
+    return str(found["metadata"]["uid"])
 
 
 def _wanted(found: Json) -> tuple[object, object]:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
-from nomad.errors import ApiConflict, ApiExists, ApiNotFound
+from nomad.errors import ApiConflict, ApiExists, ApiGone, ApiNotFound
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -119,10 +119,16 @@ class FakeApi:
         self._watches.append(waiting)
         opened()
         try:
-            while True:
-                yield await waiting[1].get()
+            while event := await waiting[1].get():
+                yield event
+            raise ApiGone("it is too old")
         finally:
             self._watches.remove(waiting)
+
+    def forget(self) -> None:
+        """What was changed before can't be watched any more."""
+        for _, waiting in self._watches:
+            waiting.put_nowait({})
 
     # Inside
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from nomad.kubernetes import paths
 from nomad.master import resource
 from nomad.master.kubestore import KubernetesStore
 from nomad.master.pipelines import PipelineWatch
+from nomad.master.state import Goal
 from nomad.master.views import EventView
 from nomad.pipeline import build
 from nomad.tasks import alongside
@@ -204,3 +206,42 @@ async def test_nothing_is_kept_of_objects_that_are_gone(world: World) -> None:
             world.api.drop(PIPELINE)
             kept: list[Any] = [reporter._refused, reporter._generations, reporter._latency_at, reporter._allowances]
             await world.until(lambda kept=kept: not any([*kept, watch._hopeless]), passing=0.1)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("heard", [False, True])
+async def test_another_object_of_the_same_name_is_another_pipeline(world: World, heard: bool) -> None:
+    """The first was deleted by force, and applied again; `heard`: not both between two lists."""
+    async with world.lead() as watch:
+        await world.store.add_pipeline(wanted(), BUNDLE)
+        await world.until(lambda: watch._seen and not watch._dirty and not watch._busy)
+        first = world.store.of("p")
+        assert first is not None
+        world.code(GOOD)
+        if not heard:
+            world.api.forget()
+        world.api.drop(PIPELINE)
+        world.put()
+        await world.until(lambda: world.master.removed and world.master.submitted, passing=0.1)
+        assert world.master.removed == ["p"]
+        assert first.gone
+        await world.store.set_goal("p", Goal.REMOVE)  # which is about the first
+        await world.store.remove_pipeline("p", 1)
+        assert "deletionTimestamp" not in world.api.objects[PIPELINE]["metadata"]
+
+
+async def test_a_new_object_is_seen_before_the_end_of_the_old_one(world: World) -> None:
+    async with world.lead() as watch:
+        await world.store.add_pipeline(wanted(), BUNDLE)
+        await world.until(lambda: watch._seen and not watch._dirty and not watch._busy)
+        first = world.store.of("p")
+        old = copy.deepcopy(world.api.objects[PIPELINE])
+        watching, world.api._watches = world.api._watches, []
+        world.api.drop(PIPELINE)
+        new = world.store.seen(copy.deepcopy(world.put()))  # as the answer to a request
+        world.api._watches = watching
+        for kind in ("MODIFIED", "DELETED"):
+            old["metadata"]["resourceVersion"] = str(int(old["metadata"]["resourceVersion"]) + 1)
+            watching[0][1].put_nowait({"type": kind, "object": copy.deepcopy(old)})
+        await world.until(lambda: world.master.removed, passing=0.1)
+        assert first is not None
+        assert (first.gone, new.gone, world.store.of("p")) == (True, False, new)
