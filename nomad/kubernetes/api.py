@@ -46,6 +46,7 @@ LONGEST_PAUSE = 10.0  # seconds; an API that wants more patience than that is un
 
 PIECE = 1 << 16  # bytes of a text's line that are given out without its end
 
+CONNECTIONS = 48  # at a time, a watch has one of them; each takes about 60 KB, most of it TLS's
 PAGE = 500  # objects of a list: some megabytes
 
 _CONTENT = {
@@ -321,6 +322,7 @@ class _Login:
         from kubernetes_asyncio.client.rest import RESTClientObject
 
         configuration = Configuration()
+        configuration.connection_pool_maxsize = CONNECTIONS
         file = _kubeconfig(kubeconfig, context)
         loader: Any = config  # is typed in part only
 

@@ -28,10 +28,11 @@ IN_PLACE_BYTES = 1 << 16
 """A head or part from this size on is received into a buffer of its own."""
 JOIN_BYTES = 1 << 14
 """Neighbouring buffers below this size are joined for writing."""
-SCRATCH_BYTES = 1 << 18
-"""Reused buffer of a splitter for all that is small, once more than `FIRST_BYTES` have come at once."""
 FIRST_BYTES = 1 << 12
-"""Before that: a master has thousands of connections over which little is said."""
+"""Reused buffer of a splitter for all that is small; a master has thousands of connections where little is said."""
+SCRATCH_BYTES = 1 << 18
+"""What that grows to, in steps of `GROWTH`, where it was too small."""
+GROWTH = 8
 FRAME_OVERHEAD = 128
 """What a waiting frame counts for beyond its bytes, so that empty ones are bounded too."""
 _LOOK_AHEAD = 16
@@ -193,8 +194,9 @@ class Splitter:
                 start = end
             break
         self._end = end - start
-        if len(scratch) == FIRST_BYTES and (end == FIRST_BYTES or self._want > FIRST_BYTES):
-            self._scratch = fresh(SCRATCH_BYTES)
+        size = len(scratch)
+        if size < SCRATCH_BYTES and (end == size or self._want > size):
+            self._scratch = fresh(size * GROWTH if self._want <= size * GROWTH else SCRATCH_BYTES)
             self._scratch[: self._end] = scratch[start:end]
         elif start and self._end:
             scratch[: self._end] = scratch[start:end]

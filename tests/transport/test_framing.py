@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nomad.errors import FrameTooLarge
 from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS, Frame
-from nomad.transport.framing import IN_PLACE_BYTES, JOIN_BYTES, SCRATCH_BYTES, Splitter, encode
+from nomad.transport.framing import FIRST_BYTES, IN_PLACE_BYTES, JOIN_BYTES, SCRATCH_BYTES, Splitter, encode
 
 BORDERS = [0, 1, 8, JOIN_BYTES - 1, JOIN_BYTES, IN_PLACE_BYTES - 1, IN_PLACE_BYTES, IN_PLACE_BYTES + 1, SCRATCH_BYTES]
 sizes = st.one_of(st.integers(0, 40), st.sampled_from(BORDERS), st.integers(0, SCRATCH_BYTES))
@@ -111,6 +111,21 @@ def test_what_follows_a_large_payload_is_read_at_once_when_it_turns_out_small() 
     found = feed(splitter, stream([(b"small",)] * 2), [])
     assert plain(found) == [(b"small",)] * 2
     assert len(splitter.get_buffer()) == SCRATCH_BYTES
+
+
+def test_the_buffer_for_what_is_small_grows_as_it_is_needed() -> None:
+    splitter = Splitter()
+    sizes = [len(splitter.get_buffer())]
+    for _ in range(3):
+        found = feed(splitter, stream([(bytes(60),)] * 5000), [])
+        assert len(found) == 5000
+        sizes.append(len(splitter.get_buffer()))
+    assert sizes[0] == FIRST_BYTES
+    assert sizes[-1] == SCRATCH_BYTES
+    quiet = Splitter()
+    for _ in range(100):
+        feed(quiet, stream([(bytes(1000),)] * 3), [])
+    assert len(quiet.get_buffer()) == FIRST_BYTES
 
 
 def test_many_parts() -> None:
