@@ -77,10 +77,10 @@ async def serve_in_cluster(
             return _reached(settings, api, name)
 
         leads = leading(lease_api or api, settings.kubernetes, clock, lost=fence, reach=reach)
-        door = await stack.enter_async_context(leads)
+        leadership = await stack.enter_async_context(leads)
         await stack.enter_async_context(_certified(settings, api, clock))
         store = await KubernetesStore.open(
-            api, settings.kubernetes.namespace, settings.kubernetes.identity, clock=clock
+            api, settings.kubernetes.namespace, settings.kubernetes.identity, clock=clock, lasts=leadership.lasts
         )
         closing = await stack.enter_async_context(AsyncExitStack())  # until the master closes them itself
         closing.push_async_callback(store.close)
@@ -89,7 +89,7 @@ async def serve_in_cluster(
         served = serve(settings, None, runtime=runtime, store=store, sock=sock, other_tokens=other_tokens)
         await stack.enter_async_context(alongside(_until_fenced(store), runtime.watching()))
         made = await stack.enter_async_context(served)
-        made.master.receive(names.MASTER, door)
+        made.master.receive(names.MASTER, leadership.door)
         kubernetes = settings.kubernetes
         watch = PipelineWatch(made.master, store, api, kubernetes.namespace, kubernetes.identity, clock)
         await stack.enter_async_context(alongside(watch.run()))

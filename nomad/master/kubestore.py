@@ -58,11 +58,11 @@ LINK_KEY = "key"
 class KubernetesStore:
     """The store in one namespace. Made by `open`; used by the master that leads."""
 
-    def __init__(self, api: Api, namespace: str, identity: str, clock: Clock) -> None:
+    def __init__(self, api: Api, namespace: str, identity: str, clock: Clock, lasts: Callable[[], bool]) -> None:
         self._api = api
         self._namespace = namespace
         self._clock = clock
-        self._writes = Writes(identity, clock)
+        self._writes = Writes(identity, clock, lasts)
         self._bundles = Bundles(api, namespace, self._writes, clock)
         self._pipelines = Pipelines(api, namespace, self._writes)
         self._state = MasterState(api, namespace, self._writes, clock)
@@ -72,13 +72,22 @@ class KubernetesStore:
         self._tasks = Tasks()
 
     @classmethod
-    async def open(cls, api: Api, namespace: str, identity: str, *, clock: Clock | None = None) -> Self:
+    async def open(
+        cls,
+        api: Api,
+        namespace: str,
+        identity: str,
+        *,
+        clock: Clock | None = None,
+        lasts: Callable[[], bool] = lambda: True,
+    ) -> Self:
         """Take the namespace over from whoever had it. `identity`: what this master is called, best its pod's name.
+        `lasts`: whether it leads, asked before each write.
 
         Raises `StateError`, when the API doesn't answer or refuses.
         """
         clock = clock or SystemClock()
-        self = cls(api, namespace, f"{identity or os.uname().nodename}/{secrets.token_hex(4)}", clock)
+        self = cls(api, namespace, f"{identity or os.uname().nodename}/{secrets.token_hex(4)}", clock, lasts)
         try:
             found, _ = await self._writes.patiently(lambda: api.list(paths.pipelines(namespace)), LOOP)
         except ApiNotFound:

@@ -33,13 +33,15 @@ _LONGEST_PAUSE = 5.0
 class Writes:
     """The writes of one master."""
 
-    def __init__(self, identity: str, clock: Clock) -> None:
+    def __init__(self, identity: str, clock: Clock, lasts: Callable[[], bool] = lambda: True) -> None:
+        """`lasts`: whether this master leads, asked before each write."""
         self.term = 0
         """Higher than that of all masters before; known once what they left was looked at."""
         self.fenced = asyncio.Event()
         """Another master leads. Nothing is written any more; this process should end."""
         self._identity = identity
         self._clock = clock
+        self._lasts = lasts
         self._why = ""
 
     @property
@@ -105,6 +107,8 @@ class Writes:
         return not self.fenced.is_set() and not isinstance(exc.__cause__, (ApiUnavailable, TimeoutError))
 
     def _check(self) -> None:
+        if not self._lasts():
+            self.fence("its time has run out")
         if self.fenced.is_set():
             raise StateError(f"this master leads no more, {self._why}: ask again, another one answers")
 

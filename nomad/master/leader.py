@@ -21,6 +21,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,6 +51,16 @@ class LeadershipLost(NomadError):
     """The lease couldn't be renewed in time: somebody else may lead by now."""
 
 
+@dataclass(frozen=True, slots=True)
+class Leadership:
+    """What a process that leads has of it."""
+
+    door: Door
+    """Where those that wait come to."""
+    lasts: Callable[[], bool]
+    """Whether it may act now: a process that was stopped for a while may learn here that its time is over."""
+
+
 @asynccontextmanager
 async def leading(
     api: Api,
@@ -58,11 +69,11 @@ async def leading(
     *,
     lost: Callable[[str], None] = lambda why: None,
     reach: Reach | None = None,
-) -> AsyncIterator[Door]:
+) -> AsyncIterator[Leadership]:
     """Wait until this process leads, and run the block while it does. Raises `LeadershipLost` into it.
 
     `lost(why)` is called before that, for what must stop at once. `reach`: how to get to the master that leads while
-    this one waits; without, it isn't missed before its lease runs out. What the block gets is where others come to.
+    this one waits; without, it isn't missed before its lease runs out.
     """
     leader = _Leader(api, settings, clock, lost)
     async with alongside(*leader.watches()):
@@ -72,7 +83,7 @@ async def leading(
                 await leader.win()
             async with alongside(leader.keep()):
                 await leader.mark()
-                yield leader.door
+                yield Leadership(leader.door, leader.leads)
         finally:
             await leader.door.close()
             await leader.give_up()
@@ -109,6 +120,9 @@ class _Leader:
         )
         self._seen: set[str] = set()
         """Pods that were there."""
+
+    def leads(self) -> bool:
+        return self._election.leads(self._clock.now())
 
     def watches(self) -> tuple[Any, ...]:
         return self._leases.run(), self._watch_pods()
