@@ -129,12 +129,8 @@ class Bench:
             text = f"{took:.1f} s, {used:.1f} s of CPU, {restarts} restarts"
             self._row(f"until all {self.crowd.size} pods have reported", "0 restarts", text, restarts == 0)
             await self._quiet()
-            await self._steadily(process, "heart-beats as the master asks for")
+            await self._steadily(process)
             await self._changes(master)
-            await self._pace(voices, 0.0)
-            await self._quiet()
-            await self._steadily(process, "without heart-beats")
-            await self._pace(voices, self._beat)
             if found := os.environ.get("NOMAD_SCALE_PROFILE"):
                 await asyncio.to_thread(subprocess.run, [*found.split(), "--pid", str(process.pid)], check=False)
             restarts = await self._restarts()
@@ -156,7 +152,7 @@ class Bench:
             if not [r for r in self._env.requests(since, user) if r.verb != "watch" and r.resource != "leases"]:
                 return
 
-    async def _steadily(self, process: psutil.Process, how: str) -> None:
+    async def _steadily(self, process: psutil.Process) -> None:
         user = f"system:serviceaccount:{NAMESPACE}:nomad-master"
         since, before = self._env.audit_size(), sum(process.cpu_times()[:2])
         began = time.monotonic()
@@ -165,10 +161,10 @@ class Bench:
         cpu = (sum(process.cpu_times()[:2]) - before) / seconds
         memory = process.memory_info().rss
         asked = [r for r in self._env.requests(since, user) if r.verb != "watch"]
-        self._row(f"steady, {how}: CPU", "<= 10 % of a core", f"{cpu:.1%}", cpu <= CPU_BAR)
-        self._row(f"steady, {how}: memory", "<= 300 MB", f"{memory / 1e6:.0f} MB", memory <= MEMORY_BAR)
+        self._row("steady: CPU", "<= 10 % of a core", f"{cpu:.1%}", cpu <= CPU_BAR)
+        self._row("steady: memory", "<= 300 MB", f"{memory / 1e6:.0f} MB", memory <= MEMORY_BAR)
         rate, text = len(asked) / seconds, f"{len(asked)} in {seconds:.0f} s"
-        self._row(f"steady, {how}: requests", "<= 1 in 10 s", text, rate <= REQUESTS_BAR + 1 / seconds)
+        self._row("steady: requests", "<= 1 in 10 s", text, rate <= REQUESTS_BAR + 1 / seconds)
 
     async def _changes(self, master: MasterProcess) -> None:
         """One thing changes in the cluster: until what the master does for it is seen there."""

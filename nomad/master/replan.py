@@ -39,7 +39,7 @@ ROUND = 0.5
 """Seconds between two looks at the least: each pod's heart-beats come twice a second at the most."""
 
 
-SHARE, BURST = 0.05, 2.0
+SHARE, BURST = 0.03, 2.0
 """Of one core, what looking may take in the long run, and seconds of it that may be taken at once. Where there are
 hundreds of pipelines or nodes they are looked at less often.
 """

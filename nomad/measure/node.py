@@ -51,7 +51,7 @@ from nomad.transport.trunk import Trunk, carries
 
 log = logging.getLogger(__name__)
 
-REPORT_SECONDS = SILENT_SECONDS / 5
+REPORT_SECONDS = SILENT_SECONDS / 3
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 3.0
 """Seconds between attempts to reach the master, doubled from the first to the most."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -78,6 +77,28 @@ class Level:
 class Track:
     """One quantity."""
 
+    __slots__ = (
+        "_differences",
+        "_down",
+        "_floor",
+        "_found_at",
+        "_last_swing",
+        "_long",
+        "_long_at",
+        "_recent",
+        "_restless",
+        "_samples",
+        "_seen",
+        "_spread",
+        "_swung_at",
+        "_up",
+        "changed_at",
+        "deviation",
+        "direction",
+        "mean",
+        "was",
+    )
+
     def __init__(self, floor: float) -> None:
         """`floor`: the least deviation, in the quantity's unit."""
         self._floor = floor
@@ -97,7 +118,7 @@ class Track:
         self._last_swing = (0, -math.inf, 0.0)  # direction, time and value
         self._samples = 0  # since the last change, at most WINDOW
         self._differences = 0  # at most SMOOTHED
-        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._recent: list[float] = []  # a deque takes five times the memory, and there are many tracks
         self._long = self._spread = 0.0  # mean and mean absolute deviation over about RESTLESS seconds, come what may
         self._long_at: float | None = None
         self._seen = 0
@@ -119,6 +140,8 @@ class Track:
             differs = min(0.886 * abs(value - self.value), CLIP * scale)
             self._differences = min(self._differences + 1, SMOOTHED)
             self.deviation += (differs - self.deviation) / self._differences
+        if len(self._recent) == RECENT:
+            del self._recent[0]
         self._recent.append(value)
         self._feed_long(value, now)
         if self._restless and now >= self._swung_at + RESTLESS and self._spread <= CALM * scale:
@@ -160,8 +183,7 @@ class Track:
     def _change(self, direction: int, now: float) -> None:
         self.direction, self._found_at, self.was = direction, now, self.mean
         self._up = self._down = 0.0
-        while len(self._recent) > 2:  # two are enough for a change, so the last two are after it
-            self._recent.popleft()
+        del self._recent[:-2]  # two are enough for a change, so the last two are after it
         self.mean, self._samples = statistics.fmean(self._recent), len(self._recent)
         if not self._restless or self._is_news:
             self.changed_at = now

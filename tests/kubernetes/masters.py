@@ -8,6 +8,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -108,6 +109,14 @@ class Host(Kubelet):
                     await asyncio.sleep(0.05)
 
 
+def image_environment() -> dict[str, str]:
+    """What the master's image sets for the interpreter and the C library."""
+    text = (Path(__file__).parents[2] / "images" / "Dockerfile.master").read_text()
+    found = dict(re.findall(r"^ +((?:MALLOC|PYTHON)\w+)=(\w+)", text, re.MULTILINE))
+    assert len(found) == 4, found
+    return found
+
+
 class MasterProcess:
     """One `nomad master`."""
 
@@ -171,7 +180,7 @@ class World:
                 sys.executable, "-m", "nomad", "master", "--kubeconfig", str(self.kubeconfig),
                 "--namespace", self.namespace, "--identity", identity, "--control", self.control,
                 "--host", "127.0.0.1", "--port", str(port), "--images", "3.11=operator:3.11", *options,
-                stdout=output, stderr=output, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                stdout=output, stderr=output, env={**os.environ, **image_environment()},
             )  # fmt: skip
         master = MasterProcess(identity, f"http://127.0.0.1:{port}", process, log)
         self.masters.append(master)

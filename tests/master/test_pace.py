@@ -52,10 +52,10 @@ def test_pods_that_come_and_go_change_nothing(pods: int, before: float, shares: 
 def test_thousands_that_connect_one_after_another_are_told_a_few_times() -> None:
     settings, clock = Heartbeats(), VirtualClock()
     kept = Pace(settings, clock)
-    assert sum(kept.count(pods) for pods in range(5001)) == 4
-    assert kept.seconds == 8
+    assert sum(kept.count(pods) for pods in range(5001)) == 5
+    assert kept.seconds == 16
     assert not kept.count(5000)
-    assert sum(kept.count(pods) for pods in range(5000, -1, -1)) == 4
+    assert sum(kept.count(pods) for pods in range(5000, -1, -1)) == 5
     assert kept.seconds == 0.5
 
 
