@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import aiohttp
 
 import nomad
 from benchmarks.kubernetes import Count, counted, numbers, until, work
@@ -144,6 +148,30 @@ class Installed:
             for pod in found["items"]
             if "deletionTimestamp" not in pod["metadata"]
         }
+
+    @asynccontextmanager
+    async def masters_with(self, **environment: str) -> AsyncIterator[None]:
+        """Masters that have these variables beside their own."""
+        await asyncio.to_thread(self._set, *(f"{name}={value}" for name, value in environment.items()))
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self._set, *(f"{name}-" for name in environment))
+
+    def _set(self, *changes: str) -> None:
+        self.kubectl("set", "env", f"deployment/{names.MASTER_NAME}", *changes)
+        self.kubectl("rollout", "status", f"deployment/{names.MASTER_NAME}", "--timeout=180s")
+
+    async def ways(self) -> dict[str, int]:
+        """How many pods are connected with the master by which way; none while no master leads."""
+        headers = {"Authorization": f"Bearer {self.credentials[0]}"}
+        try:
+            async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{self.url}/metrics") as answer:
+                text = await answer.text()
+        except aiohttp.ClientError:
+            text = ""
+        found = re.findall(r'^nomad_pods_connected\{way="(\w+)"\} (\d+)', text, re.MULTILINE)
+        return {"direct": 0, "agent": 0} | {way: int(count) for way, count in found}
 
     def leaders(self) -> list[str]:
         """The pods of masters that lead."""

@@ -130,6 +130,29 @@ async def test_without_pods_that_wait_operators_start_cold(installed: Installed,
         await asyncio.to_thread(installed.start)
 
 
+async def test_pods_that_come_to_the_master_by_way_of_their_agents(installed: Installed, cluster: Cluster) -> None:
+    """As it is where pods are many. A pod is killed, agents are, and the operator moves."""
+    agents = f"{names.COMPONENT}={names.AGENT}"
+
+    async def all_by_agents() -> bool:
+        ways = await installed.ways()
+        return ways["agent"] >= 3 and not ways["direct"]
+
+    async with installed.masters_with(NOMAD_GATHER_FROM="1"), installed.counting(cluster, "gathered") as pipeline:
+        await until(all_by_agents)
+        await killed(installed, pipeline)
+        await flows(pipeline)
+        await until(all_by_agents)
+        installed.kubectl("delete", "pods", "-l", agents, "--grace-period=1", "--wait=false")
+        await flows(pipeline)
+        await until(all_by_agents)
+        restarts = {op.name: op.restarts for op in (await pipeline.status()).operators}
+        await to(pipeline, "cloud")
+        await flows(pipeline)
+        assert {op.name: op.restarts for op in (await pipeline.status()).operators} == restarts
+        await until(all_by_agents)
+
+
 async def test_moves_lose_and_double_nothing(installed: Installed, cluster: Cluster) -> None:
     async with installed.counting(cluster, "moved") as pipeline:
         for number in range(6):
