@@ -235,3 +235,7 @@ async def test_not_all_at_once(here: Here) -> None:
     for _ in range(2):
         gathered.steer(crowd, lambda pod, name: Way("tcp://127.0.0.1:1", b""), 1.0)
     assert told == [one.name for one in crowd]
+    told.clear()
+    for at in range(0, 14_400, 2):
+        gathered.steer(crowd[:1], lambda pod, name: Way("tcp://127.0.0.1:1", b""), float(at))
+    assert 8 <= len(told) <= 14, "one that comes directly all the same is told less and less often"

@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -45,13 +45,16 @@ from nomad.actor.source import Source, SourceFailed
 from nomad.clock import SystemClock
 from nomad.control import Assignment, Role
 from nomad.delivery.codec import Codec
-from nomad.delivery.driver import shake_dialer
+from nomad.delivery.driver import HANDSHAKE_TIMEOUT, shake_dialer
 from nomad.errors import DeliveryError, NomadError, PackagesError, PayloadError, TransportError, describe, message_of
 from nomad.packages import Packages
 from nomad.pipeline import OperatorSpec
-from nomad.transport.base import Connection
+from nomad.transport.base import Connection, Frame
 
 T = TypeVar("T")
+
+TURN_SECONDS = 3.0
+"""How long the master may take to answer over another way; meanwhile nothing is heard over the present one."""
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 2.0
 """Seconds between attempts to reach the master, doubled from the first to the most."""
@@ -228,17 +231,13 @@ class Host:
             try:
                 conn = await self._route.dial(time.monotonic() - alone_since)
                 try:
-                    hello = {"epoch": self._epoch, "pid": os.getpid(), "assigned": self._work is not None}
-                    await shake_dialer(conn, self._key, self._pod, hello)
-                    self._conn, met_at = conn, time.monotonic()
-                    self._set_pace(control.HEARTBEAT)
-                    self._turned = False
-                    self._send_state()
-                    while not self._turned:
-                        for frame in await conn.recv():
-                            self._receive(control.unpack(bytes(frame[0])))
-                    await conn.close()
-                    backoff = BACKOFF_FIRST
+                    await self._meet(conn)
+                    met_at, self._turned = time.monotonic(), False
+                    while True:
+                        self._hear(conn, await conn.recv())
+                        if self._turned:
+                            self._turned = False
+                            conn = await self._turn(conn)
                 finally:
                     if self._conn is conn:
                         alone_since = time.monotonic()
@@ -256,6 +255,35 @@ class Host:
                 self._end(Exit.ABANDONED)
             await asyncio.sleep(min(backoff, max(0.05, self._master_timeout / 4)))
             backoff = min(BACKOFF_MOST, backoff * 2)
+
+    async def _meet(self, conn: Connection, timeout: float = HANDSHAKE_TIMEOUT) -> None:
+        """Talk over a new connection from now on. Raises `TransportError` or `DeliveryError`."""
+        hello = {"epoch": self._epoch, "pid": os.getpid(), "assigned": self._work is not None}
+        await shake_dialer(conn, self._key, self._pod, hello, timeout)
+        self._conn = conn
+        self._set_pace(control.HEARTBEAT)
+        self._send_state()
+
+    async def _turn(self, conn: Connection) -> Connection:
+        """Come the way that the master asks for: the new connection, or the present one if that leads nowhere."""
+        fresh = None
+        try:
+            fresh = await self._route.by_agent()
+            await self._meet(fresh, TURN_SECONDS)
+        except (TransportError, DeliveryError) as exc:
+            log.debug("no other way to the master: %s", exc)
+            return conn
+        finally:
+            if fresh is not None and fresh is not self._conn:
+                fresh.abort()
+        with suppress(TransportError):
+            self._hear(conn, conn.poll())  # what it had said before
+        await conn.close()
+        return fresh
+
+    def _hear(self, conn: Connection, frames: Iterable[Frame]) -> None:
+        for frame in frames:
+            self._receive(control.unpack(bytes(frame[0])), conn)
 
     def _send(self, message: dict[str, Any]) -> None:
         """Tell the master, if it is there."""
@@ -277,7 +305,7 @@ class Host:
         if self._finished:
             self._send({"type": "finished"})
 
-    def _receive(self, message: dict[str, Any]) -> None:
+    def _receive(self, message: dict[str, Any], conn: Connection) -> None:
         kind = message["type"]
         if kind == "assign" and self._work is None:
             assignment = control.assignment_from(message)
@@ -298,16 +326,18 @@ class Host:
             self._route.turn(str(message["address"]), bytes(message["key"]))
             self._turned = True
         elif kind == "request":
-            task = asyncio.create_task(self._answer(message))
+            task = asyncio.create_task(self._answer(message, conn))
             self._requests.add(task)
             task.add_done_callback(self._requests.discard)
 
-    async def _answer(self, message: dict[str, Any]) -> None:
+    async def _answer(self, message: dict[str, Any], conn: Connection) -> None:
         try:
             value = await self._do(message["method"], message.get("args") or {})
-            self._send({"type": "reply", "id": message["id"], "ok": True, "value": value})
+            reply = {"type": "reply", "id": message["id"], "ok": True, "value": value}
         except Exception as exc:  # noqa: BLE001 - whatever it is, the one who asked is to get an answer
-            self._send({"type": "reply", "id": message["id"], "ok": False, "error": describe(exc)})
+            reply = {"type": "reply", "id": message["id"], "ok": False, "error": describe(exc)}
+        if conn is self._conn:  # else it would answer what somebody else has asked since, with the same number
+            self._send(reply)
 
     async def _do(self, method: str, args: dict[str, Any]) -> Any:
         instance = self._instance

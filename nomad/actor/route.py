@@ -9,7 +9,7 @@ import logging
 
 from nomad.control import UNANSWERED_SECONDS, VIA
 from nomad.delivery.driver import shake_dialer
-from nomad.errors import DeliveryError, TransportError
+from nomad.errors import ConnectionBroken, DeliveryError, TransportError
 from nomad.transport import registry
 from nomad.transport.base import Connection
 from nomad.transport.tcp import break_unanswered
@@ -20,7 +20,7 @@ DIAL_SECONDS = 3.0
 """Until an agent that doesn't answer isn't there: it is on the same node."""
 
 PATIENCE = 20.0
-"""Seconds without a master until it is looked for directly, although the agent is there."""
+"""Seconds without a master until it is looked for directly as well, although the agent is there."""
 
 
 class Route:
@@ -31,6 +31,7 @@ class Route:
         self._control = control
         self._name = name
         self._agent: tuple[str, bytes] | None = None
+        self._tries = 0
 
     def turn(self, address: str, key: bytes) -> None:
         """From now on by way of the agent at `address`, to which the process proves itself with `key`."""
@@ -39,23 +40,31 @@ class Route:
     async def dial(self, alone: float = 0.0) -> Connection:
         """A new connection to the master, to which nothing was said yet; `alone`: seconds since the last one ended.
 
-        An agent that can't be reached isn't tried again. Raises `TransportError`.
+        Raises `TransportError`.
         """
-        if self._agent is not None and alone < PATIENCE:
+        self._tries += 1
+        if self._agent is not None and (alone < PATIENCE or self._tries % 2):
             try:
-                return await self._by_agent(*self._agent)
+                return await self.by_agent()
             except (TransportError, DeliveryError) as exc:
-                log.debug("no way by the agent at %s: %s", self._agent[0], exc)
-        self._agent = None
+                log.debug("no way by the node's agent: %s", exc)
         conn = await registry.connect(self._control)
         break_unanswered(conn, UNANSWERED_SECONDS)
         return conn
 
-    async def _by_agent(self, address: str, key: bytes) -> Connection:
+    async def by_agent(self) -> Connection:
+        """As `dial`, by way of the agent alone. One that can't be reached isn't tried again before the next `turn`.
+
+        Raises `TransportError` or `DeliveryError`.
+        """
+        if self._agent is None:
+            raise ConnectionBroken("no agent is known")
+        (address, key), self._agent = self._agent, None
         conn = await registry.connect(address, timeout=DIAL_SECONDS)
         try:
             await shake_dialer(conn, key, f"{VIA}{self._name}", {}, DIAL_SECONDS)
         except BaseException:
             conn.abort()
             raise
+        self._agent = address, key
         return conn

@@ -20,8 +20,8 @@ STEER_SECONDS = 2.0
 AT_ONCE = 200
 """Pods that are told in one look: each dials anew."""
 
-AGAIN_SECONDS = 60.0
-"""Until a pod that was told and came directly again is told once more."""
+AGAIN_SECONDS, AGAIN_MOST = 60.0, 1800.0
+"""Until a pod that was told and comes directly is told once more, doubled from the first to the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Gathered:
         """`serve` runs with each connection that comes by way of an agent."""
         self._handlers = Handlers(serve, name)
         self._trunks: dict[Connection, Trunk] = {}
-        self._told: dict[str, float] = {}
-        """When processes were told, by name."""
+        self._told: dict[str, tuple[float, float]] = {}
+        """Until when processes that were told aren't told again, by name, and after how long they were."""
 
     def received(self, below: Connection, frame: Frame) -> None:
         """A trunk's frame came from an agent. Raises `ValueError`."""
@@ -68,12 +68,14 @@ class Gathered:
 
     def steer(self, channels: Iterable[Comes], way: Callable[[str, str], Way | None], now: float) -> None:
         """Tell some of those that come directly by which agent they can; `way` of a pod, and of its process's name."""
-        self._told = {name: at for name, at in self._told.items() if now - at < AGAIN_SECONDS}
+        self._told = {name: told for name, told in self._told.items() if now < told[0] + AGAIN_MOST}
         left = AT_ONCE
         for channel in channels:
-            if channel.direct and channel.name not in self._told and (found := way(channel.pod, channel.name)):
+            until, pause = self._told.get(channel.name, (now, AGAIN_SECONDS / 2))
+            if channel.direct and now >= until and (found := way(channel.pod, channel.name)):
                 channel.tell({"type": "via", "address": found.address, "key": found.key})
-                self._told[channel.name] = now
+                pause = min(2 * pause, AGAIN_MOST)
+                self._told[channel.name] = now + pause, pause
                 left -= 1
                 if not left:
                     return

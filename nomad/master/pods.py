@@ -287,7 +287,8 @@ class PodPort:
             self._dismiss(channel)
 
     def _carried(self, channel: Channel, frame: Frame) -> None:
-        if channel.name not in self._visiting or channel.name.partition(":")[0] not in self._carriers:
+        kind = channel.name.partition(":")[0]
+        if not channel.direct or channel.name not in self._visiting or kind not in self._carriers:
             raise ValueError("it isn't one that pods come by")
         self._gathered.received(channel.conn, frame)
 

@@ -146,7 +146,7 @@ class NodeAgent:
                             if carries(frame):
                                 trunk.received(frame)
                             else:
-                                self._receive(control.unpack(bytes(frame[0])))
+                                self._receive(control.unpack(bytes(frame[0])), conn)
                 finally:
                     self._conn = None
                     conn.abort()
@@ -168,20 +168,22 @@ class NodeAgent:
             except TransportError:
                 return  # `_talk` sees the same and dials again
 
-    def _receive(self, message: dict[str, Any]) -> None:
+    def _receive(self, message: dict[str, Any], conn: Connection) -> None:
         if message["type"] == "request":
-            self._tasks.start(self._answer(message["id"], message["method"], message["args"]), name="answer")
+            self._tasks.start(self._answer(conn, message["id"], message["method"], message["args"]), name="answer")
 
-    async def _answer(self, number: int, method: str, args: dict[str, Any]) -> None:
+    async def _answer(self, conn: Connection, number: int, method: str, args: dict[str, Any]) -> None:
         try:
             if method != "probe":
                 raise NomadError(f"an agent doesn't know the request {method!r}")
             self._agent.close_idle()
             probe = await self._agent.probe(str(args["node"]), str(args["address"]), int(args["nbytes"]))
             value = {"round_trip": probe.round_trip, "transfer": probe.transfer}
-            self._say({"type": "reply", "id": number, "ok": True, "value": value})
+            reply = {"type": "reply", "id": number, "ok": True, "value": value}
         except (NomadError, ValueError, KeyError) as exc:
-            self._say({"type": "reply", "id": number, "ok": False, "error": describe(exc)})
+            reply = {"type": "reply", "id": number, "ok": False, "error": describe(exc)}
+        if conn is self._conn:  # else it would answer what another master has asked, with the same number
+            self._say(reply)
 
     # -- the node
 

@@ -13,7 +13,7 @@ import itertools
 import struct
 from collections.abc import Callable, Sequence
 
-from nomad.errors import TransportError
+from nomad.errors import FrameTooLarge, TransportError
 from nomad.transport.base import Buffer, Connection, Frame
 from nomad.transport.messages import HELLO, RESET, MessageConnection
 
@@ -95,5 +95,8 @@ class Trunk:
         kind, *rest = parts
         try:
             self._below.write([(_HEAD.pack(bytes(kind), number), *rest)])
+        except FrameTooLarge as exc:
+            if connection := self._connections.get(number):
+                connection.lost(str(exc))
         except TransportError:
             return  # whoever reads it sees the same, and says that it is lost

@@ -245,6 +245,9 @@ async def test_a_pod_comes_by_way_of_its_nodes_agent_while_that_is_there(here: M
         address = await agent.listen("tcp://127.0.0.1:0")
 
         pod = await ready(here, pipeline.build([endless, str]), 0)
+        pod.tell({"type": "via", "address": "tcp://127.0.0.1:1", "key": b""})
+        assert await pod.ask("samples") is not None
+        assert pod.connections == 1, "an agent that isn't there costs no connection"
         pod.tell({"type": "via", "address": address, "key": key_of(agents, pod.name)})
         await pod.says("ready", 2)
         assert pod.connections == 2
