@@ -70,6 +70,8 @@ class Api:
         self._rng = rng
         self.requests = 0
         """How many were sent so far, watches included."""
+        self.may_write: Callable[[], bool] = lambda: True
+        """Asked before everything but a GET is sent: a process that was stopped for a while may have lost its say."""
 
     @classmethod
     @asynccontextmanager
@@ -259,6 +261,8 @@ class Api:
     ) -> Json:
         pause = 0.1
         renewed = False
+        if method != "GET" and not self.may_write():
+            raise ApiUnavailable(f"this process may change nothing in the cluster any more: {method} {path}")
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 async with self._send(method, path, params, body, content, REQUEST) as response:

@@ -78,6 +78,7 @@ async def serve_in_cluster(
 
         leads = leading(lease_api or api, settings.kubernetes, clock, lost=fence, reach=reach)
         leadership = await stack.enter_async_context(leads)
+        api.may_write = leadership.lasts
         await stack.enter_async_context(_certified(settings, api, clock))
         store = await KubernetesStore.open(
             api, settings.kubernetes.namespace, settings.kubernetes.identity, clock=clock, lasts=leadership.lasts
