@@ -149,21 +149,13 @@ class WarmPool:
         try:
             self._seen(await self._api.patch(path, manifests.resize_patch(spec), kind="strategic"))
         except (ApiForbidden, ApiNotFound) as exc:
-            if isinstance(exc, ApiNotFound) and await self._is_gone(name):
+            if _concerns_the_pod(exc):
+                log.info("pod %s was given away, and goes on as it is, if it does: %s", name, exc)
                 return
             self._resizes = False
             log.warning("pods can't ask for more memory while they run, so large operators start cold: %s", exc)
         except ApiError as exc:
             log.warning("pod %s asks for less than its operator needs: %s", name, exc)
-
-    async def _is_gone(self, name: str) -> bool:
-        """Whether it is the pod that isn't there, as far as that can be told, and not the way to resize pods."""
-        try:
-            await self._api.get(paths.pods(self._settings.namespace, name))
-        except ApiError as exc:
-            log.info("pod %s was given away, and is gone: %s", name, exc)
-            return True
-        return False
 
     # Keeping them
 
@@ -246,3 +238,10 @@ class WarmPool:
     async def _look_later(self, node: str, delay: float) -> None:
         await self._clock.sleep(delay)
         self._look(node)
+
+
+def _concerns_the_pod(refusal: ApiForbidden | ApiNotFound) -> bool:
+    """Whether it is this pod that is gone, or too large for a quota, and not the cluster that can't resize pods."""
+    if isinstance(refusal, ApiNotFound):
+        return bool(refusal.details.get("name"))  # of a path that there isn't, Kubernetes names no object
+    return "exceeded quota" in str(refusal)

@@ -92,6 +92,15 @@ class Copy:
         self._changed.set()
 
 
+async def test_an_object_that_isnt_there_is_named_and_a_path_that_isnt_there_is_not(api: Api, namespace: str) -> None:
+    with pytest.raises(ApiNotFound) as no_pod:
+        await api.patch(paths.pods(namespace, "one", "resize"), {}, kind="strategic")
+    assert no_pod.value.details["name"] == "one"
+    with pytest.raises(ApiNotFound) as no_path:
+        await api.patch(paths.pods(namespace, "one", "enlarge"), {}, kind="strategic")
+    assert "name" not in no_path.value.details
+
+
 async def test_objects_are_made_changed_and_deleted(api: Api, namespace: str) -> None:
     path = paths.configmaps(namespace, "one")
     made = await api.create(paths.configmaps(namespace), configmap("one", x="1"))

@@ -24,7 +24,6 @@ class Pods:
     """The API as far as it is asked for pods that are given away."""
 
     def __init__(self) -> None:
-        self.there = True
         self.refusal: ApiError | None = None
         self.resized = 0
 
@@ -33,11 +32,6 @@ class Pods:
             self.resized += 1
             if self.refusal is not None:
                 raise self.refusal
-        return {}
-
-    async def get(self, path: str) -> Any:
-        if not self.there:
-            raise ApiNotFound("pods not found")
         return {}
 
 
@@ -89,12 +83,31 @@ async def _claimed_after(api: Any, refusal: ApiError) -> bool:
     return claimed
 
 
-@pytest.mark.parametrize("refusal", [ApiForbidden("no right to"), ApiNotFound("could not find the requested resource")])
+NO_POD = {"name": "one", "kind": "pods"}
+QUOTA = 'pods "one" is forbidden: exceeded quota: small, requested: memory=500Mi, used: memory=1Gi, limited: memory=1Gi'
+NO_RIGHT = 'pods "one" is forbidden: User "nomad-master" cannot patch resource "pods/resize" in API group ""'
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        ApiForbidden(NO_RIGHT, status=403, reason="Forbidden", details=NO_POD),
+        ApiNotFound("the server could not find the requested resource", status=404, reason="NotFound", details={}),
+        ApiNotFound("404 page not found", status=404),
+    ],
+)
 async def test_where_pods_cant_be_resized_large_operators_start_cold(api: Pods, refusal: ApiError) -> None:
     assert not await _claimed_after(api, refusal)
 
 
-@pytest.mark.parametrize("refusal", [ApiInvalid("more than one may have"), ApiUnavailable("not now")])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        ApiInvalid("more than one may have"),
+        ApiUnavailable("not now"),
+        ApiForbidden(QUOTA, status=403, reason="Forbidden", details=NO_POD),
+    ],
+)
 async def test_what_one_pod_was_refused_others_can_have(api: Pods, refusal: ApiError) -> None:
     assert await _claimed_after(api, refusal)
 
@@ -102,6 +115,6 @@ async def test_what_one_pod_was_refused_others_can_have(api: Pods, refusal: ApiE
 async def test_a_pod_that_went_meanwhile_says_nothing_of_the_cluster(
     api: Pods, caplog: pytest.LogCaptureFixture
 ) -> None:
-    api.there = False
-    assert await _claimed_after(api, ApiNotFound("pods not found"))
+    gone = ApiNotFound('pods "one" not found', status=404, reason="NotFound", details=NO_POD)
+    assert await _claimed_after(api, gone)
     assert "start cold" not in caplog.text
