@@ -197,6 +197,16 @@ def test_master_and_relay_are_reached_by_ways_outside_of_the_pods_network(tmp_pa
         assert rule["from"][-2:] == blocks
 
 
+def test_values_of_an_older_chart_give_what_the_defaults_do() -> None:
+    """`helm upgrade --reuse-values` knows no value that is newer than the installation."""
+    newer = ["operators", "networkPolicy.apiPorts", "master.storageSize"]
+    wanted, given = (
+        helm("template", "nomad", str(K8S / "chart"), "--set", "master.storageClass=nfs", *VERSION, *arguments)
+        for arguments in ([], ["--set", ",".join(f"{value}=null" for value in newer)])
+    )
+    assert given == wanted
+
+
 def test_the_api_server_takes_all_of_it_and_warns_of_nothing(envtest: Envtest, tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
     values.write_text(EVERYTHING)
@@ -288,12 +298,12 @@ def test_what_is_not_nomads_stays(envtest: Envtest, scripts: Scripts) -> None:
 
 def test_what_is_called_as_nomads_stays(envtest: Envtest, scripts: Scripts) -> None:
     """Rights of somebody else, whose name a mistyped NAMESPACE gives."""
-    for name in ("typo-nodes", "typo-token-review"):
+    for name in ("typo-nodes", "typo-token-review", "typo-token-reviews"):
         envtest.kubectl("create", "clusterrole", name, "--verb=get", "--resource=nodes")
         envtest.kubectl("create", "clusterrolebinding", name, f"--clusterrole={name}", "--user=somebody")
     scripts.run("cleanup.sh", NAMESPACE="typo")
     for kind in ("clusterrole", "clusterrolebinding"):
-        for name in ("typo-nodes", "typo-token-review"):
+        for name in ("typo-nodes", "typo-token-review", "typo-token-reviews"):
             assert envtest.get(kind, name)
             envtest.kubectl("delete", kind, name)
 
