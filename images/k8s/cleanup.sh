@@ -51,8 +51,8 @@ if exists namespace "$NAMESPACE"; then
     in_namespace wait --for=delete pods --selector "$OURS" --timeout=60s >/dev/null 2>&1 || true
 fi
 
-# Of Nomad's alone: somebody else's may be called so.
-for name in "$NAMESPACE-nodes" "$NAMESPACE-token-review"; do
+# Of Nomad's alone: somebody else's may be called so. (The binding was called as its role, once.)
+for name in "$NAMESPACE-nodes" "$NAMESPACE-token-review" "$NAMESPACE-token-reviews"; do
     kube delete clusterrolebindings,clusterroles --selector "$OURS" --field-selector "metadata.name=$name" --ignore-not-found
 done
 
