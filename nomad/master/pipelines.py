@@ -20,6 +20,7 @@ from nomad import bundle
 from nomad.clock import Clock, SystemClock
 from nomad.errors import (
     BundleError,
+    BundleTampered,
     ConflictError,
     InvalidRequestError,
     NomadError,
@@ -236,9 +237,11 @@ class PipelineWatch:
         except NomadError as exc:
             if held.known or held.gone or held.id in self._store.adding:
                 return True
-            # What can't be stored, or placed, may come right without anybody changing the object.
-            hopeless = isinstance(exc, (BundleError, PipelineError)) or _is_the_objects(exc)
-            failed = hopeless or isinstance(exc, ConflictError)  # the other one may be removed
+            # What can't be stored, or placed, may come right without anybody changing the object. So may what another
+            # key has signed: the Secrets of the same code, signed anew, have the same names.
+            tampered = isinstance(exc, BundleTampered)
+            hopeless = not tampered and (isinstance(exc, (BundleError, PipelineError)) or _is_the_objects(exc))
+            failed = hopeless or tampered or isinstance(exc, ConflictError)  # the other one may be removed
             await self._reporter.refuse(held, "Failed" if failed else "Pending", str(exc))
             if hopeless:
                 self._hopeless[held.uid] = generation

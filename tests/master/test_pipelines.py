@@ -130,6 +130,17 @@ async def test_what_is_hopeless_is_tried_again_when_the_object_changes(world: Wo
         await world.until(lambda: world.master.submitted, passing=0.1)
 
 
+async def test_code_of_another_key_may_be_replaced(world: World) -> None:
+    """The same code, signed with the right one, has Secrets of the same names; the object stays as it is."""
+    world.code(bundle.make(build(OPERATORS), bytes(32)))
+    async with world.lead():
+        world.put()
+        await world.until(lambda: world.shown() == "Failed", passing=0.1)
+        assert not world.master.submitted
+        world.code(GOOD)
+        await world.until(lambda: world.master.submitted, passing=1.0)
+
+
 async def test_what_may_come_right_is_tried_again_by_and_by(world: World) -> None:
     async with world.lead():
         world.put()
