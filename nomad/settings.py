@@ -96,7 +96,7 @@ class Heartbeats:
     """How often pods are heard, and when one counts as silent. Durations in seconds."""
 
     most: float = 400.0
-    """Heart-beats per second, of all pods together: where there are more than 400 pods, each sends fewer."""
+    """Heart-beats per second, of all pods together: where there are more than 200 pods, each sends fewer."""
     overdue: float = 5.0
     """An operator is shown as unresponsive after this, or after 2.5 of its heart-beats if that is longer; its process
     isn't ended for it.

@@ -96,7 +96,7 @@ def test_an_operator_that_falls_behind_goes_to_a_faster_node_before_its_queue_is
 
 @pytest.mark.parametrize("seed", rest_slow(range(3), quick=[0]))
 def test_where_heart_beats_are_rare_it_takes_as_many_of_them(seed: int) -> None:
-    """8 s apart, as of 5,000 pods."""
+    """8 s apart, as of 1,600 to 3,200 pods."""
     world = fog_world(lambda at: 0.005 if at < 300 else 0.1, noise=0.1, seed=seed, pace=8.0)
     world.run(600)
     ((at, operator, target, _),) = world.moves
