@@ -247,13 +247,16 @@ class _Pipeline:
         elsewhere = bool(op.last_pod) and node != op.node
         usable, open = self.observed.usable(node), self.observed.open(node)
         tired = op.start_failures >= self.settings.start_attempts and not elsewhere
-        if not open or tired:
+        # Another node that has just been asked for comes too late once a pod is started on this one again.
+        retry_at = max(op.retry_at, op.rehome_at) if tired else op.retry_at
+        early = self.now < retry_at and not elsewhere
+        if not open or (tired and early):
             closed = "it takes no new operators" if usable else "it is lost"
             op = self._rehome(name, op, node, "no pod could be started there" if open else closed)
         if not open:
             return op
-        if self.now < op.retry_at and not elsewhere:
-            self.wake(op.retry_at)
+        if early:
+            self.wake(retry_at)
             return op
         new = self._next(name, op, node, again=bool(op.last_pod))
         self.act(Start(self.id, name, new.last_pod, new.epoch, node))

@@ -24,7 +24,10 @@ from nomad.master.actions import (
     TellPeers,
 )
 from nomad.master.state import Goal, Outcome, PodState, Requested, RequestedPipeline
+from nomad.master.views import PlacementView
 from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase
+from nomad.settings import Backoff
+from tests.master import worlds
 from tests.master.worlds import NAMES, OVERDUE, SETTINGS, World
 
 
@@ -344,6 +347,51 @@ def test_when_nodes_change_another_one_is_asked_for_at_once(working: World) -> N
     assert not of(Rehome, working)
     lose(working)
     assert [action.again for action in of(Rehome, working)] == [False]
+
+
+@pytest.fixture
+def tired(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The node of `square` couldn't start its pod a third time just now, and crashes make it wait 0.8 s."""
+    monkeypatch.setattr(worlds, "SETTINGS", replace(SETTINGS, backoff=Backoff()))
+    world.step()
+    for _ in range(SETTINGS.start_attempts - 1):
+        world.state("square").start_error = "no device"
+        world.now = world.step().wake_at or 0.0
+        assert [start.node for start in of(Start, world)] == ["cloud"]
+    world.state("square").start_error = "no device"
+    return world
+
+
+def test_a_node_where_nothing_starts_isnt_tried_while_another_is_looked_for(tired: World) -> None:
+    begun = tired.now
+    assert of(Rehome, tired) == [Rehome("p", "square", "cloud", "no pod could be started there", False)]
+    tired.now = begun + 0.9
+    assert not of(Start, tired)
+    assert tired.decide().wake_at == begun + SETTINGS.relieve_backoff.first
+    pipeline = tired.desired.pipelines["p"]
+    pipeline.placement = {**pipeline.placement, "square": PlacementView("edge", "it was rehomed")}
+    assert [start.node for start in of(Start, tired)] == ["edge"]
+
+
+def test_where_there_is_no_other_node_the_same_one_is_tried_again_less_and_less_often(tired: World) -> None:
+    begun, asked, started = tired.now, [], []
+    while tired.now < begun + 300:
+        decision = tired.step()
+        asked += [tired.now - begun for action in decision.actions if isinstance(action, Rehome)]
+        if any(isinstance(action, Start) for action in decision.actions):
+            started.append(tired.now - begun)
+            tired.state("square").start_error = "no device"
+            continue
+        tired.now = decision.wake_at or begun + 300
+    assert started[:6] == pytest.approx([2, 6, 14, 30, 62, 122])
+    assert asked[:6] == pytest.approx([0, 2, 6, 14, 30, 62])
+
+
+def test_an_operator_that_is_bound_to_its_node_waits_for_no_other(tired: World) -> None:
+    tired.desired.pipelines["p"].pins["square"] = "cloud"
+    assert not of(Rehome, tired)
+    tired.now = tired.decide().wake_at or 0.0
+    assert [start.node for start in of(Start, tired)] == ["cloud"]
 
 
 # Stopping
