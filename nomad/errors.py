@@ -29,6 +29,7 @@
     │   ├── ApiGone                410: a resource version or a page that is too old
     │   ├── ApiInvalid             400, 422
     │   └── ApiUnavailable         nobody answers, 429 or 5xx: worth another try, later
+    │       └── ApiCrowded         503: this process asks the API for as much at a time as it may
     ├── TransportError
     │   ├── ConnectionClosed       closed by us
     │   ├── ConnectionBroken       closed or broken by the peer or the network
@@ -196,6 +197,13 @@ class ApiUnavailable(ApiError, ConnectionError):
     ):
         super().__init__(message, status=status, reason=reason, details=details)
         self.retry_after = retry_after
+
+
+class ApiCrowded(ApiUnavailable):
+    """This process has as many requests of that kind under way as it may, and hasn't sent another one."""
+
+    def __init__(self, message: str):
+        super().__init__(message, status=503, reason="Crowded")
 
 
 class TransportError(NomadError, ConnectionError):

@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 import aiohttp
 
 from nomad.clock import Clock, SystemClock
-from nomad.errors import ApiError, ApiGone, ApiNotFound, ApiUnauthorized, ApiUnavailable, UsageError
+from nomad.errors import ApiCrowded, ApiError, ApiGone, ApiNotFound, ApiUnauthorized, ApiUnavailable, UsageError
 from nomad.kubernetes import answers
 from nomad.kubernetes.names import FIELD_MANAGER
 
@@ -48,7 +48,11 @@ LONGEST_PAUSE = 10.0  # seconds; an API that wants more patience than that is un
 
 PIECE = 1 << 16  # bytes of a text's line that are given out without its end
 
+WAIT = 15.0
+"""Seconds that a watch or a log may wait for one of the `CONNECTIONS`, and for the API to take it."""
+
 CONNECTIONS = 48  # at a time, a watch has one of them; each takes about 60 KB, most of it TLS's
+FOLLOWED = 24  # of them may be logs that are followed: there are always some left for what the master itself asks
 PAGE = 500  # objects of a list: some megabytes
 
 _CONTENT = {
@@ -68,6 +72,7 @@ class Api:
         self._login = login
         self._clock = clock
         self._rng = rng
+        self._followed = 0
         self.requests = 0
         """How many were sent so far, watches included."""
         self.may_write: Callable[[], bool] = lambda: True
@@ -218,7 +223,8 @@ class Api:
         """Events (`type`: ADDED, MODIFIED, DELETED or BOOKMARK, and `object`) after `resource_version`.
 
         `opened` is called once the API has taken the request. Ends when the API ends it, which is after `seconds`.
-        Raises `ApiGone` when the version is too old, and `ApiUnavailable` when the connection breaks or falls silent.
+        Raises `ApiGone` when the version is too old, and `ApiUnavailable` when there is no connection for it, or that
+        breaks or falls silent.
         """
         query = {
             **(params or {}),
@@ -227,7 +233,7 @@ class Api:
             "resourceVersion": resource_version,
             "timeoutSeconds": seconds,
         }
-        timeout = aiohttp.ClientTimeout(sock_connect=REQUEST.sock_connect, sock_read=SILENCE)
+        timeout = aiohttp.ClientTimeout(connect=WAIT, sock_connect=REQUEST.sock_connect, sock_read=SILENCE)
         async with self._stream(path, query, timeout) as response:
             opened()
             async for line in answers.lines(response.content.iter_any()):
@@ -240,13 +246,21 @@ class Api:
         """What a path gives as text, as it comes (`pods/log`); it may be silent for long.
 
         Lines with their ends, and pieces of lines: what a carriage return ends, and of a long line each `PIECE` bytes.
+        With `follow`, raises `ApiCrowded` at once when `FOLLOWED` others are followed already.
         """
-        timeout = aiohttp.ClientTimeout(sock_connect=REQUEST.sock_connect)
+        follows = bool(params and params.get("follow"))
+        if follows and self._followed >= FOLLOWED:
+            raise ApiCrowded(f"too many logs are followed: {FOLLOWED} at a time")
+        timeout = aiohttp.ClientTimeout(connect=WAIT, sock_connect=REQUEST.sock_connect)
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        async with self._stream(path, params, timeout) as response:
-            chunks = response.content.iter_any()
-            async for piece in answers.lines(chunks, ends=answers.ANY_END, longest=PIECE):
-                yield decode(piece, piece.endswith(b"\n"))
+        self._followed += follows
+        try:
+            async with self._stream(path, params, timeout) as response:
+                chunks = response.content.iter_any()
+                async for piece in answers.lines(chunks, ends=answers.ANY_END, longest=PIECE):
+                    yield decode(piece, piece.endswith(b"\n"))
+        finally:
+            self._followed -= follows
 
     # Inside
 
@@ -314,6 +328,8 @@ class Api:
                 yield response
             finally:
                 response.close() if not response.content.at_eof() else response.release()
+        except aiohttp.ConnectionTimeoutError as exc:
+            raise ApiUnavailable(f"there is no connection to {self.server} in time: {method} {path}") from exc
         except TimeoutError as exc:
             raise ApiUnavailable(f"{self.server} hasn't answered in time: {method} {path}") from exc
         except (aiohttp.ClientError, OSError) as exc:

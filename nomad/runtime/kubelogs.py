@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any
 
 from nomad.clock import Clock
-from nomad.errors import ApiError, ApiInvalid, ApiNotFound
+from nomad.errors import ApiCrowded, ApiError, ApiInvalid, ApiNotFound
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
 from nomad.runtime.base import PodPhase
@@ -58,12 +58,14 @@ async def follow(
 ) -> AsyncIterator[str]:
     """Lines from now on, until the pod has ended; `find` gives the pod as it is.
 
-    Connections that break are taken up where they were, by the nodes' own stamps on each line.
+    Connections that break are taken up where they were, by the nodes' own stamps on each line. Where too many logs are
+    followed a line says so, and this one waits for its turn.
     """
     pod = find()
     if pod is None or pod.phase is PodPhase.EXITED:
         return
     last, pause = "", PAUSE
+    told = False  # that it waits
     fresh = pod.phase is PodPhase.STARTING  # all that it prints is still to come
     while True:
         pod = find()
@@ -90,6 +92,10 @@ async def follow(
             return
         except ApiInvalid:
             pass  # it doesn't run yet
+        except ApiCrowded as exc:
+            if not told:
+                yield f"(what pod {name} prints isn't shown yet: {exc})"
+            told = True
         except ApiError as exc:
             log.info("the log of pod %s broke off: %s", name, exc)
         if over:

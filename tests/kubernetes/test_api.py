@@ -5,27 +5,36 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
 import yaml
 from aiohttp import web
 
-from nomad.errors import ApiError, ApiUnavailable
+from nomad.errors import ApiCrowded, ApiError, ApiUnavailable
 from nomad.kubernetes import answers
-from nomad.kubernetes.api import ATTEMPTS, PIECE, Api
+from nomad.kubernetes import api as client
+from nomad.kubernetes.api import ATTEMPTS, CONNECTIONS, FOLLOWED, PIECE, Api
 from tests.clock import VirtualClock
 
 
 class Server:
-    """Answers each request with the next of `answers`, and then with the last."""
+    """Answers each request with the next of `answers`, and then with the last; `/endless` is a line and no end."""
 
     def __init__(self) -> None:
         self.answers: list[web.Response] = []
         self.asked = 0
+        self.over = asyncio.Event()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
+        if request.path == "/endless":
+            stream = web.StreamResponse()
+            await stream.prepare(request)
+            await stream.write(b"one\n")
+            await self.over.wait()
+            return stream
         planned = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return web.Response(status=planned.status, headers=planned.headers, body=planned.body)
 
@@ -59,6 +68,7 @@ async def api(server: Server, clock: VirtualClock, tmp_path: Path) -> AsyncItera
     file.write_text(yaml.safe_dump(config))
     async with Api.open(file, clock=clock) as api:
         yield api
+    server.over.set()
     await runner.cleanup()
 
 
@@ -136,6 +146,38 @@ async def test_events_of_whatever_length_are_whole(api: Api, server: Server) -> 
     event = {"type": "ADDED", "object": {"text": "\r" * 1_000_000}}
     server.answers = [web.Response(text=f"{json.dumps(event)}\n{json.dumps(event)}")]
     assert [found async for found in api.watch("/things", None, "1")] == [event, event]
+
+
+async def begun(stack: AsyncExitStack, api: Api, follow: bool) -> None:
+    """A log that has given its first line, until the stack ends."""
+    lines = await stack.enter_async_context(aclosing(api.lines("/endless", {"follow": follow})))  # type: ignore[type-var]
+    assert await anext(lines) == "one\n"
+
+
+async def test_logs_that_are_followed_leave_connections_for_all_others(api: Api, server: Server) -> None:
+    server.answers = [web.json_response({"is": "there"})]
+    async with asyncio.timeout(20), AsyncExitStack() as stack:
+        async with AsyncExitStack() as followers:
+            for _ in range(FOLLOWED):
+                await begun(followers, api, follow=True)
+            asked = server.asked
+            with pytest.raises(ApiCrowded, match=f"too many logs are followed: {FOLLOWED}"):
+                await begun(stack, api, follow=True)
+            assert server.asked == asked
+            await begun(stack, api, follow=False)
+            assert await api.get("/thing") == {"is": "there"}
+        await begun(stack, api, follow=True)
+
+
+async def test_a_watch_that_gets_no_connection_says_so(
+    api: Api, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "WAIT", 0.05)
+    async with asyncio.timeout(20), AsyncExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            await begun(stack, api, follow=False)
+        with pytest.raises(ApiUnavailable, match="no connection to .* in time: GET /things"):
+            await anext(api.watch("/things", None, "1"))
 
 
 async def test_a_line_is_put_together_in_time_that_grows_with_it() -> None:

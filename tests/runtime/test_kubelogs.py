@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from nomad.errors import ApiCrowded, ApiError
 from nomad.kubernetes.api import Api
 from nomad.runtime import kubelogs, kubepods
 from nomad.runtime.base import PodPhase
@@ -15,16 +16,26 @@ from tests.runtime.test_kuberuntime import pod
 
 
 class Log:
-    """Gives these pieces, once for each of the answers, and keeps what it was asked."""
+    """Gives these pieces, or is too busy, once for each of the answers, and keeps what it was asked."""
 
-    def __init__(self, *answers: list[str]) -> None:
+    def __init__(self, *answers: list[str] | ApiError) -> None:
         self._answers = list(answers)
         self.asked: list[dict[str, Any]] = []
 
     async def lines(self, path: str, params: dict[str, Any]) -> AsyncIterator[str]:
         self.asked.append(params)
-        for piece in self._answers.pop(0):
+        answer = self._answers.pop(0)
+        if isinstance(answer, ApiError):
+            raise answer
+        for piece in answer:
             yield piece
+
+
+class Hurried(VirtualClock):
+    """Nobody waits."""
+
+    async def sleep(self, seconds: float) -> None:
+        return
 
 
 @pytest.mark.parametrize(
@@ -51,10 +62,18 @@ async def test_a_log_is_followed_by_the_stamps_of_whole_lines() -> None:
     found = [kubepods.take(item) for item in states]
     assert found[-1].phase is PodPhase.EXITED
 
-    class Hurried(VirtualClock):
-        async def sleep(self, seconds: float) -> None:
-            return
-
     seen = kubelogs.follow(cast(Api, log), "test", "a", lambda: found.pop(0), Hurried())
     assert [line async for line in seen] == ["one", "1 %", "9 9", "", "much ", "z more"]
     assert [asked.get("sinceTime") for asked in log.asked] == [None, "t3"]
+
+
+async def test_who_follows_one_log_too_many_is_told_once_and_gets_its_turn() -> None:
+    running, ended = pod("a", "p.a-e1"), pod("a", "p.a-e1", ended=True)
+    for item in (running, ended):
+        item["metadata"]["uid"] = "u"
+    crowded = ApiCrowded("too many logs are followed")
+    log = Log(crowded, crowded, ["t1 one\n"], [])
+    found = [kubepods.take(item) for item in (running, running, running, running, ended)]
+    seen = kubelogs.follow(cast(Api, log), "test", "a", lambda: found.pop(0), Hurried())
+    waits = "(what pod a prints isn't shown yet: too many logs are followed)"
+    assert [line async for line in seen] == [waits, "one"]
