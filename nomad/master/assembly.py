@@ -170,6 +170,7 @@ async def assemble(
         observer = Observer(observed, book, clock, woken.set, pace)
         moves = MoveLog(store, events, clock, settings.reconcile.moving.kept)
         requested = _restore(desired, observer, moves, await store.pipelines(), clock)
+        desired.unread = store.unread
         for wanted in desired.pipelines.values():
             declare_profile(book, wanted.spec, clock.now())
         keys = own.keys

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import gzip
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from nomad.control import PodStats
 from nomad.errors import StateError
@@ -36,6 +37,9 @@ class PastOperator:
     totals: PodStats = field(default_factory=PodStats)
     failure: FailureView | None = None
 
+
+_DAMAGED = (ValueError, OSError, EOFError, zlib.error)
+"""What reading raises where somebody has changed it."""
 
 _MOVE_LIST = TypeAdapter(list[MoveView])
 _EVENT_LIST = TypeAdapter(list[EventView])
@@ -68,7 +72,7 @@ def unpack(data: Mapping[str, str]) -> tuple[list[MoveView], dict[str, PastOpera
         for name, past in operators.items():
             if (output := data.get(_OUTPUT + name)) is not None:
                 past.totals.last_output = base64.b64decode(output)
-    except (ValueError, OSError, EOFError, ValidationError) as exc:
+    except _DAMAGED as exc:
         raise StateError(f"what was kept of a pipeline's past can't be read: {exc}") from exc
     return moves, operators
 
@@ -85,7 +89,7 @@ def unpack_events(data: Mapping[str, str]) -> list[EventView]:
     """Oldest first. Raises `StateError`."""
     try:
         return _EVENT_LIST.validate_json(_unzipped(data.get(_EVENTS)) or b"[]")
-    except (ValueError, OSError, EOFError, ValidationError) as exc:
+    except _DAMAGED as exc:
         raise StateError(f"the last events can't be read: {exc}") from exc
 
 

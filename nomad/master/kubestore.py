@@ -68,6 +68,8 @@ class KubernetesStore:
         self._state = MasterState(api, namespace, self._writes, clock)
         self.adding: set[str] = set()
         """Ids of pipelines that are being taken on. For reading."""
+        self.unread: set[str] = set()
+        """Ids of pipelines that were taken on, and couldn't be read. For reading."""
         self._unused = asyncio.Event()
         self._tasks = Tasks()
 
@@ -134,7 +136,10 @@ class KubernetesStore:
 
     def lost(self, name: str, uid: str) -> None:
         """A Pipeline isn't there any more."""
+        held = self._pipelines.held.get(name)
         self._pipelines.lost(name, uid)
+        if held is not None and held.gone and held.known:
+            self.unread.discard(held.id)
 
     def owner(self, pipeline: str) -> Json | None:
         """The owner reference that makes an object go with the Pipeline; None when there is none."""
@@ -170,9 +175,11 @@ class KubernetesStore:
             await self._pipelines.write(held, _unmark, USER)
 
     async def discard(self, held: Held) -> None:
-        """Have a Pipeline gone that no master has taken on."""
+        """Have a Pipeline gone that no master looks after."""
         await self._pipelines.delete(held, LOOP)
         await self._pipelines.release(held)
+        if held.known:
+            self.unread.discard(held.id)
         self._unused.set()
 
     # `Store`
@@ -225,6 +232,7 @@ class KubernetesStore:
                     if isinstance(exc, StateError) and not self._writes.is_about_one(exc):
                         raise
                     log.error("Pipeline %s can't be read, and isn't looked after: %s", held.name, exc)
+                    self.unread.add(held.id)
 
         await asyncio.gather(*(load(held) for held in self.known()))
         return sorted(found, key=lambda stored: (stored.wanted.created, stored.wanted.spec.id))

@@ -51,6 +51,7 @@ from nomad.master.state import (
     RequestedPipeline,
     Told,
     link_id,
+    pipeline_of,
     pod_id,
 )
 from nomad.master.views import MoveState
@@ -107,9 +108,9 @@ class _Step:
 
     def _strays(self, present: set[str]) -> dict[str, float]:
         """Pods of forgotten pipelines and of older epochs, found by a master that was away."""
-        strays = {}
+        strays, unread = {}, self.desired.unread - self.desired.pipelines.keys()
         for pod, state in self.observed.pods.items():
-            if pod in present or state.ended:
+            if pod in present or state.ended or pipeline_of(pod) in unread:
                 continue
             kill_by = self.requested.strays.get(pod)
             if kill_by is None or self.now >= kill_by:

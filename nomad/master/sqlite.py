@@ -12,6 +12,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -78,6 +79,9 @@ _MOVE = TypeAdapter(MoveView)
 
 class SqliteStore:
     """An open state folder. Made by `open`; one at a time, over all processes."""
+
+    unread: AbstractSet[str] = frozenset()
+    """None: a folder is read whole, or not at all."""
 
     def __init__(self, folder: Path, lock: int, database: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
         self.folder = folder

@@ -12,6 +12,7 @@ Plain data. Times are of the master's monotonic clock unless said otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
@@ -128,6 +129,8 @@ class Desired:
     """Emulated nodes that are made to fail."""
     epoch_floor: int = 0
     """The highest epoch that a removed pipeline has used."""
+    unread: AbstractSet[str] = frozenset()
+    """Pipelines that are wanted, but couldn't be read: nobody looks after them, and their pods are left as they are."""
     closing: bool = False
     """The master ends: all pods are stopped, and what is wanted of pipelines stays as it is."""
 
@@ -406,6 +409,11 @@ def operator_id(pipeline: str, operator: str) -> str:
 def pod_id(pipeline: str, operator: str, epoch: int) -> str:
     """How a pod is called; unique for ever, as epochs are."""
     return f"{pipeline}.{operator}-e{epoch}"
+
+
+def pipeline_of(pod: str) -> str:
+    """The pipeline that a pod of that name is of."""
+    return pod.partition(".")[0]
 
 
 def link_id(pipeline: str, source: str, target: str) -> str:

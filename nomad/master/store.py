@@ -8,6 +8,7 @@ calls, and are kept for good once the call has returned. Every failure is a `Sta
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,7 +67,12 @@ class Store(Protocol):
         ...
 
     async def pipelines(self) -> list[StoredPipeline]:
-        """All of them, oldest first."""
+        """All of them that can be read, oldest first."""
+        ...
+
+    @property
+    def unread(self) -> AbstractSet[str]:
+        """Ids of those that couldn't be read, once all have been, as long as they are there. It follows by itself."""
         ...
 
     async def add_pipeline(self, wanted: DesiredPipeline, bundle: bytes) -> None:

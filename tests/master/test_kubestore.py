@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -222,8 +224,52 @@ async def test_a_master_begins_whatever_one_pipeline_is_like(
     api.meet = meet
     again = await KubernetesStore.open(api, "nomad", "master-b", clock=clock)
     assert [found.wanted.spec.id for found in await again.pipelines()] == (["q"] if lost else ["p", "q"])
+    assert again.unread == ({"p"} if lost else set())
     assert PIPELINE in api.objects
     await again.close()
+
+
+@pytest.mark.parametrize("how", ["deleted by force", "let go"])
+async def test_what_couldnt_be_read_is_remembered_until_it_is_gone(
+    api: Any, store: KubernetesStore, clock: VirtualClock, how: str
+) -> None:
+    await store.add_pipeline(wanted(), BUNDLE)
+    api.objects[LINK]["data"]["key"] = "no key"
+    async with _closing(await KubernetesStore.open(api, "nomad", "master-b", clock=clock)) as again:
+        assert await again.pipelines() == []
+        assert again.unread == {"p"}
+        (held,) = again.known()
+        if how == "let go":
+            await again.discard(held)
+        else:
+            again.lost(held.name, held.uid)
+        assert not again.unread
+
+
+@pytest.mark.parametrize("part", ["moves.json.gz", "operators.json.gz"])
+@pytest.mark.parametrize("damage", ["no base64", "no gzip", "cut off", "other bytes", "no JSON", "other JSON"])
+async def test_a_pipeline_whose_past_cant_be_read_goes_on_without_it(
+    api: Any, store: KubernetesStore, clock: VirtualClock, damage: str, part: str
+) -> None:
+    await store.add_pipeline(wanted(), BUNDLE)
+    await store.save_operator("p", PAST)
+    data = api.objects[HISTORY]["binaryData"]
+    packed = base64.b64decode(data[part])
+    damaged = {
+        "no gzip": b"what is this",
+        "cut off": packed[:-9],
+        "other bytes": packed[:10] + b"\xff" * 20 + packed[30:],
+        "no JSON": gzip.compress(b"what is this"),
+        "other JSON": gzip.compress(b'"what is this"'),
+    }
+    data[part] = "x" if damage == "no base64" else base64.b64encode(damaged[damage]).decode()
+    async with _closing(await KubernetesStore.open(api, "nomad", "master-b", clock=clock)) as again:
+        (found,) = await again.pipelines()
+        assert found.moves == []
+        await again.save_operator("p", PAST)
+    async with _closing(await KubernetesStore.open(api, "nomad", "master-c", clock=clock)) as again:
+        (found,) = await again.pipelines()
+        assert [op.totals for op in found.operators] == [PAST.totals]
 
 
 @pytest.mark.parametrize(("verb", "path"), [("patch", f"{PIPELINE}/status"), ("get", LINK), ("get", HISTORY)])

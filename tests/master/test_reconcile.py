@@ -590,6 +590,19 @@ def test_pods_that_nobody_wants_are_ended(world: World) -> None:
     assert world.requested.strays == {}
 
 
+def test_pods_of_a_pipeline_that_couldnt_be_read_are_left_alone(world: World) -> None:
+    kept = ObservedPod("unread.source-e3", PodPhase.RUNNING, "edge", 3, pid=7)
+    world.observed.pods[kept.id] = PodState(runtime=kept)
+    world.desired.unread = unread = {"unread", "p"}
+    assert not of(Kill, world)
+    assert world.requested.strays == {}
+    older = replace(kept, id="p.source-e0")  # of one that is read
+    world.observed.pods[older.id] = PodState(runtime=older)
+    assert [kill.pod for kill in of(Kill, world)] == [older.id]
+    unread.remove("unread")  # nobody wants it any more
+    assert [kill.pod for kill in of(Kill, world)] == [kept.id]
+
+
 # Whatever happens
 
 EVENTS = st.tuples(
