@@ -54,6 +54,26 @@ async def test_a_degraded_pipeline_is_degraded_for_the_next_master_too(cluster: 
         assert cluster.phase() == "degraded"
 
 
+async def test_pods_of_a_pipeline_that_cant_be_read_wait_for_a_master_that_can(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster.run(killed=True):
+        await cluster.submit_and_run()
+
+    async def none(store: SqliteStore) -> list[Any]:
+        return []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteStore, "pipelines", none)
+        patched.setattr(SqliteStore, "unread", {"p"})
+        async with cluster.run(killed=True) as master:
+            await cluster.until(lambda: len(master._parts.observed.pods) == 3)
+            await cluster.clock.advance(60.0)
+            assert not master._parts.loop.requested.strays
+    async with cluster.run():
+        await cluster.until(lambda: since(cluster).count("operator.adopted") == 3)
+
+
 async def test_a_pipeline_that_was_ended_with_its_master_starts(cluster: Cluster) -> None:
     async with cluster.run():
         await cluster.submit_and_run()
