@@ -122,7 +122,7 @@ async def test_without_pods_that_wait_operators_start_cold(installed: Installed,
             first = installed.pod_of("cold", "work")
             await killed(installed, pipeline)
             await flows(pipeline)
-            for pod in (first, *(installed.pod_of("cold", name) for name in ("numbers", "work", "Count"))):
+            for pod in (first, *(installed.pod_of("cold", name) for name in ("Numbers", "work", "Count"))):
                 assert pod.startswith("cold-"), "one that has waited is called nomad-warm-..."
             assert await nobody_waits()
     finally:
@@ -168,7 +168,8 @@ async def test_a_drained_node_is_left_in_time(installed: Installed, cluster: Clu
     async with installed.counting(cluster, "drained") as pipeline:
         await to(pipeline, "fog")
         try:
-            await asyncio.to_thread(installed.cluster.drain, "fog")
+            ours = f"--pod-selector={names.APP}={names.NOMAD}"
+            await asyncio.to_thread(installed.cluster.drain, "fog", ours)
             status = await pipeline.status()
             assert node_of(status, "work") != "fog"
             assert all(op.restarts == 0 for op in status.operators)

@@ -264,9 +264,10 @@ class Real(Control):
         """
         network.set_nat(self.nodes[name].place, on)
 
-    def drain(self, name: str, timeout: float = 120.0) -> None:
+    def drain(self, name: str, *options: str, timeout: float = 120.0) -> None:
+        """As people do; pods that nobody would start again need `--force` among the options."""
         wanted = ["--ignore-daemonsets", "--delete-emptydir-data", f"--timeout={timeout:.0f}s"]
-        self.kubectl("drain", name, *wanted)
+        self.kubectl("drain", name, *wanted, *options)
 
     def uncordon(self, name: str) -> None:
         self.kubectl("uncordon", name)
