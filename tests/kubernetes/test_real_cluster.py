@@ -163,8 +163,8 @@ def test_a_node_without_power_comes_back_with_its_pods(real: Real, webs: str) ->
 
 
 def test_a_drained_node_keeps_no_pods(real: Real, webs: str) -> None:
-    real.drain("fog", "--force")
     try:
+        real.drain("fog", "--force")
         assert "web-fog" not in real.kubectl("get", "pods", "-n", webs)
     finally:
         real.uncordon("fog")
