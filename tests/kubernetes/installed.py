@@ -152,15 +152,17 @@ class Installed:
     @asynccontextmanager
     async def masters_with(self, **environment: str) -> AsyncIterator[None]:
         """Masters that have these variables beside their own."""
-        await asyncio.to_thread(self._set, *(f"{name}={value}" for name, value in environment.items()))
+        await self._set(*(f"{name}={value}" for name, value in environment.items()))
         try:
             yield
         finally:
-            await asyncio.to_thread(self._set, *(f"{name}-" for name in environment))
+            await self._set(*(f"{name}-" for name in environment))
 
-    def _set(self, *changes: str) -> None:
+    async def _set(self, *changes: str) -> None:
         self.kubectl("set", "env", f"deployment/{names.MASTER_NAME}", *changes)
-        self.kubectl("rollout", "status", f"deployment/{names.MASTER_NAME}", "--timeout=180s")
+        await asyncio.to_thread(self.kubectl, "rollout", "status", f"deployment/{names.MASTER_NAME}", "--timeout=180s")
+        async with self.connected():
+            return
 
     async def ways(self) -> dict[str, int]:
         """How many pods are connected with the master by which way; none while no master leads."""
