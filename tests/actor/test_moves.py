@@ -537,9 +537,10 @@ async def test_a_halted_sink_calls_nothing_and_goes_on_where_it_was(tmp_path: Pa
         await chain.prepare(2)
         await chain.connected(2)
         old = chain[2].instance
+        received = old.stats().received  # what is let in behind a sink that halts is bounded, and may have come at once
         old.set_role(Role.HALTED)
         await until(lambda: old.status()["role"] == Role.HALTED)
-        called, received = len(got), old.stats().received
+        called = len(got)
         await until(lambda: old.stats().received > received + 20)
         assert len(got) == called
         assert old.status()["called"] == [(0, (1 << 44) + called, b"")]
