@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from nomad.settings import Settings
 
 LEVELS = ("debug", "info", "warning", "error")
+
+OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 LAST_SECONDS = 1.0
 """How long a master that leads no more may take to end by itself; its lease lasts so much longer than it led."""
@@ -74,6 +77,37 @@ class Toleration(click.ParamType[Mapping[str, object]]):
         if not isinstance(found, dict):
             self.fail(f"{value!r} is no JSON object", param, ctx)
         return found
+
+
+class Size(click.ParamType[str]):
+    """A size as Kubernetes writes it."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it is."""
+        from nomad.runtime.kubenodes import quantity
+
+        try:
+            size = quantity(str(value))
+            good = size.is_finite() and size > 0
+        except (ArithmeticError, ValueError, KeyError):
+            good = False
+        if not good:
+            self.fail(f"{value!r} isn't like 1Gi or 500Mi", param, ctx)
+        return str(value)
+
+
+class ObjectName(click.ParamType[str]):
+    """What an object of a cluster may be called."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it is."""
+        if len(str(value)) > 253 or not OBJECT_NAME.fullmatch(str(value)):
+            self.fail(f"{value!r} is no name of a Secret: small letters, digits, - and .", param, ctx)
+        return str(value)
 
 
 @click.command(short_help="Run the master of a Kubernetes cluster.")
@@ -173,6 +207,7 @@ class Toleration(click.ParamType[Mapping[str, object]]):
 @click.option(
     "--pull-secret",
     envvar="NOMAD_PULL_SECRET",
+    type=ObjectName(),
     multiple=True,
     metavar="SECRET",
     help="For a registry that asks operator pods who they are; can be repeated.",
@@ -187,6 +222,7 @@ class Toleration(click.ParamType[Mapping[str, object]]):
 @click.option(
     "--storage-size",
     envvar="NOMAD_STORAGE_SIZE",
+    type=Size(),
     default=Kubernetes().storage_size,
     show_default=True,
     metavar="SIZE",

@@ -39,6 +39,10 @@ def as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
         (["--warm", "0", "--token-review"], "--allow-user"),
         (["--warm", "0", "--toleration", "everything"], "no JSON object"),
         (["--warm", "0", "--transport", "unix"], "'tls', 'tcp'"),
+        (["--warm", "0", "--gather-from", "0"], "x>=1"),
+        (["--warm", "0", "--storage-size", "abc"], "isn't like 1Gi"),
+        (["--warm", "0", "--storage-size", "inf"], "isn't like 1Gi"),
+        (["--warm", "0", "--pull-secret", "My_Secret"], "no name of a Secret"),
     ],
 )
 def test_what_cant_be_is_said(options: list[str], said: str) -> None:
