@@ -404,9 +404,13 @@ async def test_the_program(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(RELAY_KEY.hex() + "\n")
     address = f"unix:{tmp_path}/relay"
     environment = {**os.environ, KEY_VARIABLE: str(tmp_path / "key"), LISTEN_VARIABLE: address}
-    program = await asyncio.create_subprocess_exec(sys.executable, "-m", "nomad.delivery.relay", env=environment)
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "nomad.delivery.relay", env=environment, stderr=asyncio.subprocess.PIPE
+    )
     try:
-        await until(lambda: (tmp_path / "relay").exists())
+        assert program.stderr is not None
+        said = await soon(program.stderr.readline())  # a socket that is there may not listen yet
+        assert f"listening at {address}".encode() in said
         place = Relayed(address, key_of(RELAY_KEY, LINK), LINK, 1, 1)
         receiver = await soon(place.wait())
         sender = await soon(place.connect())

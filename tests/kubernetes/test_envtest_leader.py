@@ -18,7 +18,7 @@ from nomad.master.leader import LeadershipLost, leading
 from nomad.settings import Kubernetes
 from tests.kubernetes.cluster.envtest import Envtest
 
-pytestmark = pytest.mark.kubernetes
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(300)]
 
 QUICK = Kubernetes(lease_seconds=3.0, renew_seconds=1.0)
 SLOW = Kubernetes(lease_seconds=60.0, renew_seconds=30.0)
@@ -68,7 +68,12 @@ async def masters() -> AsyncIterator[Callable[[Api, Kubernetes], Process]]:
         await asyncio.gather(*(process.task for process in made), return_exceptions=True)
 
 
-async def lead(process: Process, seconds: float = 30.0) -> None:
+DEADLINE = 60.0
+"""Seconds until a test gives up waiting. How soon a leader must stop and the next one lead is `tests/master/`'s, where
+time is virtual: here the machine may stand still for a while."""
+
+
+async def lead(process: Process, seconds: float = DEADLINE) -> None:
     async with asyncio.timeout(seconds):
         await process.leads.wait()
 
@@ -139,7 +144,7 @@ async def test_one_that_is_proven_dead_is_followed_at_once(api: Api, namespace: 
         third = start(api, replace(slow, identity="c"))
         await lead(third)
         assert await labelled(api, namespace) == ["c"]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE):
             await asyncio.wait([first.task, second.task])
         assert isinstance(first.error, LeadershipLost)
         assert isinstance(second.error, LeadershipLost)
@@ -173,17 +178,17 @@ async def test_without_a_word_of_its_holder_the_lease_runs_out(api: Api, namespa
 
 
 async def test_who_cant_renew_leads_no_more(envtest: Envtest, namespace: str) -> None:
-    """The API server is away for longer than the lease lasts: the leader stops in time, and later one leads again."""
+    """The API server is away for longer than the lease lasts: the leader stops, and later one leads again."""
     async with Api.open(envtest.kubeconfig) as api, masters() as start:
         quick = replace(QUICK, namespace=namespace)
         first, second = start(api, quick), start(api, quick)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while not (first.leads.is_set() or second.leads.is_set()):
                 await asyncio.sleep(0.01)
         leader, standby = (first, second) if first.leads.is_set() else (second, first)
         envtest.stop_apiserver()
-        async with asyncio.timeout(3 * QUICK.lease_seconds):
+        async with asyncio.timeout(DEADLINE):
             await asyncio.wait([leader.task])
         assert isinstance(leader.error, LeadershipLost)
         await asyncio.to_thread(envtest.start_apiserver)
-        await lead(standby, 60.0)
+        await lead(standby)
