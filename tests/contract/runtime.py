@@ -16,7 +16,7 @@ import pytest
 from nomad.errors import PodStartError
 from nomad.runtime.base import Emulated, ObservedPod, PodPhase, PodSpec, Runtime
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 """Seconds until a test gives up waiting."""
 
 
@@ -45,7 +45,7 @@ def spec(behaviour: str, epoch: int = 1, node: str = "here", pipeline: str = "p"
 
 
 async def seen(changes: AsyncIterator[ObservedPod], pod_id: str, phase: PodPhase) -> ObservedPod:
-    """The first change that shows the pod in `phase`."""
+    """The first change that shows the pod in `phase`; what changed before is read over, so start one pod at a time."""
     async with asyncio.timeout(DEADLINE):
         async for pod in changes:
             if pod.id == pod_id and pod.phase is phase:
@@ -141,8 +141,8 @@ async def check_pods_outlive_the_runtime_and_are_adopted(harness: Harness) -> No
     first = await harness.open()
     changes = first.watch()
     await first.start(spec("quiet"))
-    await first.start(spec("stubborn"))
     quiet = await seen(changes, "p.quiet-e1", PodPhase.RUNNING)
+    await first.start(spec("stubborn"))
     await seen(changes, "p.stubborn-e1", PodPhase.RUNNING)
     await first.close()
 
