@@ -275,9 +275,9 @@ class Api:
     ) -> Json:
         pause = 0.1
         renewed = False
-        if method != "GET" and not self.may_write():
-            raise ApiUnavailable(f"this process may change nothing in the cluster any more: {method} {path}")
         for attempt in range(1, ATTEMPTS + 1):
+            if method != "GET" and not self.may_write():  # each time: it may have waited for long in between
+                raise ApiUnavailable(f"this process may change nothing in the cluster any more: {method} {path}")
             try:
                 async with self._send(method, path, params, body, content, REQUEST) as response:
                     return await _json(response)

@@ -186,3 +186,21 @@ async def test_a_line_is_put_together_in_time_that_grows_with_it() -> None:
             yield b"x" * 100
 
     assert [len(line) async for line in answers.lines(chunks())] == [10_000_000]
+
+
+async def test_who_may_write_no_more_sends_nothing_again(api: Api, server: Server, clock: VirtualClock) -> None:
+    busy = web.Response(status=429, headers={"Retry-After": "8"}, text="too many requests")
+    server.answers = [busy, web.json_response({"is": "done"})]
+    leads = True
+    api.may_write = lambda: leads
+    write = asyncio.create_task(api.patch("/thing", {"spec": {}}))
+    async with asyncio.timeout(10):
+        while not clock.sleeping:
+            await asyncio.sleep(0.001)
+    leads = False
+    await clock.advance(20)
+    with pytest.raises(ApiUnavailable, match="may change nothing"):
+        await write
+    assert server.asked == 1
+    server.answers = [web.json_response({"is": "there"})]
+    assert await api.get("/thing") == {"is": "there"}
