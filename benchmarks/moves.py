@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-from nomad.actor.host import new_loop
+from nomad.actor.threads import new_loop
 from nomad.bench import machine, plots, policies, results, runner, scenario, timeline
 from nomad.bench.results import Moved, Results, Run
 from nomad.bench.runner import Plan, Subject

@@ -104,7 +104,7 @@ def _plan(
 
 
 def _run(plan: Plan, *, quiet: bool) -> Results:
-    from nomad.actor.host import new_loop
+    from nomad.actor.threads import new_loop
     from nomad.bench.runner import run_all
 
     async def run() -> Results:

@@ -280,7 +280,7 @@ def master(
         raise click.UsageError("pods that wait need an image: --images 3.11=IMAGE, or --warm 0")
     if token_review and not (allow_user or allow_group):
         raise click.UsageError("--token-review lets nobody in without --allow-user or --allow-group")
-    from nomad.actor.host import new_loop
+    from nomad.actor.threads import new_loop
     from nomad.master.incluster import listens
     from nomad.settings import Pods, Rest, Settings
 

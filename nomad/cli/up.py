@@ -86,7 +86,7 @@ def up(
         settings = replace(settings, pods=replace(settings.pods, transport=transport))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    from nomad.actor.host import new_loop
+    from nomad.actor.threads import new_loop
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_run(settings, cluster, Out(as_json), quiet=quiet))

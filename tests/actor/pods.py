@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from nomad.pipeline import Pipeline
 from nomad.transport import registry
 from nomad.transport.base import Connection, Frame, Listener
 
-PATIENCE = 20.0
+PATIENCE = 30.0
 SIGNING_KEY = bytes(range(32))
 VERIFY_KEY = bundle.public_key(SIGNING_KEY)
 LINK_KEY, POD_KEY = bytes(32), bytes(range(1, 33))
@@ -183,3 +183,19 @@ def links(
 def peers(names: list[str], number: int, address: str | None, epochs: tuple[int, int]) -> dict[str, Any]:
     """The message that tells a pod where its neighbours are."""
     return {"type": "peers", "links": [asdict(link) for link in links(names, number, address, epochs)]}
+
+
+async def ready(here: Master, built: Pipeline, number: int, **options: Any) -> Pod:
+    """A pod that runs operator number `number`."""
+    pod = here.start(f"p.{built.operators[number].spec.name}-e1", **options)
+    await pod.until(lambda: pod.conn, "it dials in")
+    pod.tell(assignment(built, number, workdir=here.folder / "work"))
+    await pod.says("ready")
+    return pod
+
+
+def endless() -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += 1

@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nomad import pipeline
-from nomad.actor.host import Taps
-from nomad.clock import SystemClock
-from nomad.delivery.codec import Codec, decode_one
-from nomad.errors import TransportError
-from nomad.gateway import Gateway
-from nomad.handout import key_of
-from nomad.measure.agent import Agent
-from nomad.pipeline import Pipeline
-from nomad.tasks import Tasks
-from nomad.transport.base import Connection
-from nomad.transport.registry import transport_for
-from nomad.transport.trunk import Trunk
-from tests.actor.pods import Master, Pod, assignment, master, peers
-from tests.contract.transport import pair
+from nomad.delivery.codec import decode_one
+from tests.actor.pods import Master, Pod, assignment, endless, master, peers, ready
 
 
 @pytest.fixture
 async def here(tmp_path: Path) -> AsyncIterator[Master]:
     async with master(tmp_path) as made:
         yield made
-
-
-async def ready(here: Master, built: Pipeline, number: int, **options: Any) -> Pod:
-    """A pod that runs operator number `number`."""
-    pod = here.start(f"p.{built.operators[number].spec.name}-e1", **options)
-    await pod.until(lambda: pod.conn, "it dials in")
-    pod.tell(assignment(built, number, workdir=here.folder / "work"))
-    await pod.says("ready")
-    return pod
-
-
-def endless() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
 
 
 # The whole way
@@ -207,62 +176,6 @@ async def test_a_pod_moves(here: Master) -> None:
 # One operator
 
 
-async def test_a_pod_sends_heart_beats_as_often_as_it_is_told(here: Master) -> None:
-    pod = await ready(here, pipeline.build([endless, str]), 0)
-    pod.tell({"type": "pace", "seconds": 60.0})
-    await pod.ask("numbers")
-    began, before = time.monotonic(), len(pod.all("heartbeat"))
-    pod.tell({"type": "pace", "seconds": 0.1})
-    await pod.until(lambda: len(pod.all("heartbeat")) >= before + 20, "at once, not after 60 s")
-    assert time.monotonic() - began < 20 * 0.5
-
-    pod.tell({"type": "pace", "seconds": 60.0})
-    await pod.ask("numbers")
-    for number, nonsense in enumerate(({}, {"seconds": "often"}, {"seconds": 0.0}, {"seconds": float("nan")})):
-        pod.tell({"type": "pace", **nonsense})
-        await pod.until(lambda connections=number + 2: pod.connections == connections, "it asks for a better master")
-    before = len(pod.all("heartbeat"))
-    await pod.until(lambda: len(pod.all("heartbeat")) >= before + 4, "after a connect it is as ever")
-
-
-async def test_a_pod_comes_by_way_of_its_nodes_agent_while_that_is_there(here: Master) -> None:
-    agents, tasks = bytes(32), Tasks()
-    gateway = Gateway(agents)
-
-    async def read(conn: Connection, trunk: Trunk) -> None:
-        with contextlib.suppress(TransportError):
-            while True:
-                for frame in await conn.recv():
-                    trunk.received(frame)
-
-    async with pair(transport_for("inproc:"), "inproc:") as (near, far):
-        trunk = Trunk(near)
-        tasks.start(read(near, trunk), name="the agent's end")
-        accepted = Trunk(far, lambda conn: tasks.start(here.serve(conn), name="a pod") and None)
-        tasks.start(read(far, accepted), name="the master's end")
-        gateway.opened(trunk)
-        agent = Agent("edge", agents, SystemClock(), visits=(gateway,))
-        address = await agent.listen("tcp://127.0.0.1:0")
-
-        pod = await ready(here, pipeline.build([endless, str]), 0)
-        pod.tell({"type": "via", "address": "tcp://127.0.0.1:1", "key": b""})
-        assert await pod.ask("samples") is not None
-        assert pod.connections == 1, "an agent that isn't there costs no connection"
-        pod.tell({"type": "via", "address": address, "key": key_of(agents, pod.name)})
-        await pod.says("ready", 2)
-        assert pod.connections == 2
-        assert pod.conn is not None
-        assert "#" in pod.conn.peer, "it came over the trunk"
-        assert await pod.ask("samples") is not None
-
-        await agent.close()
-        await pod.says("ready", 3)
-        assert "#" not in pod.conn.peer
-        assert await pod.ask("samples") is not None
-        trunk.lost("the end")
-        await tasks.close()
-
-
 async def test_a_pod_reports_and_answers(here: Master) -> None:
     """Heart-beats go on while the function blocks; requests are answered; a lost master is found again."""
     go_on = here.folder / "go-on"
@@ -330,16 +243,6 @@ async def test_a_pod_reports_and_answers(here: Master) -> None:
     sink.process.send_signal(signal.SIGTERM)
     assert await sink.ended() == 0
     assert sink.all("heartbeat")[-1]["stats"]["received"] == last["emitted"]
-
-
-async def test_a_master_that_hangs_up_is_not_dialled_on_and_on(here: Master) -> None:
-    pod = await ready(here, pipeline.build([endless, print]), 0)
-    began = time.monotonic()
-    for number in range(2, 7):
-        assert pod.conn is not None
-        pod.conn.abort()
-        await pod.says("ready", times=number)
-    assert time.monotonic() - began > 0.05 * (1 + 2 + 4 + 8 + 16), "each attempt waits twice as long as the one before"
 
 
 async def test_messages_set_aside_are_shown_and_run_again(here: Master) -> None:
@@ -518,17 +421,6 @@ async def test_tampered_code_is_refused_before_it_is_unpickled(here: Master, par
     assert not trap.exists()
 
 
-async def test_without_a_master_it_stops_by_itself(here: Master) -> None:
-    lonely = here.start("p.lonely-e1", control=f"unix:{here.folder}/nobody", master_timeout=0.1)
-    here.key = bytes(32)  # and a master that can't prove itself is none
-    fooled = here.start("p.fooled-e1", master_timeout=0.1)
-    for pod in (lonely, fooled):
-        await pod.until(lambda p=pod: p.process.poll() is not None)
-        assert pod.process.returncode == 5
-        assert "no master for 0.1 s, stopping" in here.log(pod.name)
-    assert fooled.connections == 0
-
-
 @pytest.mark.parametrize("where", ["thread", "inline"])
 async def test_a_function_that_hangs_does_not_hold_up_the_end(here: Master, where: str) -> None:
     started = here.folder / "hangs"
@@ -544,46 +436,3 @@ async def test_a_function_that_hangs_does_not_hold_up_the_end(here: Master, wher
     await pod.until(started.exists)
     pod.tell({"type": "stop", "drain": False, "grace": 1.0})
     assert await pod.ended() == 0
-
-
-# Outputs for those who look on
-
-
-async def test_taps_keep_what_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nomad.actor.host.TAP_ITEMS", 3)
-    taps = Taps()
-    taps.put([1, 2], Codec())
-    taps.put([3, 4, 5], Codec())
-    taps.put([6], Codec())
-    await taps.waiting.wait()
-    items, skipped = taps.take()
-    assert [decode_one(i) for i in items] == [1, 2, 3]
-    assert skipped == 3
-    assert taps.take() == ([], 0)
-    taps.put([object(), 7], Codec())
-    items, skipped = taps.take()
-    assert [decode_one(i) for i in items] == [7]
-    assert skipped == 1
-
-
-async def test_taps_are_told_of_everything_whatever_overlaps() -> None:
-    """Outputs come from another thread in any moment of the taking; none needs a later one to be told of."""
-    taps = Taps()
-    count = 3000
-    switch = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        putting = asyncio.create_task(
-            asyncio.to_thread(lambda: [taps.put([n], Codec()) for n in range(count)])  # type: ignore[func-returns-value]
-        )
-        got: list[int] = []
-        async with asyncio.timeout(20):
-            while len(got) < count:
-                await taps.waiting.wait()
-                items, skipped = taps.take()
-                got += [decode_one(i) for i in items]
-                assert skipped == 0
-        await putting
-    finally:
-        sys.setswitchinterval(switch)
-    assert got == list(range(count))

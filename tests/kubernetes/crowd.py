@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from nomad import bundle, control, pipeline
-from nomad.actor.host import new_loop
 from nomad.actor.route import Route
+from nomad.actor.threads import new_loop
 from nomad.bundle import Bundle
 from nomad.clock import Clock, SystemClock
 from nomad.control import PodStats, Role

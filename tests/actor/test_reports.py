@@ -1,0 +1,80 @@
+"""What a pod says unasked: how often, and outputs for those who look on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from nomad import pipeline
+from nomad.actor.reports import Taps
+from nomad.delivery.codec import Codec, decode_one
+from tests.actor.pods import Master, endless, master, ready
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Master]:
+    async with master(tmp_path) as made:
+        yield made
+
+
+async def test_a_pod_sends_heart_beats_as_often_as_it_is_told(here: Master) -> None:
+    pod = await ready(here, pipeline.build([endless, str]), 0)
+    pod.tell({"type": "pace", "seconds": 60.0})
+    await pod.ask("numbers")
+    began, before = time.monotonic(), len(pod.all("heartbeat"))
+    pod.tell({"type": "pace", "seconds": 0.1})
+    await pod.until(lambda: len(pod.all("heartbeat")) >= before + 20, "at once, not after 60 s")
+    assert time.monotonic() - began < 20 * 0.5
+
+    pod.tell({"type": "pace", "seconds": 60.0})
+    await pod.ask("numbers")
+    for number, nonsense in enumerate(({}, {"seconds": "often"}, {"seconds": 0.0}, {"seconds": float("nan")})):
+        pod.tell({"type": "pace", **nonsense})
+        await pod.until(lambda connections=number + 2: pod.connections == connections, "it asks for a better master")
+    before = len(pod.all("heartbeat"))
+    await pod.until(lambda: len(pod.all("heartbeat")) >= before + 4, "after a connect it is as ever")
+
+
+async def test_taps_keep_what_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nomad.actor.reports.TAP_ITEMS", 3)
+    taps = Taps()
+    taps.put([1, 2], Codec())
+    taps.put([3, 4, 5], Codec())
+    taps.put([6], Codec())
+    await taps.waiting.wait()
+    items, skipped = taps.take()
+    assert [decode_one(i) for i in items] == [1, 2, 3]
+    assert skipped == 3
+    assert taps.take() == ([], 0)
+    taps.put([object(), 7], Codec())
+    items, skipped = taps.take()
+    assert [decode_one(i) for i in items] == [7]
+    assert skipped == 1
+
+
+async def test_taps_are_told_of_everything_whatever_overlaps() -> None:
+    """Outputs come from another thread in any moment of the taking; none needs a later one to be told of."""
+    taps = Taps()
+    count = 3000
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        putting = asyncio.create_task(
+            asyncio.to_thread(lambda: [taps.put([n], Codec()) for n in range(count)])  # type: ignore[func-returns-value]
+        )
+        got: list[int] = []
+        async with asyncio.timeout(20):
+            while len(got) < count:
+                await taps.waiting.wait()
+                items, skipped = taps.take()
+                got += [decode_one(i) for i in items]
+                assert skipped == 0
+        await putting
+    finally:
+        sys.setswitchinterval(switch)
+    assert got == list(range(count))
