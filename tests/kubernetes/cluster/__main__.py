@@ -19,18 +19,21 @@ def main() -> None:
     commands.add_parser("up", help="bring a cluster up, or leave the one that is up")
     commands.add_parser("down", help="remove it, and everything that it made")
     commands.add_parser("status", help="whether it is up, and what runs in it")
-    build = commands.add_parser("build", help="build the repository's images and put them on every node")
-    build.add_argument("arguments", nargs=argparse.REMAINDER, help="of images/build.sh")
+    commands.add_parser(
+        "build", help="build the repository's images and put them on every node; takes what images/build.sh does"
+    )
     load = commands.add_parser("load", help="put images on every node")
     load.add_argument("archive", nargs="+", type=Path, help="written by docker save")
-    chosen = parser.parse_args()
+    chosen, arguments = parser.parse_known_args()
+    if arguments and chosen.command != "build":
+        parser.error(f"unrecognized arguments: {' '.join(arguments)}")
     try:
-        run(Real(chosen.folder), chosen)
+        run(Real(chosen.folder), chosen, arguments)
     except (BuildError, ClusterError) as error:
         sys.exit(str(error))
 
 
-def run(cluster: Real, chosen: argparse.Namespace) -> None:
+def run(cluster: Real, chosen: argparse.Namespace, arguments: list[str]) -> None:
     if chosen.command == "up":
         if not cluster.is_up():
             cluster.up()
@@ -44,7 +47,7 @@ def run(cluster: Real, chosen: argparse.Namespace) -> None:
         print(cluster.kubectl("get", "nodes", "--label-columns=nomad.dev/tier"))
         print(cluster.kubectl("get", "pods", "--all-namespaces", "--output=wide"))
     elif chosen.command == "build":
-        cluster.load(images.build(*chosen.arguments))
+        cluster.load(images.build(*arguments))
     else:
         cluster.load(*chosen.archive)
 
