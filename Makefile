@@ -2,9 +2,10 @@
 #
 #   make demo     a face-recognition pipeline over an edge, a fog and a cloud node, for half a minute
 #   make test     the tests, in two processes, with coverage
-#   make test-kubernetes  the tests on Kubernetes: an API server alone, a real cluster of three nodes that it brings up
-#                 (as root on Debian; the first time that takes 15 minutes more), and a thousand faked nodes. With
-#                 KUBECONFIG set, the cluster that it names is used, by the tests that need no control over nodes
+#   make test-kubernetes  the tests on Kubernetes: an API server alone (test-kubernetes-api), and with nodes
+#                 (test-kubernetes-nodes): a thousand faked ones, and a real cluster of three that it brings up (as root
+#                 on Debian; the first time that takes 15 minutes more). With KUBECONFIG set, the cluster that it
+#                 names is used, by the tests that need no control over nodes
 #   make lint     style, types and the layers
 #   make bench    the benchmarks
 #   make cluster  Nomad on a Kubernetes cluster on this machine, made by kind; needs Docker, kind and kubectl
@@ -21,7 +22,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMPS := .venv/stamps
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-kubernetes lint bench cluster clean
+.NOTPARALLEL:
+.PHONY: help demo test test-kubernetes test-kubernetes-api test-kubernetes-nodes kubernetes lint bench cluster clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -33,13 +35,20 @@ test: $(STAMPS)/examples $(STAMPS)/test
 	@echo "Left out: the tests marked 'slow', and those marked 'kubernetes', which 'make test-kubernetes' runs."
 	$(BIN)/python -m pytest -m "not slow and not kubernetes" -n 2 --dist worksteal --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
 
-# Tests of the real cluster have it, and the machine, to themselves.
-test-kubernetes: $(STAMPS)/examples $(STAMPS)/test
-	@$(BIN)/python -m tests.kubernetes.cluster.prepare
-	$(BIN)/python -m pytest -m kubernetes --ignore-glob='*/test_real_*' --ignore-glob='*/test_scale_*' \
-	    -n 2 --dist loadfile --durations=10 $(PYTEST_ARGS)
+# Each of the two remembers by itself what failed: `make test-kubernetes-api PYTEST_ARGS=--last-failed`.
+test-kubernetes: test-kubernetes-api test-kubernetes-nodes
+
+test-kubernetes-api: kubernetes
+	$(BIN)/python -m pytest -m kubernetes tests/kubernetes --ignore-glob='*/test_real_*' --ignore-glob='*/test_scale_*' \
+	    -o cache_dir=.pytest_cache/$@ -n 2 --dist loadfile --durations=10 $(PYTEST_ARGS)
+
+# They have the cluster, and the machine, to themselves.
+test-kubernetes-nodes: kubernetes
 	$(BIN)/python -m pytest -m kubernetes tests/kubernetes/test_scale_*.py tests/kubernetes/test_real_*.py \
-	    --durations=10 $(PYTEST_ARGS)
+	    -o cache_dir=.pytest_cache/$@ --durations=10 $(PYTEST_ARGS)
+
+kubernetes: $(STAMPS)/examples $(STAMPS)/test
+	@$(BIN)/python -m tests.kubernetes.cluster.prepare
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
