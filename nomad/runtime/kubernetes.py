@@ -214,8 +214,8 @@ class KubernetesRuntime:
         tried = existed = False
         while True:
             try:
-                if tried:
-                    await self._starter.find(spec)
+                if tried and (given := await self._starter.find(spec)):
+                    self._pool.enlarge(given, spec)
                 if spec.id not in self._seen:
                     tried = True
                     await self._start(spec)

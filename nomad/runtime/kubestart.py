@@ -62,16 +62,22 @@ class Starter:
             await self.delete(pod["metadata"]["name"], pod["metadata"]["uid"], 1)
             raise
 
-    async def find(self, spec: PodSpec) -> None:
-        """Take in what an earlier try has made of `spec` after all."""
+    async def find(self, spec: PodSpec) -> str:
+        """Take in what an earlier request has made of `spec` after all: the name of the waiting pod that was given to
+        it, "" when none was.
+        """
         labels = manifests.operator_labels(spec.pipeline, spec.operator, spec.epoch, spec.node)
         wanted = (names.PIPELINE_LABEL, names.OPERATOR_LABEL, names.EPOCH_LABEL)
         chosen = {"labelSelector": ",".join(f"{key}={labels[key]}" for key in wanted)}
         found, _ = await self._api.list(paths.pods(self._namespace), chosen)
+        given = ""
         for pod in found:
-            if pod["metadata"]["name"] == manifests.pod_name(spec.pipeline, spec.operator, spec.epoch):
+            if (name := pod["metadata"]["name"]) == manifests.pod_name(spec.pipeline, spec.operator, spec.epoch):
                 await self._equip(pod, spec.epoch)
+            else:
+                given = name
             self._seen(pod)
+        return given
 
     async def delete(self, name: str, uid: str, grace: int) -> None:
         """Delete that pod, and no later one of its name; `grace` in seconds."""

@@ -85,6 +85,7 @@ class WarmPool:
         self._woken = asyncio.Event()
         self._tasks = Tasks()
         self._resizes = True
+        self._busy: set[str] = set()  # names of pods that are being given or taken away
         self.owner: Callable[[], Json | None] = lambda: None
         """Whom waiting pods end with."""
         self.connected: Callable[[str], bool] = lambda name: False
@@ -119,16 +120,33 @@ class WarmPool:
     async def claim(self, spec: PodSpec, image: str, owner: Json | None) -> bool:
         """Give a waiting pod on its node to `spec`; False when there is none that would do. Raises `ApiError`."""
         for pod in self._fit(spec, image):
-            patch = manifests.claim_patch(spec, pod.uid, owner)
+            if pod.name in self._busy:
+                continue
+            self._busy.add(pod.name)
             try:
-                taken = await self._api.patch(paths.pods(self._settings.namespace, pod.name), patch, kind="json")
-            except (ApiConflict, ApiInvalid, ApiNotFound):
-                continue  # it is gone, or somebody else's
-            self._trouble.pop(spec.node, None)
-            self._seen(taken)
-            self._tasks.start(self._resize(pod.name, spec), name=f"resize {pod.name}")
-            return True
+                given = await self._give(pod, spec, owner)
+            finally:
+                self._busy.discard(pod.name)
+            if given:
+                self._trouble.pop(spec.node, None)
+                self.enlarge(given, spec)
+                return True
         return False
+
+    async def _give(self, pod: KubePod, spec: PodSpec, owner: Json | None) -> str:
+        """The name of the pod that is the operator's now: this one, or "" when it is gone or somebody else's."""
+        path, patch = paths.pods(self._settings.namespace, pod.name), manifests.claim_patch(spec, pod.uid, owner)
+        try:
+            self._seen(await self._api.patch(path, patch, kind="json"))
+        except ApiNotFound:
+            return ""
+        except (ApiConflict, ApiInvalid):
+            return await self._starter.find(spec)  # by this very request, if the client has sent it twice
+        return pod.name
+
+    def enlarge(self, name: str, spec: PodSpec) -> None:
+        """Have a pod that was given to `spec` ask for what that needs, by and by."""
+        self._tasks.start(self._resize(name, spec), name=f"resize {name}")
 
     def _fit(self, spec: PodSpec, image: str) -> list[KubePod]:
         """Those that would do, the best first."""
@@ -189,7 +207,7 @@ class WarmPool:
         crashed = [pod for pod in pods if not pod.deleting and pod.phase is PodPhase.EXITED]
         surplus = [pod for pod in pods if pod.alive and pod not in good] + good[wanted:]
         for pod in [*crashed, *surplus]:
-            await self._starter.delete(pod.name, pod.uid, 1)
+            await self._take_away(node, pod)
         if crashed:
             self._failed(node, f"{crashed[0].name} {crashed[0].reason}")
         if not pods and known is None:
@@ -204,6 +222,16 @@ class WarmPool:
                 name, node, self._settings, host=known.host, image=self._image, owner=self.owner()
             )
             await self._starter.make(body, 0)
+
+    async def _take_away(self, node: str, pod: KubePod) -> None:
+        """Unless it is given to an operator, or was meanwhile."""
+        if pod.name in self._busy or pod.name not in self._pods.get(node, {}):
+            return
+        self._busy.add(pod.name)
+        try:
+            await self._starter.delete(pod.name, pod.uid, 1)
+        finally:
+            self._busy.discard(pod.name)
 
     async def _judge(self, node: str, pod: KubePod, patience: float) -> None:
         """Take a pod away that doesn't run, and may not come to, after so many seconds."""
@@ -241,7 +269,7 @@ class WarmPool:
 
 
 def _concerns_the_pod(refusal: ApiForbidden | ApiNotFound) -> bool:
-    """Whether it is this pod that is gone, or too large for a quota, and not the cluster that can't resize pods."""
+    """Whether it is this pod that is gone, or too large for a quota or a range, and not the cluster that can't."""
     if isinstance(refusal, ApiNotFound):
         return bool(refusal.details.get("name"))  # of a path that there isn't, Kubernetes names no object
-    return "exceeded quota" in str(refusal)
+    return "cannot patch resource" not in str(refusal)  # which is how it says that an account has no right

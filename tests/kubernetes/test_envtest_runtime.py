@@ -424,6 +424,26 @@ async def test_what_the_cluster_refuses_is_told(harness: Harness, settings: Kube
     await until(refused)
 
 
+async def test_what_a_limit_range_refuses_one_operator_others_get_warm(
+    harness: Harness, settings: Kubernetes, api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]}
+    limit = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": limits}
+    await api.create(f"/api/v1/namespaces/{settings.namespace}/limitranges", limit)
+    runtime = await harness.open(warm=2)
+    waited = {pod["metadata"]["name"] for pod in await warm_pods(harness, 2)}
+    caplog.set_level("INFO")
+    await runtime.start(spec("quiet", memory_mb=700.0))
+
+    async def refused() -> bool:
+        return "maximum memory usage per Container is 1Gi" in caplog.text
+
+    await until(refused)
+    await runtime.start(spec("chatty", memory_mb=300.0))
+    taken = await harness.pods(**{names.STATE_LABEL: names.TAKEN})
+    assert {pod["metadata"]["name"] for pod in taken} == waited
+
+
 async def test_a_cordoned_node_takes_none_and_says_so(harness: Harness, node: str) -> None:
     runtime = await harness.open()
     await harness.api.patch(paths.nodes(node), {"spec": {"unschedulable": True}})

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
-from nomad.errors import ApiExists, ApiNotFound
+from nomad.errors import ApiExists, ApiInvalid, ApiNotFound
 from nomad.kubernetes.api import Api
 from nomad.runtime.kubernetes import KubernetesRuntime
 from nomad.runtime.manifests import Boot
@@ -33,7 +34,7 @@ class Cluster:
         self.objects: dict[str, Json] = {}
         """By path."""
         self.asked: list[str] = []
-        """`POST <path>`, `DELETE <path>`, in order."""
+        """`POST <path>`, `PATCH <path>`, `DELETE <path>`, in order."""
         self.before: Callable[[str], None] = lambda request: None
         """Called with each of these before anything is done; what it raises is the answer."""
         self.after: Callable[[str], None] = lambda request: None
@@ -98,6 +99,24 @@ class Cluster:
 
     async def apply(self, path: str, body: Json) -> Json:
         return self.put(path.rpartition("/")[0], body)
+
+    async def patch(self, path: str, body: Any, *, kind: str) -> Json:
+        """A JSON patch of tests and additions, and of subresources any, of which nothing is kept."""
+        request = self._begin(f"PATCH {path}")
+        if path not in self.objects:
+            path = path.rpartition("/")[0]
+        if path not in self.objects:
+            raise ApiNotFound(path)
+        found = copy.deepcopy(self.objects[path])
+        for step in body if kind == "json" else ():
+            *way, last = (part.replace("~1", "/").replace("~0", "~") for part in step["path"].split("/")[1:])
+            place = functools.reduce(lambda item, part: item.setdefault(part, {}), way, found)
+            if step["op"] == "test" and place.get(last) != step["value"]:
+                raise ApiInvalid(f"{step['path']} isn't {step['value']}")
+            place[last] = step["value"]
+        made = self.put(path.rpartition("/")[0], found)
+        self.after(request)
+        return made
 
     async def delete(self, path: str, *, params: Json | None = None, **_: Any) -> bool:
         request = self._begin(f"DELETE {path}")

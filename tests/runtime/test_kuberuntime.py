@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from typing import Any
 
 import pytest
 
-from nomad.errors import ApiExists, ApiUnavailable, PodStartError, StateError
+from nomad.errors import ApiExists, ApiInvalid, ApiUnavailable, PodStartError, StateError
 from nomad.kubernetes import names
-from nomad.runtime import kubernetes
+from nomad.runtime import kubernetes, kubestart
 from nomad.runtime.base import PodSpec
 from tests.clock import VirtualClock, settle
 from tests.runtime.cluster import CLAIMS, NODES, PODS, SECRETS, Cluster, Json, node, running
@@ -154,3 +156,77 @@ async def test_a_folder_of_somebody_elses_is_not_given_to_an_operator(cluster: C
         with pytest.raises(PodStartError, match="the PersistentVolumeClaim p-a isn't Nomad's"):
             await runtime.start(spec(3))
         assert f"{PODS}/p-a-e3" not in cluster.objects
+
+
+def waiting(cluster: Cluster) -> list[str]:
+    """Two pods that wait on edge-1."""
+    for name in ("warm-b", "warm-c"):
+        made = pod(name, "")
+        del made["metadata"]["annotations"][names.POD_ANNOTATION]
+        made["metadata"]["labels"] |= {names.STATE_LABEL: names.WARM, names.NODE_LABEL: "edge-1"}
+        made["spec"]["containers"] = [{"name": "operator", "image": "operator:1"}]
+        cluster.put(PODS, made)
+    return ["warm-b", "warm-c"]
+
+
+def taken(cluster: Cluster) -> list[str]:
+    return [
+        path.rpartition("/")[2]
+        for path, found in cluster.objects.items()
+        if path.startswith(PODS) and found["metadata"]["labels"][names.STATE_LABEL] == names.TAKEN
+    ]
+
+
+async def test_a_waiting_pod_that_was_given_away_by_a_request_which_was_sent_again_is_the_only_one(
+    cluster: Cluster, clock: VirtualClock
+) -> None:
+    """The API answers the first time with 503 although it has done it, and the second time that it waits no more."""
+    pods = waiting(cluster)
+
+    def after(request: str) -> None:
+        if request in [f"PATCH {PODS}/{name}" for name in pods]:
+            raise ApiInvalid("it waits no more")
+
+    cluster.after = after
+    async with running(cluster, clock, warm=2) as runtime:
+        await runtime.start(spec())
+        (name,) = taken(cluster)
+        assert [found.id for found in await runtime.list()] == ["p.a-e1"]
+        await settle()
+        assert cluster.asked.count(f"PATCH {PODS}/{name}/resize") == 1
+
+
+async def test_a_waiting_pod_that_was_given_away_into_the_void_asks_for_what_its_operator_needs(
+    cluster: Cluster, clock: VirtualClock
+) -> None:
+    pods = waiting(cluster)
+
+    def after(request: str) -> None:
+        if request in [f"PATCH {PODS}/{name}" for name in pods]:
+            raise ApiUnavailable("nobody answers")
+
+    cluster.after = after
+    async with running(cluster, clock, warm=2) as runtime:
+        start = asyncio.create_task(runtime.start(spec()))
+        await settle()
+        await clock.advance(kubestart.RETRY)
+        await start
+        (name,) = taken(cluster)
+        await settle()
+        assert cluster.asked.count(f"PATCH {PODS}/{name}/resize") == 1
+
+
+async def test_a_pod_that_was_given_away_meanwhile_is_not_taken_away_as_one_too_many(clock: VirtualClock) -> None:
+    class Slow(Cluster):
+        async def delete(self, path: str, **options: Any) -> bool:
+            await settle()
+            return await super().delete(path, **options)
+
+    cluster = Slow()
+    cluster.put(NODES, node("edge-1"))
+    pods = waiting(cluster)
+    async with running(cluster, clock, warm=0) as runtime:  # which begins to take both away
+        await runtime.start(spec())
+        await settle(100)
+        assert len(taken(cluster)) == 1
+        assert not any(f"{PODS}/{name}" in cluster.objects for name in set(pods) - set(taken(cluster)))
