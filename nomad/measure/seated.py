@@ -90,6 +90,7 @@ class _Post:
             self._process = await asyncio.create_subprocess_exec(
                 *self._seat.prefix,
                 sys.executable,
+                "-P",
                 "-m",
                 outpost.__name__,
                 stdin=asyncio.subprocess.PIPE,

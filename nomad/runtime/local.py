@@ -1,6 +1,6 @@
 """Pods as processes of this machine, on nodes that a topology declares.
 
-A pod is `python -m nomad.actor` in a session of its own: it goes on when the master dies, and the next
+A pod is `python -P -m nomad.actor` in a session of its own: it goes on when the master dies, and the next
 master adopts it. What is needed for that is written down before a pod runs anything: one small file per
 pod with pid and birth (see `process`). Ended pods keep their file, for their exit code and their log,
 until their operator has `keep_ended` newer ones or the pipeline is forgotten.
@@ -111,7 +111,7 @@ class LocalRuntime:
         sockets: Path,
         settings: Pods | None = None,
         *,
-        argv: Sequence[str] = (sys.executable, "-m", "nomad.actor"),
+        argv: Sequence[str] = (sys.executable, "-P", "-m", "nomad.actor"),  # no module of the folder it is started in
     ) -> Self:
         """Find the pods of earlier runtimes on `state` again, and watch them.
 

@@ -24,7 +24,7 @@ from nomad.cli.up import TRANSPORTS
 from nomad.errors import MasterUnreachable
 from nomad.settings import POD_TRANSPORTS
 
-NOMAD = (sys.executable, "-m", "nomad")
+NOMAD = (sys.executable, "-P", "-m", "nomad")
 PROGRAM = """
 import nomad
 NOMAD_MASTER = {master!r}
@@ -96,6 +96,19 @@ def test_the_program_of_the_readme_now_and_after_a_restart(state: Path, own_cred
         error = refused("--port", "0", *TWO_NODES)
         assert str(state) in error
         assert "another master" in error
+
+
+def test_files_beside_it_are_no_modules_of_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nomad up` in a folder with a queue.py: operators' processes take the standard library's."""
+    output, folder = tmp_path / "output.txt", tmp_path / "folder"
+    folder.mkdir()
+    (folder / "queue.py").write_text("raise SystemExit('this is no queue')\n")
+    monkeypatch.chdir(folder)
+    with up() as (_, ready):
+        program = tmp_path / "program.py"
+        program.write_text(PROGRAM.format(master=ready["url"], output=str(output)))
+        subprocess.run([sys.executable, str(program)], check=True, timeout=30)
+        until(output.exists)
 
 
 def test_what_people_see(tmp_path: Path) -> None:
