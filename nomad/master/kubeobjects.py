@@ -54,6 +54,8 @@ class Held:
     past: dict[str, PastOperator] = field(default_factory=dict)
     written: dict[str, str] | None = None
     """Its ConfigMap's data; None: there is none."""
+    behind: bool = False
+    """Something of its past isn't in there yet."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     history_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     placing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -79,8 +81,8 @@ class Held:
 
     @property
     def moves(self) -> dict[str, MoveView]:
-        """Past ones and open ones."""
-        return self.past_moves | {view.id: view for view in resource.open_moves(self.found)}
+        """Open ones and past ones; one that is still found among the open ones is past."""
+        return {view.id: view for view in resource.open_moves(self.found)} | self.past_moves
 
 
 class Pipelines:

@@ -441,9 +441,8 @@ class KubernetesStore:
 
     async def _keep_past(self, held: Held, operator: StoredOperator) -> None:
         past = PastOperator(operator.totals, operator.failure)
-        if held.past.get(operator.name, PastOperator(PodStats())) == past:
-            return
-        held.past = held.past | {operator.name: past}
+        if held.past.get(operator.name, PastOperator(PodStats())) != past:
+            held.past, held.behind = held.past | {operator.name: past}, True
         await self._write_history(held)
 
     async def _withdraw(self, held: Held, move: MoveView) -> None:
@@ -462,8 +461,8 @@ class KubernetesStore:
         kept = {view.id for view in known[-keep:]} if keep else set()
         past = {view.id: view for view in known if view.state.final and view.id in kept}
         if past != held.past_moves:
-            held.past_moves = past
-            await self._write_history(held, patience)
+            held.past_moves, held.behind = past, True
+        await self._write_history(held, patience)
 
         def change(status: Json) -> None:
             for view in moves:
@@ -476,19 +475,30 @@ class KubernetesStore:
         await self._pipelines.write_status(held, change, deadline - self._clock.now())
 
     async def _write_history(self, held: Held, patience: float = LOOP) -> None:
+        """Without effect where all of the past is written down."""
         async with self._writes.turn(held.history_lock, patience) as left:
-            data = kubepast.pack(_ordered(held.past_moves.values()), held.past)
-            if data == held.written or held.gone:
+            if held.gone or not held.behind:
                 return
-            if held.written is not None:
-                patch = {"binaryData": resource.merge_patch(held.written, data)}
-                with suppress(ApiNotFound):
-                    await self._writes.patiently(lambda: self._api.patch(self._history_path(held), patch), left)
-                    held.written = data
-                    return
-            body = self._object("ConfigMap", f"{held.name}-history", held) | {"binaryData": data}
-            await self._pipelines.replace(paths.configmaps(self._namespace), body, left)
-            held.written = data
+            data, held.behind = kubepast.pack(_ordered(held.past_moves.values()), held.past), False
+            try:
+                await self._put_history(held, data, left)
+            except BaseException as exc:
+                # What is refused would be again, and the rest can be written down without it.
+                held.behind = not (isinstance(exc, StateError) and self._writes.is_about_one(exc))
+                raise
+
+    async def _put_history(self, held: Held, data: dict[str, str], patience: float) -> None:
+        if data == held.written:
+            return
+        if held.written is not None:
+            patch = {"binaryData": resource.merge_patch(held.written, data)}
+            with suppress(ApiNotFound):
+                await self._writes.patiently(lambda: self._api.patch(self._history_path(held), patch), patience)
+                held.written = data
+                return
+        body = self._object("ConfigMap", f"{held.name}-history", held) | {"binaryData": data}
+        await self._pipelines.replace(paths.configmaps(self._namespace), body, patience)
+        held.written = data
 
     async def _sweep(self) -> None:
         await self._clock.sleep(SWEEP_AFTER)

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,11 +20,12 @@ from nomad.kubernetes.names import API_VERSION, KIND, META_CONFIGMAP
 from nomad.master import kubeobjects, kubestate, kubestore
 from nomad.master.events import EventLog
 from nomad.master.kubestore import KubernetesStore
+from nomad.master.kubewrites import LOOP
 from nomad.master.resource import LABELS
 from nomad.master.state import Goal, Outcome
 from nomad.master.store import StoredOperator
 from nomad.master.views import EventView, MoveState, MoveView
-from tests.clock import VirtualClock
+from tests.clock import VirtualClock, settle
 from tests.contract.store import BUNDLE, wanted
 from tests.master.fakeapi import FakeApi
 
@@ -69,6 +70,7 @@ async def test_what_a_user_made_later_stays_too(api: FakeApi, store: KubernetesS
     mine = [api.put(path, {"data": {"key": "bWluZQ=="}}) for path in (LINK, HISTORY)]
     with pytest.raises(StateError, match="delete or rename it"):
         await store.save_operator("p", PAST)
+    await store.save_operator("p", PAST)  # which is the same once more: an operator may start without its past
     await store.remove_pipeline("p", 1)
     assert PIPELINE not in api.objects
     assert [api.objects[path] for path in (LINK, HISTORY)] == mine
@@ -187,6 +189,37 @@ async def test_an_order_that_was_refused_is_taken_back(
     await until(lambda: "openMoves" not in api.objects[PIPELINE]["status"])
     await store.order_move(MOVE, 3)
     assert [entry["id"] for entry in api.objects[PIPELINE]["status"]["openMoves"]] == ["m"]
+
+
+# A past that couldn't be written down at once
+
+
+async def test_a_past_that_couldnt_be_written_down_is_with_the_next_write(
+    api: FakeApi, store: KubernetesStore, clock: VirtualClock
+) -> None:
+    await store.add_pipeline(wanted(), BUNDLE)
+    other = replace(MOVE, id="n", asked=2.0)
+    await store.save_moves([MOVE, other], 10)
+
+    async def away(verb: str, path: str) -> None:
+        if "configmaps" in path and verb != "get":
+            raise ApiUnavailable("nobody answers")
+
+    meet, api.meet = api.meet, away  # type: ignore[method-assign]
+    done = replace(MOVE, state=MoveState.DONE)
+    late = [asyncio.create_task(store.save_moves([done], 10)), asyncio.create_task(store.save_operator("p", PAST))]
+    await settle()
+    await clock.advance(3 * LOOP)
+    assert [type(error) for error in await asyncio.gather(*late, return_exceptions=True)] == [StateError, StateError]
+    api.meet = meet  # type: ignore[method-assign]
+    await store.save_moves([replace(other, state=MoveState.STARTING)], 10)
+    await store.save_operator("p", replace(PAST, restarts=1))
+
+    again = await KubernetesStore.open(cast(Any, api), "nomad", "master-b", clock=clock)
+    (found,) = await again.pipelines()
+    await again.close()
+    assert {move.id: move.state for move in found.moves} == {"m": MoveState.DONE, "n": MoveState.STARTING}
+    assert [op.totals.processed for op in found.operators if op.name == "square"] == [7]
 
 
 # One bad object isn't everybody's
