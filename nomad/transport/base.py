@@ -17,7 +17,7 @@ Rules, tested by `tests/contract/transport.py` against every backend:
 - cancelling `recv` or `drain` loses nothing and leaves the connection usable;
 - `close` flushes what was written, then closes; `abort` drops it and never waits;
 - a frame over `MAX_FRAME_BYTES` raises `FrameTooLarge` at the sender; a receiver that is told of
-  one breaks the connection before it allocates.
+  one, or of one over its own `limit`, breaks the connection before it allocates.
 """
 
 from __future__ import annotations
@@ -78,6 +78,14 @@ class Connection(Protocol):
 
     def poll(self) -> list[Frame]:
         """`recv` without waiting: what has arrived, perhaps nothing."""
+        ...
+
+    def limit(self, max_bytes: int) -> None:
+        """From now on a frame of more bytes that the peer sends breaks the connection; at first `MAX_FRAME_BYTES` may.
+
+        What was taken counts no more. A frame that waits behind others breaks it once those are taken, and not
+        before: who learns from them that the peer may send more raises the limit before waiting for anything else.
+        """
         ...
 
     def notify(self, callback: Callable[[], None]) -> None:

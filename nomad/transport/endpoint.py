@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from nomad.errors import ConnectionBroken, ConnectionClosed, TransportError
-from nomad.transport.base import Frame
+from nomad.transport.base import MAX_FRAME_BYTES, Frame
 from nomad.transport.waiting import Waiter
 
 
@@ -22,6 +22,8 @@ class Endpoint(ABC):
         self._peer = peer
         self._received: list[Frame] = []
         """What has arrived and not been taken by `poll`."""
+        self._most = MAX_FRAME_BYTES
+        """Bytes of a frame that may be received."""
         self._reader = Waiter()
         self._drainer = Waiter()
         self._closed = False
@@ -60,8 +62,25 @@ class Endpoint(ABC):
         if self.closed:
             raise self._error()
 
+    def limit(self, max_bytes: int) -> None:
+        self._most = max_bytes
+
     def notify(self, callback: Callable[[], None]) -> None:
         self._reader.callback = callback
+
+    def _take(self) -> list[Frame]:
+        """What was received, for backends whose frames arrive as a whole: up to the first that is over the limit.
+
+        That one and those behind it stay, and the reader is told of them; none taken means that it is the next.
+        """
+        frames, self._received = self._received, []
+        if self._most < MAX_FRAME_BYTES:
+            for number, frame in enumerate(frames):
+                if sum(map(len, frame)) > self._most:
+                    self._received = frames[number:]
+                    self._reader.wake()
+                    return frames[:number]
+        return frames
 
     def _end(self) -> None:
         """Nothing is received or sent by the user any more, by our own wish."""

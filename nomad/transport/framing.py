@@ -14,9 +14,11 @@ allocated for them; this module must never trust a length from the wire.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
+from typing import NoReturn
 
 from nomad.errors import FrameTooLarge
 from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS, Buffer, Frame
@@ -67,6 +69,11 @@ def check(frame: Frame, max_bytes: int = MAX_FRAME_BYTES) -> Sequence[Buffer]:
     if len(buffers) - 1 > MAX_PARTS:
         raise FrameTooLarge(f"a frame of {len(buffers) - 1} parts; the limit is {MAX_PARTS}")
     return buffers
+
+
+def cost_of(frames: Iterable[Frame]) -> int:
+    """What waiting frames count for."""
+    return sum(FRAME_OVERHEAD + sum(map(len, frame)) for frame in frames)
 
 
 def encode(frames: Iterable[Frame], max_bytes: int = MAX_FRAME_BYTES) -> list[Buffer]:
@@ -124,11 +131,14 @@ class Splitter:
     """Splits a stream into frames: fill `get_buffer()`, then tell `buffer_updated(n)`.
 
     Small buffers come out as exact-size `bytes`, large ones as read-only `memoryview`s of memory
-    that nobody else uses. After an exception the splitter is useless.
+    that nobody else uses. Nothing is allocated for a frame over the limit.
     """
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        """All buffers of one frame together; may be changed at any time, and counts for frames that begin then."""
+        self._refused: tuple[float, str] | None = None
+        """What the frame that was refused would need as limit, and why it was."""
         self._pool = Pool()
         self._scratch = fresh(FIRST_BYTES)
         self._stage = _Stage.PREFIX
@@ -149,6 +159,13 @@ class Splitter:
         """Whether the stream stands in the middle of a frame."""
         return self._stage is not _Stage.PREFIX or self._end > 0
 
+    @property
+    def coming(self) -> int:
+        """Bytes of all buffers of the frame in the making; 0 while that isn't known."""
+        if self._stage is not _Stage.BUFFERS:
+            return 0
+        return self._want + sum(self._sizes) + sum(map(len, self._buffers))
+
     def get_buffer(self) -> memoryview:
         """Where the next bytes of the stream go; never empty."""
         if self._target is not None:
@@ -161,45 +178,51 @@ class Splitter:
         """Take the `count` bytes that were put in the buffer, and append to `frames` those that they complete.
 
         Raises, after appending the frames before it, `FrameTooLarge` when the stream announces one over a limit, and
-        `Ended` when it says that no more come.
+        `Ended` when it says that no more come. After the first, 0 bytes more give that frame if the limit allows it by
+        then, and raise again if not.
         """
+        if self._refused is not None:
+            self._reconsider()
         scratch, start, end = self._scratch, 0, self._end
-        if self._target is None:
+        target = self._target
+        if target is None:
             end += count
         else:
             self._filled += count
             end = self._filled - self._want
             if end < 0:
                 return
-            target, self._target = self._target, None
+            self._target = None
             if end:
                 scratch[:end] = target[self._want : self._filled]
-            self._end = 0
-            self._advance(target[: self._want].toreadonly(), frames)
-        while True:
-            if self._stage is _Stage.PREFIX:
-                start = self._split(start, end, frames)
-            want = self._want
-            if end - start >= want:
-                piece = scratch[start : start + want].tobytes()
-                start += want
-                self._advance(piece, frames)
-                continue
-            if want >= IN_PLACE_BYTES:
-                # With room for what comes before the next payload, which saves a read for it alone.
-                tail = min(_TAIL_BYTES, self._small_ahead()) if self._stage is _Stage.BUFFERS else 0
-                self._target = self._pool.take(want + tail)
-                self._filled = end - start
-                self._target[: self._filled] = scratch[start:end]
-                start = end
-            break
-        self._end = end - start
-        size = len(scratch)
-        if size < SCRATCH_BYTES and (end == size or self._want > size):
-            self._scratch = fresh(size * GROWTH if self._want <= size * GROWTH else SCRATCH_BYTES)
-            self._scratch[: self._end] = scratch[start:end]
-        elif start and self._end:
-            scratch[: self._end] = scratch[start:end]
+        try:
+            if target is not None:
+                self._advance(target[: self._want].toreadonly(), frames)
+            while True:
+                if self._stage is _Stage.PREFIX:
+                    start = self._split(start, end, frames)
+                want = self._want
+                if end - start >= want:
+                    piece = scratch[start : start + want].tobytes()
+                    start += want
+                    self._advance(piece, frames)
+                    continue
+                if want >= IN_PLACE_BYTES:
+                    # With room for what comes before the next payload, which saves a read for it alone.
+                    tail = min(_TAIL_BYTES, self._small_ahead()) if self._stage is _Stage.BUFFERS else 0
+                    self._target = self._pool.take(want + tail)
+                    self._filled = end - start
+                    self._target[: self._filled] = scratch[start:end]
+                    start = end
+                break
+        finally:
+            self._end = end - start
+            size = len(scratch)
+            if size < SCRATCH_BYTES and self._refused is None and (end == size or self._want > size):
+                self._scratch = fresh(size * GROWTH if self._want <= size * GROWTH else SCRATCH_BYTES)
+                self._scratch[: self._end] = scratch[start:end]
+            elif start and self._end:
+                scratch[: self._end] = scratch[start:end]
 
     def _split(self, start: int, end: int, frames: list[Frame]) -> int:
         """Split what lies in scratch from `start` to `end` into frames: where the first begins that this can't.
@@ -212,7 +235,7 @@ class Splitter:
             at = start + PREFIX.size
             if not parts:
                 stop = at + size
-                if stop <= end and size <= self._max_bytes:
+                if stop <= end and size <= self.max_bytes:
                     frames.append((scratch[at:stop].tobytes(),))
                     self._lead = 0
                     start = stop
@@ -223,7 +246,8 @@ class Splitter:
                 at += 8 * parts
             else:
                 break
-            self._check(sizes)
+            if not self._fits(sizes):
+                break
             buffers: list[Buffer] = []
             for index, size in enumerate(sizes):
                 stop = at + size
@@ -243,18 +267,22 @@ class Splitter:
         if self._stage is _Stage.BUFFERS:
             self._buffers.append(piece)
         elif self._stage is _Stage.PREFIX:
-            self._head_size, parts = PREFIX.unpack(piece)
             if piece == END:
-                self._end = 0
                 raise Ended
-            if parts > MAX_PARTS:
-                raise FrameTooLarge(f"the peer announced a frame of {parts} parts; the limit is {MAX_PARTS}")
+            self._head_size, parts = PREFIX.unpack(piece)
             self._stage, self._want = _Stage.LENGTHS, 8 * parts
+            if parts > MAX_PARTS:
+                self._refuse(math.inf, f"{parts} parts; the limit is {MAX_PARTS}")
+            if self._want > self.max_bytes:
+                self._refuse(self._want, f"{parts} parts; {self.max_bytes} bytes are the limit")
             return
         else:
             sizes = (self._head_size, *struct.unpack(f"<{len(piece) // 8}Q", piece))
-            self._check(sizes)
             self._stage, self._sizes = _Stage.BUFFERS, list(reversed(sizes))
+            self._want = self._sizes.pop()
+            if not self._fits(sizes):
+                self._refuse(sum(sizes), f"{sum(sizes)} bytes; the limit is {self.max_bytes}")
+            return
         if self._sizes:
             self._want = self._sizes.pop()
         else:
@@ -262,11 +290,23 @@ class Splitter:
             self._buffers = []
             self._stage, self._want = _Stage.PREFIX, PREFIX.size
 
-    def _check(self, sizes: Sequence[int]) -> None:
-        """Refuse a frame of buffers of these sizes, or remember where its first large one begins."""
+    def _refuse(self, needs: float, what: str) -> NoReturn:
+        """All is such that reading could go on nonetheless. `needs`: the least limit that would allow it."""
+        self._refused = needs, what
+        raise FrameTooLarge(f"the peer announced a frame of {what}")
+
+    def _reconsider(self) -> None:
+        assert self._refused is not None
+        needs, what = self._refused
+        if needs > self.max_bytes:
+            self._refuse(needs, what)
+        self._refused = None
+
+    def _fits(self, sizes: Sequence[int]) -> bool:
+        """Whether a frame of buffers of these sizes is allowed; if so, remembers where its first large one begins."""
         total = sum(sizes)
-        if total > self._max_bytes:
-            raise FrameTooLarge(f"the peer announced a frame of {total} bytes; the limit is {self._max_bytes}")
+        if total > self.max_bytes:
+            return False
         self._lead = 0
         if total >= IN_PLACE_BYTES:
             lead = PREFIX.size + 8 * (len(sizes) - 1)
@@ -275,6 +315,7 @@ class Splitter:
                     self._lead = lead
                     break
                 lead += size
+        return True
 
     def _until_large(self) -> int:
         """Bytes from the start of scratch to where a large payload is expected, or all of scratch."""

@@ -16,7 +16,7 @@ from nomad.errors import ConnectionBroken, TransportError
 from nomad.transport.address import parse_name
 from nomad.transport.base import HIGH_WATER, Buffer, Capabilities, Connection, Frame, Listener, OnConnection
 from nomad.transport.endpoint import Endpoint
-from nomad.transport.framing import FRAME_OVERHEAD, check
+from nomad.transport.framing import FRAME_OVERHEAD, check, cost_of
 from nomad.transport.listening import Handlers
 
 _listeners: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, InprocListener]] = WeakKeyDictionary()
@@ -98,8 +98,13 @@ class InprocConnection(Endpoint):
             raise self._error()
         if not self._received:
             return []
-        frames, self._received = self._received, []
-        self._received_bytes = 0
+        frames = self._take()
+        self._received_bytes = cost_of(self._received) if self._received else 0
+        if not frames:
+            self._received, self._received_bytes = [], 0
+            self._break(f"{self._peer} sent a frame over the limit of {self._most} bytes")
+            self.far._break(f"{self.far._peer} closed the connection")
+            raise self._error()
         self.far._drainer.wake()
         if self.closed:
             self._reader.wake()

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from nomad.transport import base
 from nomad.transport.base import HIGH_WATER, MAX_FRAME_BYTES, MAX_PARTS, Buffer, Frame
 from nomad.transport.endpoint import Endpoint
-from nomad.transport.framing import FRAME_OVERHEAD, check
+from nomad.transport.framing import FRAME_OVERHEAD, check, cost_of
 
 WINDOW = 4 << 20
 """Cost (bytes, and `FRAME_OVERHEAD` per frame) that may be on the way, or waiting for `recv`."""
@@ -74,9 +74,14 @@ class MessageConnection(Endpoint):
             raise self._error()
         if not self._received:
             return []
-        frames, self._received = self._received, []
-        self._taken += self._waiting_cost
-        self._waiting_cost = 0
+        frames = self._take()
+        left = cost_of(self._received) if self._received else 0
+        self._taken += self._waiting_cost - left
+        self._waiting_cost = left
+        if not frames:
+            self._received, self._waiting_cost = [], 0
+            self._violated(f"it sent a frame over the limit of {self._most} bytes")
+            raise self._error()
         if self._taken - self._told >= WINDOW // 4 and self._broken is None:
             self._told = self._taken
             self._send([TAKEN, _COUNT.pack(self._taken)])
@@ -159,7 +164,8 @@ class MessageConnection(Endpoint):
             self._send([BYE])
 
     def _violated(self, what: str) -> None:
-        self._send([RESET])
+        if not self._released:
+            self._send([RESET])
         self._lose(f"{self._peer} doesn't speak this protocol: {what}")
 
     def _lose(self, reason: str, gracefully: bool = False) -> None:

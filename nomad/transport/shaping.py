@@ -136,6 +136,9 @@ class ShapedConnection:
         self._raise_if_closed()
         return self._inner.poll()
 
+    def limit(self, max_bytes: int) -> None:
+        self._inner.limit(max_bytes)
+
     def notify(self, callback: Callable[[], None]) -> None:
         self._inner.notify(callback)
 

@@ -40,7 +40,10 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self._splitter: Splitter | None = Splitter()  # None: what is received is thrown away
         self._waiting_bytes = 0  # received and not taken by recv
+        self._receive_limit = RECEIVE_LIMIT
         self._reading = True
+        self._refused = False
+        """A frame over the limit is next, and those before it are still to be taken."""
         self._gathers = False
         self._lost = asyncio.Event()  # the stream is gone
         self._released = False
@@ -65,8 +68,18 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
             self._reader.wake()
         self._waiting_bytes = 0
         if not self._reading:
-            self._read(True)
+            if self._refused:
+                asyncio.get_running_loop().call_soon(self._reconsider)
+            else:
+                self._read(True)
         return frames
+
+    def limit(self, max_bytes: int) -> None:
+        self._receive_limit = min(RECEIVE_LIMIT, max_bytes)
+        if self._splitter is not None:
+            self._splitter.max_bytes = max_bytes
+            if (coming := self._splitter.coming) > max_bytes and not self._refused:
+                self._break(f"{self._peer} sends a frame of {coming} bytes; the limit is {max_bytes}")
 
     async def close(self) -> None:
         if not self.closed:
@@ -157,8 +170,11 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         try:
             self._splitter.buffer_updated(nbytes, self._received)
         except FrameTooLarge as exc:
-            self._break(f"{self._peer} doesn't speak this protocol: {exc}", exc)
-            return
+            if not self._received:
+                self._break(f"{self._peer} doesn't speak this protocol: {exc}", exc)
+                return
+            self._refused = True
+            self._read(False)
         except Ended:
             self.eof_received()
             return
@@ -166,10 +182,17 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         self._waiting_bytes += nbytes + FRAME_OVERHEAD * frames
         if frames:
             (self._reader.callback or self._reader.wake)()  # this is the loop's own call
-        if self._waiting_bytes > RECEIVE_LIMIT and self._received:
+        if self._waiting_bytes > self._receive_limit and self._received:
             self._read(False)
 
     # Inside
+
+    def _reconsider(self) -> None:
+        """What came before a frame over the limit was taken: the limit may be another one by now."""
+        if self._refused:
+            self._refused = False
+            self._read(True)
+            self.buffer_updated(0)
 
     def _read(self, on: bool) -> None:
         if on is not self._reading and not self._transport.is_closing():

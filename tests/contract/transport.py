@@ -344,6 +344,57 @@ async def check_a_frame_too_large_is_refused_whole(transport: Transport, address
             assert plain(await take(acceptor, 1)) == [(b"fine",)], "part of a refused write was sent"
 
 
+LIMIT = 5_000
+WITHIN = (b"head", bytes(LIMIT - 4))
+OVER = (b"head", bytes(LIMIT - 4), b"x")
+
+
+@contract
+async def check_a_frame_over_the_receivers_limit_breaks_the_connection(transport: Transport, address: str) -> None:
+    for side in (0, 1):
+        for before in ([], [WITHIN, WITHIN]):
+            async with pair(transport, address) as ends:
+                near, far = ends[side], ends[1 - side]
+                near.limit(LIMIT)
+                far.write([*before, OVER, (b"after",)])
+                assert plain(await take_all(near)) == before
+                await assert_broken(near)
+                with pytest.raises(ConnectionBroken):
+                    await soon(far.recv())
+
+
+@contract
+async def check_a_limit_counts_when_a_frame_is_next(transport: Transport, address: str) -> None:
+    """Whoever takes what tells that more may come raises the limit before what is behind it is judged."""
+    large = [OVER, (b"in place", some_bytes(300_000)), (b"many", *[b"part"] * 20_000), (b"last",)]
+    async with pair(transport, address) as (dialer, acceptor):
+        for near, far in [(acceptor, dialer), (dialer, acceptor)]:
+            near.limit(LIMIT)
+            far.write([(b"more comes",), *large])
+            assert plain(await soon(near.recv())) == [(b"more comes",)]
+            near.limit(MAX_FRAME_BYTES)
+            assert plain(await take(near, len(large))) == large
+
+
+@contract
+async def check_a_reader_that_polls_is_told_of_a_frame_over_its_limit(transport: Transport, address: str) -> None:
+    async with pair(transport, address) as (dialer, acceptor):
+        got: list[Frame] = []
+        ended: list[TransportError] = []
+
+        def arrived() -> None:
+            try:
+                got.extend(acceptor.poll())
+            except TransportError as exc:
+                ended.append(exc)
+
+        acceptor.notify(arrived)
+        acceptor.limit(LIMIT)
+        dialer.write([WITHIN, OVER])
+        await until(lambda: bool(ended))
+        assert plain(got) == [WITHIN]
+
+
 # Ends
 
 

@@ -165,6 +165,47 @@ def test_what_was_complete_before_the_stream_went_wrong_is_kept() -> None:
     assert found == [(b"fine",), (b"head", b"part")]
 
 
+@given(frames, st.integers(0, 2 * SCRATCH_BYTES), st.lists(st.integers(1, 3 * SCRATCH_BYTES), min_size=1, max_size=5))
+def test_a_frame_that_was_refused_comes_whole_once_the_limit_allows_it(
+    sent: list[tuple[bytes, ...]], limit: int, chunks: list[int]
+) -> None:
+    splitter, data = Splitter(limit), memoryview(stream(sent))
+    least = len(data) // 500
+    found: list[Frame] = []
+    turn = refused = 0
+    while data:
+        buffer = splitter.get_buffer()
+        count = min(len(buffer), len(data), max(least, chunks[turn % len(chunks)]))
+        buffer[:count], data = data[:count], data[count:]
+        while True:
+            try:
+                splitter.buffer_updated(count, found)
+                break
+            except FrameTooLarge:
+                with pytest.raises(FrameTooLarge):
+                    splitter.buffer_updated(0, found)
+                refused, count = refused + 1, 0
+                before, splitter.max_bytes = splitter.max_bytes, MAX_FRAME_BYTES
+                assert plain(found) == sent[: len(found)]
+                assert sum(map(len, sent[len(found)])) > before
+        if refused:
+            splitter.max_bytes = limit
+        turn += 1
+    assert plain(found) == sent
+    assert not splitter.partial
+
+
+def test_no_memory_is_taken_for_what_is_over_a_small_limit() -> None:
+    for announced in (struct.pack("<II", 5000, 0), struct.pack("<II", 1, 65_000), struct.pack("<IIQ", 1, 1, 1 << 29)):
+        splitter = Splitter(1000)
+        tracemalloc.start()
+        with pytest.raises(FrameTooLarge):
+            feed(splitter, announced, [])
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 10_000
+
+
 def test_limits_of_encode() -> None:
     assert encode([(b"1234567890",), (b"12345", b"67890")], max_bytes=10)
     for too_large in [(b"123456", b"12345"), (b"12345678901",)]:

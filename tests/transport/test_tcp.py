@@ -120,6 +120,23 @@ async def test_garbage_breaks_the_connection(raw: Raw, garbage: bytes) -> None:
     assert await raw.read_to_end() == b""
 
 
+async def test_what_is_announced_over_the_limit_breaks_the_connection_before_it_comes(raw: Raw) -> None:
+    raw.far.limit(64)
+    await raw.send(stream([(b"fine",)]) + struct.pack("<IIQ", 4, 1, 61))
+    assert plain(await take(raw.far, 1)) == [(b"fine",)]
+    with pytest.raises(ConnectionBroken, match="65 bytes; the limit is 64"):
+        await soon(raw.far.recv())
+
+
+async def test_a_limit_counts_for_a_frame_that_has_begun(raw: Raw) -> None:
+    await raw.send(stream([(b"fine",), (b"large", some_bytes(100_000))])[:-1])
+    assert plain(await take(raw.far, 1)) == [(b"fine",)]
+    raw.far.limit(100_005)
+    raw.far.limit(100_004)
+    with pytest.raises(ConnectionBroken, match="100005 bytes; the limit is 100004"):
+        await soon(raw.far.recv())
+
+
 async def test_a_peer_that_never_closes_does_not_hold_up_close(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "CLOSE_SECONDS", 0.05)
     raw.far.write([(b"last words",)])
