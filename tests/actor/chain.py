@@ -16,7 +16,7 @@ from nomad.clock import Clock, SystemClock
 from nomad.control import Assignment, LinkPeer, Role, Shape
 from nomad.pipeline import Operator
 
-PATIENCE = 15.0
+PATIENCE = 30.0
 """Seconds until a test gives up on something that must happen."""
 
 KEY = bytes(range(32))

@@ -63,7 +63,7 @@ class Nomad:
         assert self.master.loop is not None
         happening = asyncio.run_coroutine_threadsafe(happen(self.master), self.master.loop)
         yield
-        happening.result(timeout=10)
+        happening.result(timeout=30)
 
     def file(self, text: str, name: str = "program.py") -> Path:
         """A file of the user's."""
@@ -82,7 +82,7 @@ def nomad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nomad]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for `condition`, at most 10 seconds."""
-    async with asyncio.timeout(10):
+    """Wait for `condition`, at most 30 seconds."""
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)

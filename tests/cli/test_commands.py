@@ -426,7 +426,7 @@ def test_ctrl_c_ends_what_follows_quietly(test_pipeline: Nomad) -> None:
     assert process.stdout is not None
     assert "submitted" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (130, "")
 
 

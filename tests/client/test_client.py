@@ -56,7 +56,7 @@ async def submitted(cluster: Cluster, id: str = "test", **options: Any) -> Pipel
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -29,7 +29,7 @@ from nomad.errors import ConnectionBroken, ConnectionClosed, FrameTooLarge, Tran
 from nomad.transport import base
 from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS, Connection, Frame, Listener, Transport
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds until a check gives up on something that must happen."""
 CLOGGED_BYTES = 48 << 20
 """What a connection may take at most, at both ends and in between, while nobody reads."""

@@ -25,7 +25,7 @@ from nomad.transport import registry
 from nomad.transport.base import Connection
 from tests.clock import VirtualClock
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 """Real seconds until a test gives up waiting."""
 
 

@@ -64,7 +64,7 @@ def cache(stored: Any) -> BundleCache:
 
 async def _all(cache: BundleCache, stored: Stored, *digests: str) -> list[Any]:
     asking = [asyncio.create_task(cache.get(digest)) for digest in digests]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not stored.asked:
             await asyncio.sleep(0)
         stored.ready.set()

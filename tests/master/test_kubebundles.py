@@ -80,7 +80,7 @@ def bundles(api: Any, clock: VirtualClock) -> Bundles:
 async def passing(clock: VirtualClock, work: Coroutine[Any, Any, T]) -> T:
     """What `work` gives, while time passes as it has to."""
     task = asyncio.create_task(work)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not task.done():
             if clock.sleeping:
                 await clock.advance(0.1)
@@ -164,7 +164,7 @@ async def test_a_bundle_is_added_while_unused_ones_are_deleted(clock: VirtualClo
 
     found.meet = meet  # type: ignore[method-assign]
     sweeping = asyncio.create_task(bundles.sweep(()))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         await there.wait()
         await bundles.add(DIGEST, SMALL, USER)
         go_on.set()

@@ -76,7 +76,7 @@ class World:
         await self.store.close()
 
     async def until(self, condition: Callable[[], object], *, passing: float = 0.0) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not condition():
                 if passing:
                     await self.clock.advance(passing)

@@ -68,7 +68,7 @@ async def here() -> AsyncIterator[Here]:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0)
 
@@ -78,7 +78,7 @@ def say(conn: Connection, **message: Any) -> None:
 
 
 async def hears(conn: Connection) -> dict[str, Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return control.unpack(bytes((await conn.recv())[0][0]))
 
 

@@ -74,7 +74,7 @@ async def _claimed_after(api: Any, refusal: ApiError) -> bool:
         pool.changed(None, waiting(name))
     api.refusal = refusal
     assert await pool.claim(LARGE, "operator:1", None)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not api.resized:
             await asyncio.sleep(0)
     await settle()

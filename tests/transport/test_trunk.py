@@ -126,7 +126,7 @@ class Both:
 
     async def opened(self) -> tuple[Connection, Connection]:
         one, count = self.near.open(), len(self.accepted)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.accepted) == count:
                 await asyncio.sleep(0)
         return one, self.accepted[-1]

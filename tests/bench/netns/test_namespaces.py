@@ -17,7 +17,7 @@ from nomad.bench.netns import namespaces
 from nomad.bench.netns.namespaces import FOLDER, Namespaces
 from nomad.errors import UsageError
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 OWNER = """
 import time

@@ -116,7 +116,7 @@ async def line(network: TunNetwork) -> dict[str, int]:
 
 async def drained(sock: socket.socket, number: int, network: TunNetwork) -> int:
     """Receive what came through, once the switch has seen packet `number`."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await line(network))["packets"] <= number:
             await asyncio.sleep(0.001)
     found = 0
