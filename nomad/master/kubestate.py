@@ -124,6 +124,9 @@ class MasterState:
                     return
                 log.warning("the last events can't be written down yet: %s", exc)
                 self._dirty.set()
+            except asyncio.CancelledError:
+                self._dirty.set()  # for `close`
+                raise
 
     async def close(self) -> None:
         """Write down the last events. Call it once `run` has ended."""

@@ -340,3 +340,17 @@ async def test_numbers_of_events_arent_given_again(api: Any, store: KubernetesSt
     assert [event.message for event in log.list(None, 0, 10)] == ["kept", "new"]
     assert [event.id for event in log.list(None, read, 10)] == [new]
     await again.close()
+
+
+async def test_events_that_are_on_their_way_when_a_master_ends_arrive(api: Any, clock: VirtualClock) -> None:
+    store = await KubernetesStore.open(api, "nomad", "master-a", clock=clock)
+    slow = Slow(api, "patch", paths.configmaps("nomad", META_CONFIGMAP))
+    await store.add_events([EventView(1, 1.0, "a", "b")], 10)
+    await clock.advance(kubestate.EVENTS_EVERY)
+    await slow.arrived(1)
+    end = asyncio.create_task(store.close())
+    await slow.arrived(2)
+    slow.end()
+    await end
+    async with _closing(await KubernetesStore.open(api, "nomad", "master-b", clock=clock)) as again:
+        assert [event.id for event in await again.events(10)] == [1]
