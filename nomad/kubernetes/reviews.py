@@ -45,10 +45,11 @@ class TokenReviews:
         if len(token) > MOST_TOKEN:
             return False
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        if (known := self._told(digest)) is not None:
+            return known  # however many others wait
         async with self._free:
-            known = self._known.get(digest)
-            if known is not None and self._clock.now() < known[0]:
-                return known[1]
+            if (known := self._told(digest)) is not None:
+                return known
             try:
                 may = await self._review(token)
             except ApiError as exc:
@@ -59,6 +60,11 @@ class TokenReviews:
         while len(self._known) > KEPT:
             self._known.popitem(last=False)
         return may
+
+    def _told(self, digest: bytes) -> bool | None:
+        """What was answered lately; None: nothing."""
+        until, may = self._known.get(digest, (0.0, False))
+        return may if self._clock.now() < until else None
 
     async def _review(self, token: str) -> bool:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
