@@ -63,6 +63,7 @@ class RemoteAgents:
         self._agents: dict[str, _Agent] = {}
         """By what Nomad calls those; a node may be known later than its agent is there."""
         self._used: dict[tuple[str, str], float] = {}
+        """When connections were used last that may still stand, the longest ago first."""
 
     # -- what the door lets in
 
@@ -134,8 +135,14 @@ class RemoteAgents:
         if round_trip is None:
             raise ConnectionBroken(f"the agent of {source} gave an answer that isn't valid")
         other.reached = True
-        self._used[source, target] = self._clock.now()
+        self._note_use(source, target)
         return Probe(round_trip, transfer)
+
+    def _note_use(self, source: str, target: str) -> None:
+        now = self._clock.now()
+        self._used[source, target] = now
+        while now - self._used[oldest := next(iter(self._used))] >= IDLE_SECONDS:
+            del self._used[oldest]
 
     # -- for the master
 

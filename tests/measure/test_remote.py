@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nomad.errors import ConnectionBroken, RequestError
+from nomad.measure.agent import IDLE_SECONDS
 from nomad.measure.book import Book
 from nomad.measure.remote import SILENT_SECONDS, RemoteAgents
 from tests.clock import VirtualClock
@@ -127,3 +128,15 @@ async def test_an_answer_that_is_none() -> None:
     assert not world.agents.connected("a", "b")
     assert (await world.agents.probe("a", "b", 10)).transfer == 0.2
     assert world.agents.connected("a", "b")
+
+
+async def test_what_is_known_of_connections_goes_when_they_do() -> None:
+    world = World("a", "b", "c")
+    world.come("a", "b", "c")
+    await world.probe("a>b", "b>c")
+    await world.clock.advance(IDLE_SECONDS - 1)
+    await world.probe("a>b")
+    await world.clock.advance(2)
+    assert (world.agents.connected("a", "b"), world.agents.connected("b", "c")) == (True, False)
+    await world.probe("c>a")
+    assert set(world.agents._used) == {("a", "b"), ("c", "a")}, "a thousand nodes are a million pairs"
