@@ -45,6 +45,9 @@ CACHE_BYTES = 4 << 30
 INSTALL_SECONDS = 1800.0
 """So long an installation may take."""
 
+AT_ONCE = 2
+"""Installations of one process: each takes 55 MB and more, and a node's agent has 512 MiB unless told otherwise."""
+
 WAIT_SECONDS = 0.1
 """Between two looks at whether somebody else is done."""
 
@@ -121,13 +124,19 @@ class Cache:
         """`limit`: bytes that are kept, beside what is in use."""
         self.folder = folder
         self._limit = limit
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def installed(self, requirements: Sequence[str]) -> Packages:
         """The packages that fulfil `requirements` with this Python, installed if they aren't there.
 
         Raises `PackagesError`.
         """
-        return await self.made(lock_of(requirements), lambda new: _install(new, requirements))
+
+        async def install(folder: Path) -> None:
+            async with self._turns:
+                await _install(folder, requirements)
+
+        return await self.made(lock_of(requirements), install)
 
     async def made(self, lock: str, make: Maker) -> Packages:
         """The folder of a lock; `make` fills an empty one if it isn't there yet. Raises what that does."""

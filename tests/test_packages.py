@@ -6,13 +6,14 @@ import asyncio
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from nomad import packages
 from nomad.errors import PackagesError
-from nomad.packages import Cache, lock_of
+from nomad.packages import AT_ONCE, Cache, lock_of
 from tests.wheels import variables, wheel
 
 
@@ -65,6 +66,30 @@ async def test_whoever_comes_while_they_are_installed_waits(tmp_path: Path) -> N
     assert len(made) == 1
     first.close()
     second.close()
+
+
+async def test_few_are_installed_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip takes memory, and its agent hasn't much."""
+    now, most, over = 0, 0, asyncio.Event()
+
+    async def install(folder: Path, requirements: Sequence[str]) -> None:
+        nonlocal now, most
+        now, most = now + 1, max(most, now + 1)
+        await over.wait()
+        now -= 1
+
+    monkeypatch.setattr(packages, "_install", install)
+    cache = Cache(tmp_path)
+    (cache.folder / lock_of(["there"])).mkdir()
+    asked = [asyncio.create_task(cache.installed([f"package{number}"])) for number in range(5)]
+    async with asyncio.timeout(20):
+        while now < AT_ONCE:
+            await asyncio.sleep(0.001)
+        (await cache.installed(["there"])).close()  # which nobody has to wait for
+    over.set()
+    for found in await asyncio.gather(*asked):
+        found.close()
+    assert most == AT_ONCE
 
 
 @pytest.mark.usefixtures("index")
