@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import stat
+import tempfile
 import threading
 import time
 import uuid
@@ -37,11 +39,24 @@ PROFILE = "ci" if os.environ.get("CI") else "default"
 hypothesis.settings.load_profile(PROFILE)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     name, value = RUN.split("=")
     os.environ[name] = value
+    if not hasattr(config, "workerinput"):  # the processes that pytest-xdist starts have the same
+        own_temporary_folder(config)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background; its children inherit that
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def own_temporary_folder(config: pytest.Config) -> None:
+    """What a process that was killed has left in it goes with this run. pytest's own folders are where they always are.
+
+    Its name is short: the paths of sockets may not be long.
+    """
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    folder = tempfile.mkdtemp(prefix="nt-")
+    tempfile.tempdir = os.environ["TMPDIR"] = os.environ["XDG_RUNTIME_DIR"] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_report_header() -> str:
