@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nomad import setaside
+from nomad import control, setaside
 from nomad.actor import instance, mode, operator, outbox, progress, source
 from nomad.delivery import codec, driver, frames, handshake, inlink, outlink, receiver, sender
 from nomad.delivery.states import TABLE, Event, State
@@ -79,7 +79,10 @@ def numbers() -> str:
             f"{seconds(outlink.BACKOFF_FIRST)}, doubled up to {seconds(outlink.BACKOFF_MOST)}",
         ),
         ("time for a handshake", seconds(driver.HANDSHAKE_TIMEOUT)),
-        ("handshake message, at most", size(handshake.MAX_BYTES)),
+        ("handshake message, and any frame before it is over, at most", size(handshake.MAX_BYTES)),
+        ("control message to the master, at most", size(control.MOST_SAID)),
+        ("control message of the master's, at most", size(control.MOST_TOLD)),
+        ("output that is followed, or message set aside that is shown, at most", size(control.MOST_SHOWN)),
         ("a generator source runs ahead by", f"{source.AHEAD} values, about {size(source.AHEAD_BYTES)}"),
         ("a function is quick up to, slow from", f"{seconds(mode.QUICK)}, {seconds(mode.SLOW)} per call"),
         ("pause before a retry", f"{seconds(operator.RETRY_FIRST)}, doubled up to {seconds(operator.RETRY_MOST)}"),

@@ -49,6 +49,19 @@ UNANSWERED_SECONDS = 6.0
 then, which waits `settings.Reconcile.adopt_grace` for those that its predecessor had.
 """
 
+MOST_SAID = 32 << 20
+"""Bytes of one message to the master, of a pod's or an agent's: more breaks the connection.
+
+What is large goes in parts of some MiB. What can't be split, an output that somebody looks on or a message that is set
+aside, is told of if it has up to `MOST_SHOWN`.
+"""
+
+MOST_SHOWN = 24 << 20
+"""Bytes of what is shown to users in one piece: with its surroundings it stays below `MOST_SAID`."""
+
+MOST_TOLD = 72 << 20
+"""Bytes of one message of the master's: an assignment carries an operator's code, and a bundle may have 64 MiB."""
+
 VIA = "via:"
 """Before what a pod calls itself, towards an agent by way of which it wants to reach the master."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -124,18 +124,28 @@ class SetAside:
 
     def records(self, ids: list[int] | None = None) -> list[Record]:
         """All records, or those with these ids, oldest first."""
-        if self._db is None:
-            return []
-        rows = self._db.execute(
-            "SELECT id, lane, origin, path, time, type, message, traceback, attempts, sent, value "
-            "FROM message WHERE NOT gone ORDER BY id"
-        )
         wanted = None if ids is None else set(ids)
-        return [
-            Record(i, lane, Position(o, p), t, {"type": k, "message": m, "traceback": b}, n, s, v)
-            for i, lane, o, p, t, k, m, b, n, s, v in rows
-            if wanted is None or i in wanted
-        ]
+        return [record for record in self._rows() if wanted is None or record.id in wanted]
+
+    def page(self, after: int, most: int) -> list[Record]:
+        """Records with ids above `after`, oldest first: one, and more until they have `most` bytes together."""
+        found: list[Record] = []
+        for record in self._rows(after):
+            found.append(record)
+            most -= len(record.value) + sum(map(len, record.error.values()))
+            if most <= 0:
+                break
+        return found
+
+    def _rows(self, after: int = 0) -> Iterator[Record]:
+        if self._db is None:
+            return
+        for i, lane, o, p, t, k, m, b, n, s, v in self._db.execute(
+            "SELECT id, lane, origin, path, time, type, message, traceback, attempts, sent, value "
+            "FROM message WHERE NOT gone AND id > ? ORDER BY id",
+            (after,),
+        ):
+            yield Record(i, lane, Position(o, p), t, {"type": k, "message": m, "traceback": b}, n, s, v)
 
     def failed_again(self, record: Record, error: dict[str, str]) -> None:
         """A run of it failed once more."""

@@ -257,3 +257,15 @@ def test_nothing_set_aside_is_nothing_to_hand_over(tmp_path: Path) -> None:
     homeless.take(0, b"", last=True)
     with pytest.raises(NomadError, match="no folder"):
         homeless.take(0, b"x", last=False)
+
+
+def test_records_page_by_page(open_store: Open) -> None:
+    store = open_store()
+    assert store.page(0, 1) == []
+    for number in range(5):
+        store.add(0, Position(number), bytes(1000), ERROR, 1)
+    pages: list[list[int]] = []
+    while page := store.page(pages[-1][-1] if pages else 0, 1500):
+        pages.append([record.id for record in page])
+    assert pages == [[1, 2], [3, 4], [5]]
+    assert [record.id for record in store.page(0, 1)] == [1]

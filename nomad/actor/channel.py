@@ -142,7 +142,7 @@ class Channel:
 
     async def _meet(self, conn: Connection, timeout: float = HANDSHAKE_TIMEOUT) -> None:
         """Talk over a new connection from now on. Raises `TransportError` or `DeliveryError`."""
-        await shake_dialer(conn, self._key, self._name, self._side.hello(), timeout)
+        await shake_dialer(conn, self._key, self._name, self._side.hello(), timeout, most=control.MOST_TOLD)
         self._conn = conn
         self._side.met()
 

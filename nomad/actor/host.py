@@ -224,9 +224,10 @@ class Host:
             raise NomadError("the operator is not ready yet")
         if method == "last_output":
             last = instance.meter.last
-            return None if last is None else instance.shown.encode_one(last)
+            data = None if last is None else instance.shown.encode_one(last)
+            return None if data is None or len(data) > control.MOST_SHOWN else data
         if method == "set_aside":
-            return await self._data.on_loop(instance.set_aside)
+            return await self._data.on_loop(lambda: instance.set_aside(int(args.get("after") or 0)))
         if method == "rerun":
             return await asyncio.wrap_future(self._data.call(instance.rerun(args.get("ids"))))
         if method == "drop":

@@ -20,7 +20,7 @@ from nomad.actor.source import Source
 from nomad.bundle import LoadedOperator
 from nomad.callables import setup_of
 from nomad.clock import Clock
-from nomad.control import Assignment, LinkPeer, LinkStatus, PodStats, Role, Way
+from nomad.control import MOST_SHOWN, Assignment, LinkPeer, LinkStatus, PodStats, Role, Way
 from nomad.delivery.codec import Codec
 from nomad.delivery.frames import Position
 from nomad.delivery.inlink import InLink, InPort
@@ -29,7 +29,7 @@ from nomad.delivery.outlink import OutLink
 from nomad.delivery.receiver import Receiver
 from nomad.delivery.sender import Sender
 from nomad.errors import NomadError
-from nomad.setaside import FILE, SetAside
+from nomad.setaside import FILE, Record, SetAside
 
 PART = 4 << 20
 """Bytes of what is set aside that are handed over at a time."""
@@ -192,13 +192,23 @@ class Instance:
             return {"ran": 0, "failed": 0}
         return await self.actor.rerun(ids)
 
-    def set_aside(self) -> list[dict[str, Any]]:
-        """The messages set aside, oldest first."""
-        return [r.as_data() for r in self._set_aside.records()]
+    def set_aside(self, after: int = 0) -> list[dict[str, Any]]:
+        """Messages set aside with ids above `after`, oldest first: so many as are told of at once, none after the last.
+
+        In place of one that is too large to be told of there is a sentence.
+        """
+        return [self._shown(record) for record in self._set_aside.page(after, PART)]
 
     def drop(self, ids: list[int] | None) -> dict[str, int]:
         """Forget messages that were set aside."""
         return {"dropped": 0 if isinstance(self.actor, Source) else self.actor.reruns.drop(ids)}
+
+    def _shown(self, record: Record) -> dict[str, Any]:
+        size = len(record.value)
+        if size <= MOST_SHOWN:
+            return record.as_data()
+        instead = self.shown.encode_one(f"(a message of {size} bytes, too large to be shown)")
+        return record.as_data() | {"value": instead}
 
     def hand_out(self, offset: int) -> dict[str, Any]:
         """What is set aside, as it is in its file: some bytes from `offset` on, and whether there are more.

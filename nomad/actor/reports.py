@@ -25,7 +25,7 @@ from nomad.errors import PayloadError
 TAP_ITEMS, TAP_BYTES, TAP_EVERY = 4096, 4 << 20, 0.02
 """Outputs and their bytes that wait for the master while somebody looks on, and the seconds between messages.
 
-What is over is counted.
+What is over is counted, and so are outputs of more than `control.MOST_SHOWN`.
 """
 
 LAST_OUTPUT_BYTES = 64 * 1024
@@ -152,6 +152,9 @@ class Taps:
             try:
                 data = codec.encode_one(value)
             except PayloadError:
+                self._skipped += 1
+                continue
+            if len(data) > control.MOST_SHOWN:
                 self._skipped += 1
                 continue
             self._items.append(data)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from nomad.control import UNANSWERED_SECONDS, VIA
+from nomad.control import MOST_TOLD, UNANSWERED_SECONDS, VIA
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import ConnectionBroken, DeliveryError, TransportError
 from nomad.transport import registry
@@ -62,7 +62,7 @@ class Route:
         (address, key), self._agent = self._agent, None
         conn = await registry.connect(address, timeout=DIAL_SECONDS)
         try:
-            await shake_dialer(conn, key, f"{VIA}{self._name}", {}, DIAL_SECONDS)
+            await shake_dialer(conn, key, f"{VIA}{self._name}", {}, DIAL_SECONDS, most=MOST_TOLD)
         except BaseException:
             conn.abort()
             raise

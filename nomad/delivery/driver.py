@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from nomad.clock import Clock
-from nomad.control import Shape
+from nomad.control import MOST_SAID, Shape
 from nomad.delivery import handshake
 from nomad.errors import Fenced, HandshakeError
 from nomad.transport.base import Connection, Frame
@@ -23,16 +23,25 @@ HANDSHAKE_TIMEOUT = 10.0
 
 
 async def shake_dialer(
-    conn: Connection, key: bytes, identity: str, hello: dict[str, Any], timeout: float = HANDSHAKE_TIMEOUT
+    conn: Connection,
+    key: bytes,
+    identity: str,
+    hello: dict[str, Any],
+    timeout: float = HANDSHAKE_TIMEOUT,
+    *,
+    most: int = MOST_SAID,
 ) -> dict[str, Any]:
     """Prove `identity` on a new connection; the listener's welcome.
 
+    `most`: bytes of a frame that the listener may send from then on, as it has proved itself, too.
     Raises `HandshakeError`, `Fenced` or `TransportError`.
     """
+    conn.limit(handshake.MAX_BYTES)
     dialer = handshake.Dialer(key, identity, hello)
     async with _deadline(timeout):
         conn.write([dialer.start()])
         confirm, welcome = dialer.receive(await _one(conn))
+        conn.limit(most)
         conn.write([confirm])
     return welcome
 
@@ -44,13 +53,15 @@ async def shake_listener(
     timeout: float = HANDSHAKE_TIMEOUT,
     *,
     patient: bool = False,
+    most: int = MOST_SAID,
 ) -> tuple[str, dict[str, Any], list[Frame]]:
     """Greet a dialer: its proven identity, its hello, and frames that came right behind the handshake.
 
-    `patient`: its first word may take for ever.
+    `patient`: its first word may take for ever. `most`: bytes of a frame that it may send once it has proved itself.
     `key_for` gives the key of an identity or None; `welcome` what to answer, and may raise `Fenced`.
     Raises `HandshakeError`, `Fenced` or `TransportError` after it told the dialer.
     """
+    conn.limit(handshake.MAX_BYTES)
     listener = handshake.Listener()
     first = await _one(conn) if patient else None
     async with _deadline(timeout):
@@ -62,6 +73,7 @@ async def shake_listener(
             conn.write([listener.welcome(key, welcome(identity, hello))])
             confirm, *rest = await conn.recv()
             listener.confirm(confirm)
+            conn.limit(most)  # at once: a larger frame may wait already
         except (HandshakeError, Fenced) as exc:
             conn.write([handshake.refusal(str(exc), fenced=isinstance(exc, Fenced))])
             await conn.close()

@@ -25,7 +25,7 @@ from nomad.delivery.receiver import Receiver
 from nomad.delivery.sender import GIVE_UP
 from nomad.errors import ConnectionBroken, DeliveryError, Fenced, HandshakeError, ProtocolError, TransportError
 from nomad.transport import registry
-from nomad.transport.base import Connection, Frame, Listener
+from nomad.transport.base import MAX_FRAME_BYTES, Connection, Frame, Listener
 
 MOST_WAITING = 4
 """Connections of one link that wait beside the one in use; of more, the oldest of the oldest sender is closed."""
@@ -315,7 +315,7 @@ class InPort:
 
     async def _accept(self, conn: Connection) -> None:
         try:
-            identity, hello, rest = await shake_listener(conn, self._key_for, self._welcome)
+            identity, hello, rest = await shake_listener(conn, self._key_for, self._welcome, most=MAX_FRAME_BYTES)
             if identity in self._links:
                 await self._links[identity].serve(conn, int(hello["epoch"]), rest)
             else:
@@ -330,7 +330,9 @@ class InPort:
             return self._links[link].key if identity == link else None
 
         try:
-            identity, hello, rest = await shake_listener(conn, key_for, self._welcome, patient=True)
+            identity, hello, rest = await shake_listener(
+                conn, key_for, self._welcome, patient=True, most=MAX_FRAME_BYTES
+            )
         except (TransportError, DeliveryError):
             return False
         try:

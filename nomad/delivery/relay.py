@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nomad.delivery.driver import nothing, shake_listener
+from nomad.delivery.handshake import MAX_BYTES
 from nomad.delivery.meeting import GO, IN, MEET, OUT
 from nomad.errors import DeliveryError, HandshakeError, NomadError, TransportError, UsageError
 from nomad.transport import base, registry
@@ -78,7 +79,9 @@ class Relay:
 
     async def _serve(self, conn: Connection) -> None:
         try:
-            identity, hello, rest = await shake_listener(conn, self._key_for, lambda _, hello: _checked(hello))
+            identity, hello, rest = await shake_listener(
+                conn, self._key_for, lambda _, hello: _checked(hello), most=MAX_BYTES
+            )
             link, where = identity.removeprefix(MEET), _checked(hello)
             if rest:
                 raise HandshakeError("an end of a link talks before the other one is there")

@@ -30,7 +30,7 @@ from nomad.master.assembly import Parts, assemble, declare_profile, overrides
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
 from nomad.master.moves import under_way
-from nomad.master.placing import check_devices, check_pins, place
+from nomad.master.placing import check_devices, check_packages, check_pins, place
 from nomad.master.placing import view as placement_view
 from nomad.master.pods import Guests
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
@@ -299,6 +299,8 @@ class Master:
         lacking = await parts.runtime.missing_secrets({name for op in found.operators for name in op.secrets.values()})
         if lacking:
             raise InvalidRequestError("; ".join(lacking), status=422)
+        if parts.agents is not None:
+            check_packages(found.operators, found.python, parts.agents.pythons())
         for name, node in (("start", start), ("end", end)):
             self._check_usable(node, f"the {name} node")
         async with self._submitting:
@@ -465,9 +467,17 @@ class Master:
         Raises `NotFoundError`, `RequestError` with status 503 while the operator is being restarted.
         """
         left = self._left_behind(id, operator)
-        if left is None:
-            return _understood(_RECORDS, await self._ask(id, operator, "set_aside"))
-        return _understood(_RECORDS, await asyncio.to_thread(_read_set_aside, left))
+        if left is not None:
+            return _understood(_RECORDS, await asyncio.to_thread(_read_set_aside, left))
+        found: dict[str, SetAsideView] = {}
+        room, after = setaside.MOST_BYTES, "0"
+        while room > 0 and len(found) <= setaside.MOST_MESSAGES:
+            page = _understood(_RECORDS, await self._ask(id, operator, "set_aside", after=after))
+            if not page or page[0].id in found:  # all at once, by a pod of an earlier version
+                break
+            found |= {view.id: view for view in page}
+            room, after = room - sum(len(view.value) for view in page), page[-1].id
+        return list(found.values())
 
     async def rerun(self, id: str, operator: str, ids: Sequence[str] | None = None) -> dict[str, Any]:
         """{"ran": n, "failed": n}; None runs all of them."""

@@ -6,7 +6,7 @@ Called by the facade, in a thread: a plan takes tens of milliseconds. The engine
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,22 @@ def check_pins(
                     "nearest": [{"node": n, "lacks": []} for n in having],
                 },
             )
+
+
+def check_packages(operators: Sequence[OperatorSpec], python: str, installed_for: Collection[str]) -> None:
+    """Nodes' agents install what operators require, each for the Python of its own image.
+
+    `installed_for`: of those that are there. Where none is, it isn't known. Raises `InvalidRequestError` (422).
+    """
+    needing = [repr(op.name) for op in operators if op.requirements]
+    if needing and installed_for and python not in installed_for:
+        there = " and ".join(sorted(installed_for))
+        raise InvalidRequestError(
+            f"what the operators {', '.join(needing)} require can't be installed: this cluster's agents do that for "
+            f"Python {there}, and the pipeline was made with {python}. Put it into an image of their own instead of "
+            f"requirements=, submit with Python {there}, or give agents the image for {python}",
+            status=422,
+        )
 
 
 def check_devices(

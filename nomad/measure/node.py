@@ -137,7 +137,8 @@ class NodeAgent:
                 conn = await registry.connect(self._boot.control)
                 break_unanswered(conn, control.UNANSWERED_SECONDS)
                 try:
-                    await shake_dialer(conn, self._boot.key, me, {"address": address, "python": PYTHON})
+                    hello = {"address": address, "python": PYTHON}
+                    await shake_dialer(conn, self._boot.key, me, hello, most=control.MOST_TOLD)
                     self._conn, trunk = conn, Trunk(conn)
                     self._gateway.opened(trunk)
                     self._say(self._state())

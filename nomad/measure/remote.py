@@ -43,6 +43,8 @@ class Asked(Protocol):
 class _Agent:
     channel: Asked
     address: str
+    python: str
+    """The version that it installs packages for; "" where it hasn't said that."""
     heard_at: float
     reached: bool = False
     """Another one has dialled it."""
@@ -74,7 +76,7 @@ class RemoteAgents:
 
     def came(self, name: str, hello: dict[str, Any], channel: Any) -> None:
         if isinstance(address := hello.get("address"), str):
-            self._connected[name] = _Agent(channel, address, self._clock.now())
+            self._connected[name] = _Agent(channel, address, str(hello.get("python", "")), self._clock.now())
             self._place(name)
 
     def said(self, name: str, message: dict[str, Any]) -> None:
@@ -150,6 +152,10 @@ class RemoteAgents:
         """Where the agent of a node is dialled; "" while it isn't there."""
         agent = self._agents.get(node)
         return agent.address if agent is not None and self._clock.now() - agent.heard_at < SILENT_SECONDS else ""
+
+    def pythons(self) -> frozenset[str]:
+        """The versions of Python that agents install packages for, of those that are there."""
+        return frozenset(python for node in self.nodes() if (python := self._agents[node].python))
 
     def unreachable(self) -> frozenset[str]:
         """Nodes whose agents are there, and that others have tried to dial in vain, where dialling works at all."""

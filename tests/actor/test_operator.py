@@ -350,6 +350,32 @@ async def test_a_message_whose_function_raises_is_set_aside_and_the_others_go_on
         assert "in __call__" in first["error"]["traceback"]
         assert [chain[1].instance.codec.decode_one(r["value"]) for r in (first, second)] == [2, 150]
         assert chain[1].instance.meter.last_error == second["error"]
+        assert chain[1].instance.set_aside(after=first["id"]) == [second]
+        assert chain[1].instance.set_aside(after=second["id"]) == []
+
+
+async def test_a_message_too_large_to_be_told_of_is_listed_without_its_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nomad.actor.instance.MOST_SHOWN", 1000)
+    monkeypatch.setattr("nomad.actor.instance.PART", 500)
+
+    def fail(text: str) -> None:
+        raise ValueError(text[:1])
+
+    def texts() -> Iterator[str]:
+        yield "a" * 500
+        yield "b" * 2000
+
+    async with Chain([texts, fail, print], tmp_path) as chain:
+        await chain.finished()
+        instance = chain[1].instance
+        (first,) = instance.set_aside()
+        (second,) = instance.set_aside(after=first["id"])
+        shown = [instance.codec.decode_one(r["value"]) for r in (first, second)]
+        size = len(instance.codec.encode_one("b" * 2000))
+        assert shown == ["a" * 500, f"(a message of {size} bytes, too large to be shown)"]
+        assert second["error"]["message"] == "b"
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,15 @@ async def test_taps_keep_what_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
     assert skipped == 1
 
 
+async def test_what_is_too_large_for_one_message_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nomad.control.MOST_SHOWN", 1000)
+    taps = Taps()
+    taps.put(["x" * 900, "x" * 1001, "last"], Codec())
+    items, skipped = taps.take()
+    assert [decode_one(i) for i in items] == ["x" * 900, "last"]
+    assert skipped == 1
+
+
 async def test_taps_are_told_of_everything_whatever_overlaps() -> None:
     """Outputs come from another thread in any moment of the taking; none needs a later one to be told of."""
     taps = Taps()

@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nomad import control
+from nomad.actor.instance import PART
+from nomad.actor.reports import TAP_BYTES
+from nomad.bundle.read import MAX_BUNDLE, MAX_MANIFEST
 from nomad.delivery import driver, handshake
 from nomad.delivery.handshake import MAX_BYTES, VERSION, Dialer, Listener, refusal
-from nomad.errors import Fenced, HandshakeError, TransportError
+from nomad.errors import ConnectionBroken, Fenced, HandshakeError, TransportError
 from nomad.transport import registry
 from nomad.transport.base import Connection, Frame
 
@@ -170,8 +174,8 @@ def test_a_refusal_carries_its_reason() -> None:
 # Over a connection
 
 
-@pytest.fixture
-async def connected() -> AsyncIterator[tuple[Connection, Connection]]:
+@pytest.fixture(params=["inproc:", "tcp://127.0.0.1:0"])
+async def connected(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Connection, Connection]]:
     """Both ends of a connection: dialer's, listener's."""
     accepted: asyncio.Queue[Connection] = asyncio.Queue()
     done = asyncio.Event()
@@ -180,7 +184,7 @@ async def connected() -> AsyncIterator[tuple[Connection, Connection]]:
         accepted.put_nowait(conn)
         await done.wait()
 
-    listener = await registry.listen("inproc:", handle)
+    listener = await registry.listen(request.param, handle)
     dialer = await registry.connect(listener.reachable)
     yield dialer, await accepted.get()
     done.set()
@@ -205,6 +209,61 @@ async def test_frames_right_behind_the_handshake_are_kept(connected: tuple[Conne
     a.write([confirm, (b"first",), (b"second", b"part")])
     _, _, rest = await listening
     assert rest == [(b"first",), (b"second", b"part")]
+
+
+async def test_nothing_large_is_taken_before_the_peer_has_proved_itself(
+    connected: tuple[Connection, Connection],
+) -> None:
+    a, b = connected
+    a.write([(bytes(MAX_BYTES + 1),)])
+    with pytest.raises(ConnectionBroken, match="limit"):
+        await driver.shake_listener(b, {"p:a>b": KEY}.get, lambda identity, hello: WELCOME)
+
+
+async def test_nothing_large_is_taken_from_a_listener_either(connected: tuple[Connection, Connection]) -> None:
+    a, b = connected
+    b.write([(bytes(MAX_BYTES), b"x")])
+    with pytest.raises(ConnectionBroken, match="limit"):
+        await driver.shake_dialer(a, KEY, "p:a>b", HELLO)
+
+
+async def test_who_has_proved_itself_may_say_more_at_once_but_no_more_than_agreed(
+    connected: tuple[Connection, Connection],
+) -> None:
+    a, b = connected
+    dialer = Dialer(KEY, "p:a>b", HELLO)
+    listening = asyncio.create_task(
+        driver.shake_listener(b, {"p:a>b": KEY}.get, lambda identity, hello: WELCOME, most=100_000)
+    )
+    a.write([dialer.start()])
+    (welcome,) = await a.recv()
+    confirm, _ = dialer.receive(welcome)
+    a.write([confirm, (b"first",), (bytes(100_000),), (bytes(100_001),)])
+    _, _, rest = await listening
+    while len(rest) < 2:
+        rest += await b.recv()
+    assert [len(frame[0]) for frame in rest] == [5, 100_000]
+    with pytest.raises(ConnectionBroken, match="limit"):
+        await b.recv()
+
+
+async def test_a_listener_that_has_proved_itself_may_say_as_much_as_agreed(
+    connected: tuple[Connection, Connection],
+) -> None:
+    a, b = connected
+    listening = asyncio.create_task(driver.shake_listener(b, {"p:a>b": KEY}.get, lambda identity, hello: WELCOME))
+    await driver.shake_dialer(a, KEY, "p:a>b", HELLO, most=100_000)
+    await listening
+    b.write([(bytes(100_000),)])
+    assert [len(frame[0]) for frame in await a.recv()] == [100_000]
+    b.write([(bytes(100_001),)])
+    with pytest.raises(ConnectionBroken, match="limit"):
+        await a.recv()
+
+
+def test_control_messages_fit() -> None:
+    assert control.MOST_TOLD >= MAX_BUNDLE + MAX_MANIFEST
+    assert max(TAP_BYTES, PART) + control.MOST_SHOWN < control.MOST_SAID
 
 
 @pytest.mark.parametrize("fenced", [False, True])

@@ -689,6 +689,15 @@ async def test_messages_that_were_set_aside(working: Cluster) -> None:
         await working.master.rerun("p", "square", ["x"])
     with pytest.raises(NotFoundError, match="has no operator 'cube'; it has source, square, sink"):
         await working.master.set_aside("p", "cube")
+
+    def paged(args: dict[str, Any]) -> dict[str, Any]:
+        first = int(args["after"]) + 1
+        ids = range(first, min(first + 2, 6))
+        value = [{"id": id, "time": 2.0, "error": error, "attempts": 1, "value": b"v"} for id in ids]
+        return {"ok": True, "value": value}
+
+    working.pods.answers["set_aside"] = paged
+    assert [record.id for record in await working.master.set_aside("p", "square")] == ["1", "2", "3", "4", "5"]
     working.pods.answers["set_aside"] = lambda args: {"ok": True, "value": [{"id": []}]}
     with pytest.raises(RequestError, match="isn't valid"):
         await working.master.set_aside("p", "square")

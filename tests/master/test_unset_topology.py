@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nomad.errors import ConflictError
+from nomad import bundle, pipeline
+from nomad.errors import ConflictError, InvalidRequestError
+from nomad.measure.remote import RemoteAgents
 from nomad.runtime.base import NodeInfo
-from tests.master.fakepods import Cluster
+from tests.master.fakepods import OPERATORS, Cluster
 
 
 @pytest.fixture
@@ -61,3 +63,25 @@ async def test_nothing_can_be_set_by_hand(cluster: Cluster) -> None:
             with pytest.raises(ConflictError, match="can't be made to fail"):
                 await change("edge")
         assert "overrides" not in await master._parts.store.meta()
+
+
+async def test_packages_that_no_agent_can_install_are_refused(cluster: Cluster) -> None:
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+    def square(value: int) -> int:
+        return value
+
+    async with cluster.run() as master:
+        agents = master._parts.agents = RemoteAgents(master._parts.book, cluster.clock)
+        chain = pipeline.build([OPERATORS[0], pipeline.operator(requirements=["numpy==2.1"])(square), OPERATORS[-1]])
+        data = bundle.make(chain, master.signing_key)
+        agents.came("edge", {"address": "inproc:edge", "python": "2.7"}, None)
+        with pytest.raises(
+            InvalidRequestError, match=rf"Python 2\.7, and the pipeline was made with {here}"
+        ) as refused:
+            await master.submit(data, id="p", start="edge", end="cloud")
+        assert "'square' require" in str(refused.value)
+        assert not master.pipelines()
+        await cluster.submit("bare")
+        agents.came("cloud", {"address": "inproc:cloud", "python": here}, None)
+        await master.submit(data, id="p", start="edge", end="cloud")
