@@ -50,7 +50,10 @@ MOST = 1e18
 """What is more than that is no measurement, of whatever it is."""
 
 KEPT_SAMPLES = 4096
-"""Raw samples that wait for readers."""
+"""Raw samples that wait for readers: a second and a half of the most that there are."""
+
+UNNOTED = frozenset({"service", "arrival", "queue_bytes", "busy", "cores_free", "memory_free_mb"})
+"""Kinds whose raw samples nobody reads: changes of these aren't looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class Sample(NamedTuple):
     """Grows by one from sample to sample."""
     time: float
     kind: str
-    """A field of the estimates: "latency", "bandwidth", "work", "arrival", "queue", "speed", ..."""
+    """A field of the estimates that isn't `UNNOTED`: "latency", "bandwidth", "work", "queue", "speed", ..."""
     key: tuple[str, ...]
     """(pipeline, operator), (from, to) or (node,). A latency is noted once, with the names in order."""
     value: float
@@ -381,9 +384,10 @@ class Book:
             yield "busy", min(1.0, max(0.0, running / seconds))
 
     def _take(self, estimates: dict[str, Estimate], kind: str, key: tuple[str, ...], value: float, now: float) -> None:
-        if _valid(value):
+        if 0 <= value <= MOST:
             estimates[kind] = smooth(estimates.get(kind), value, now)
-            self._note(kind, key, value, now)
+            if kind not in UNNOTED:
+                self._note(kind, key, value, now)
 
     def _note(self, kind: str, key: tuple[str, ...], value: float, now: float) -> None:
         self._number += 1

@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 GAIN = 0.25
 """Weight of a new sample: at two a second, one of two seconds ago counts a third; at one in 8 s, of half a minute."""
 
+FEW = 3
+"""Of fewer samples the mean is taken, which weighs the newest by more than `GAIN`."""
+
 SURPRISE = 3.0
 """Deviations from which on a sample is an outlier, or the first after a step."""
 
@@ -29,9 +32,11 @@ SETTLED_DEVIATION = 0.25
 """An estimate is settled from so many samples on, when the deviation is at most this share of the value."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Estimate:
-    """What is believed of a quantity, in its own unit."""
+    """What is believed of a quantity, in its own unit. Nobody changes one; frozen, making it would take five times as
+    long, and thousands are made per second.
+    """
 
     value: float
     deviation: float
@@ -67,16 +72,18 @@ def smooth(known: Estimate | None, sample: float, now: float) -> Estimate:
     """`known` after one more sample, which must be a finite number."""
     if known is None:
         return Estimate(sample, abs(sample) / 2, now, 1)
+    samples, deviation, surprise = known.samples, known.deviation, known.surprise
     error = sample - known.value
-    samples = known.samples + 1
-    bound = SURPRISE * known.deviation
-    if known.surprise and (error > 0) == (known.surprise > 0) and abs(error) >= bound / 2:
-        before = known.value + known.surprise
-        return Estimate(before + (sample - before) / 2, abs(sample - before) / 2, now, samples)
-    outlier = known.measured and abs(error) > bound
+    bound = SURPRISE * deviation
+    if surprise and (error > 0) == (surprise > 0) and abs(error) >= bound / 2:
+        before = known.value + surprise
+        return Estimate(before + (sample - before) / 2, abs(sample - before) / 2, now, samples + 1)
+    if not samples:
+        return Estimate(known.value + error / 2, deviation + GAIN * (abs(error) - deviation), now, 1)
+    outlier = not -bound <= error <= bound
     if outlier:
         error = bound if error > 0 else -bound
-    weight = max(GAIN, 1 / (known.samples + 1)) if known.measured else 0.5
+    weight = GAIN if samples >= FEW else 1 / (samples + 1)
     value = known.value + weight * error
-    deviation = known.deviation + GAIN * (abs(error) - known.deviation)
-    return Estimate(value, deviation, now, samples, sample - value if outlier else 0.0)
+    deviation += GAIN * (abs(error) - deviation)
+    return Estimate(value, deviation, now, samples + 1, sample - value if outlier else 0.0)

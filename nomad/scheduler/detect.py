@@ -130,29 +130,35 @@ class Track:
 
     def feed(self, value: float, now: float) -> None:
         """Take in a sample."""
-        scale = max(self.deviation, self._floor, RELATIVE_FLOOR * abs(self.mean))
-        off = value - self.mean
-        self._samples = min(self._samples + 1, WINDOW)
+        mean, recent = self.mean, self._recent
+        scale = max(self.deviation, self._floor, RELATIVE_FLOOR * abs(mean))
+        most = CLIP * scale
+        off = value - mean
+        clipped = off if -most <= off <= most else math.copysign(most, off)
         known = self._differences >= LEARNING
-        self.mean += (min(CLIP * scale, max(-CLIP * scale, off)) if known else off) / self._samples
-        if self._recent:
+        if self._samples < WINDOW:
+            self._samples += 1
+        self.mean = mean + (clipped if known else off) / self._samples
+        if recent:
             # 0.886 of their mean difference is one standard deviation
-            differs = min(0.886 * abs(value - self.value), CLIP * scale)
-            self._differences = min(self._differences + 1, SMOOTHED)
+            differs = min(0.886 * abs(value - recent[-1]), most)
+            if self._differences < SMOOTHED:
+                self._differences += 1
             self.deviation += (differs - self.deviation) / self._differences
-        if len(self._recent) == RECENT:
-            del self._recent[0]
-        self._recent.append(value)
+        if len(recent) == RECENT:
+            del recent[0]
+        recent.append(value)
         self._feed_long(value, now)
         if self._restless and now >= self._swung_at + RESTLESS and self._spread <= CALM * scale:
             self._restless = False
         if not known:
             return
         before = max(self._up, self._down)
-        off = min(CLIP, max(-CLIP, off / scale))
-        self._up = max(0.0, self._up + off - ALLOWANCE)
-        self._down = max(0.0, self._down - off - ALLOWANCE)
-        most, direction = max((self._up, 1), (self._down, -1))
+        off = clipped / scale
+        up, down = self._up + off - ALLOWANCE, self._down - off - ALLOWANCE
+        self._up = up if up > 0.0 else 0.0
+        self._down = down if down > 0.0 else 0.0
+        most, direction = (up, 1) if up >= down else (down, -1)
         if before < SWING <= most:
             self._swing(direction, now)
         if most >= THRESHOLD:
