@@ -23,6 +23,9 @@ from nomad.transport.trunk import Trunk
 PATIENCE = 8.0
 """Seconds that a pod waits at an agent for the master; below the time that a handshake may take."""
 
+EACH = 2
+"""Ways that a pod may have at once, the present one and the next: all pods of the node share those over one trunk."""
+
 
 class Gateway:
     """As `nomad.measure.agent.Visits`. `opened` and `closed` say when there is a way to the master."""
@@ -34,6 +37,8 @@ class Gateway:
         self._key = key
         self._trunk: Trunk | None = None
         self._there = asyncio.Event()
+        self._ways: dict[str, list[Connection]] = {}
+        """By what the pod calls itself: its connections with this agent, the oldest first."""
 
     def opened(self, trunk: Trunk) -> None:
         self._trunk = trunk
@@ -49,12 +54,30 @@ class Gateway:
     def key_for(self, name: str) -> bytes:
         return key_of(self._key, name.removeprefix(VIA))
 
-    async def visited(self, conn: Connection, frames: list[Frame]) -> None:
-        """Pass on what comes, both ways, until one of the ends is gone. Raises `TransportError`."""
+    async def visited(self, name: str, conn: Connection, frames: list[Frame]) -> None:
+        """Pass on what comes, both ways, until one of the ends is gone, or the pod has newer ones.
+
+        Raises `TransportError`.
+        """
+        ways = self._ways.setdefault(name, [])
+        if len(ways) >= EACH:
+            ways.pop(0).abort()
+        ways.append(conn)
+        try:
+            await self._visited(ways, conn, frames)
+        finally:
+            if conn in ways:
+                ways.remove(conn)
+            if not ways and self._ways.get(name) is ways:
+                del self._ways[name]
+
+    async def _visited(self, ways: list[Connection], conn: Connection, frames: list[Frame]) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._there.wait()
         except TimeoutError:
+            return
+        if conn not in ways:
             return
         assert self._trunk is not None
         onward = self._trunk.open()
@@ -64,6 +87,8 @@ class Gateway:
         except ConnectionBroken:
             pass
         finally:
+            if conn not in ways:
+                onward.abort()
             await onward.close()
             await conn.close()
 

@@ -74,7 +74,7 @@ class Counter:
     def key_for(self, name: str) -> bytes:
         return key_of(self._key, name.removeprefix(PREFIX))
 
-    async def visited(self, conn: Connection, frames: list[Frame]) -> None:
+    async def visited(self, name: str, conn: Connection, frames: list[Frame]) -> None:
         await hand_out(conn, frames, self._cache)
 
 

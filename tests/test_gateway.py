@@ -13,6 +13,7 @@ import pytest
 from nomad import control, gateway, handout
 from nomad.actor.route import Route
 from nomad.delivery.driver import shake_dialer
+from nomad.delivery.handshake import Dialer
 from nomad.errors import DeliveryError, TransportError
 from nomad.gateway import Gateway
 from nomad.master.gathered import AGAIN_SECONDS, AT_ONCE, Way
@@ -108,6 +109,11 @@ class Here:
         await until(lambda: self.there(name))
         return conn
 
+    @property
+    def carried(self) -> int:
+        """Connections that the master has by way of agents."""
+        return sum(len(trunk._connections) for trunk in self.port._gathered._trunks.values())
+
     def there(self, name: str) -> bool:
         state = self.observed.pods.get(f"p.{name}-e1")
         return state is not None and state.connection is not None
@@ -174,6 +180,30 @@ async def test_a_pod_waits_at_the_agent_for_the_master(here: Here, monkeypatch: 
     monkeypatch.setattr(gateway, "PATIENCE", 0.01)
     with pytest.raises((TransportError, DeliveryError)):
         await here.dial("one")
+
+
+async def test_a_pod_has_two_ways_at_most_whatever_it_does(here: Here) -> None:
+    async def knock(name: str) -> Connection:
+        """Come to the master, and go no further."""
+        route = Route("tcp://127.0.0.1:1", name)
+        route.turn(here.address, handout.key_of(AGENTS, name))
+        conn = await route.dial()
+        here.dialed.append(conn)
+        conn.write([Dialer(key_of(name), name, {"assigned": True}).start()])
+        await conn.recv()
+        return conn
+
+    async with here.connected():
+        await here.dial("other")
+        one = await here.dial("one")
+        first, *_ = [await knock("one") for _ in range(5)]
+        for replaced in (one, first):
+            with pytest.raises(TransportError):
+                await asyncio.wait_for(replaced.recv(), 30)
+        await until(lambda: here.carried == 3)
+        assert here.there("other")
+        await here.dial("one")
+        await until(lambda: here.there("one") and here.carried == 3)
 
 
 async def test_neither_the_agent_nor_the_master_takes_anybody(here: Here) -> None:

@@ -53,8 +53,8 @@ class Visits(Protocol):
 
     def key_for(self, name: str) -> bytes: ...
 
-    async def visited(self, conn: Connection, frames: list[Frame]) -> None:
-        """One has proved itself, and said `frames` already. The connection ends when this returns.
+    async def visited(self, name: str, conn: Connection, frames: list[Frame]) -> None:
+        """One has proved to be `name`, and said `frames` already. The connection ends when this returns.
 
         Raises `TransportError`, or `ValueError` for what isn't understood.
         """
@@ -198,7 +198,7 @@ class Agent:
         try:
             node, _, frames = await shake_listener(raw, self._key_for, lambda node, hello: {})
             if (visits := self._visits_of(node)) is not None:
-                await visits.visited(raw, frames)
+                await visits.visited(node, raw, frames)
                 return
             while True:
                 conn = shaped(conn, self._shape(node), self._clock)
