@@ -16,6 +16,9 @@ from aiohttp.typedefs import Handler, Middleware
 
 from nomad.errors import AuthenticationError, InvalidRequestError
 
+PROVEN: web.AppKey[set[web.RequestHandler]] = web.AppKey("proven")
+"""Connections by which a good token came; where the application has such a set."""
+
 
 def require_token(
     token: str, *, open_paths: Collection[str], also: Callable[[str], Awaitable[bool]] | None = None
@@ -38,6 +41,8 @@ def require_token(
             if not own and (also is None or not await also(given.strip())):
                 whose = "is not this master's" if also is None else "gives no right to use this master"
                 raise AuthenticationError(f"The token {whose}.")
+            if (proven := request.app.get(PROVEN)) is not None:
+                proven.add(request.protocol)
         return await handler(request)
 
     return check
