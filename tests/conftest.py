@@ -23,7 +23,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-GRACE = 2.0
+GRACE = 10.0
 """Seconds."""
 
 SEED = int(os.environ.get("NOMAD_TEST_SEED") or random.SystemRandom().randrange(2**32))

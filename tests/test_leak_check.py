@@ -33,8 +33,8 @@ def test_what_a_test_leaves_behind_fails_it(pytester: pytest.Pytester, monkeypat
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     conftest = (Path(__file__).parent / "conftest.py").read_text()
-    assert "GRACE = 2.0" in conftest
-    pytester.makeconftest(conftest.replace("GRACE = 2.0", "GRACE = 0.05"))
+    assert "GRACE = 10.0" in conftest
+    pytester.makeconftest(conftest.replace("GRACE = 10.0", "GRACE = 0.05"))
     pytester.makepyfile(LEAVERS)
     result = pytester.runpytest_subprocess(
         *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin"),

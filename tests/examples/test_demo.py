@@ -79,6 +79,7 @@ def run_until(seen: str, then: Callable[[subprocess.Popen[str]], None]) -> tuple
     return process.returncode, rest
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_it_and_all_it_started() -> None:
     code, rest = run_until("seen: Eileen Collins", lambda process: process.send_signal(signal.SIGINT))
     assert code == 130

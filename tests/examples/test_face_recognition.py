@@ -62,6 +62,7 @@ def test_models_are_loaded_before_the_first_frame_and_never_travel(example: Any)
         assert not set(models) & set(vars(pickle.loads(pickle.dumps(operator))))
 
 
+@pytest.mark.slow
 def test_the_right_people_are_named_in_moved_scaled_and_relit_frames(
     example: Any, identify: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,7 @@ async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path, phases
         f"""
         seed = {SEED}
         headers = {{ Authorization = "Bearer {TOKEN}" }}
-        request-timeout = 5
+        request-timeout = 60
         continue-on-failure = true
         generation.max-examples = 5
         [parameters]
