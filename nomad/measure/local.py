@@ -8,7 +8,7 @@ calibration stretched like its pods would find. Used by the master's assembly. M
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,7 @@ from nomad.measure.agent import Agent, Probe
 from nomad.measure.book import Book
 from nomad.measure.calibrate import calibrate
 from nomad.measure.estimate import Estimate, smooth
+from nomad.measure.survey import one_by_one
 from nomad.runtime.base import NodeInfo
 
 REPORT_SECONDS = 1.0
@@ -58,6 +59,9 @@ class LocalAgents:
     async def probe(self, source: str, target: str, nbytes: int) -> Probe:
         self._agents[source].close_idle()
         return await self._agents[source].probe(target, self._addresses[target], nbytes)
+
+    async def round_trips(self, source: str, targets: Sequence[str]) -> Sequence[float | None]:
+        return await one_by_one(self, source, targets)
 
     @staticmethod
     def _towards(shape: Callable[[str, str], Shape], node: str) -> Callable[[str], Shape]:

@@ -175,16 +175,28 @@ class NodeAgent:
 
     async def _answer(self, conn: Connection, number: int, method: str, args: dict[str, Any]) -> None:
         try:
-            if method != "probe":
-                raise NomadError(f"an agent doesn't know the request {method!r}")
             self._agent.close_idle()
-            probe = await self._agent.probe(str(args["node"]), str(args["address"]), int(args["nbytes"]))
-            value = {"round_trip": probe.round_trip, "transfer": probe.transfer}
+            value: Any
+            if method == "round_trips":
+                ways = [(str(node), str(address)) for node, address in args["ways"]]
+                value = await asyncio.gather(*(self._round_trip(node, address) for node, address in ways))
+            elif method == "probe":
+                probe = await self._agent.probe(str(args["node"]), str(args["address"]), int(args["nbytes"]))
+                value = {"round_trip": probe.round_trip, "transfer": probe.transfer}
+            else:
+                raise NomadError(f"an agent doesn't know the request {method!r}")
             reply = {"type": "reply", "id": number, "ok": True, "value": value}
         except (NomadError, ValueError, KeyError) as exc:
             reply = {"type": "reply", "id": number, "ok": False, "error": describe(exc)}
         if conn is self._conn:  # else it would answer what another master has asked, with the same number
             self._say(reply)
+
+    async def _round_trip(self, node: str, address: str) -> float | None:
+        try:
+            return (await self._agent.probe(node, address)).round_trip
+        except NomadError as exc:
+            log.debug("%s isn't reached: %s", node, exc)
+            return None
 
     # -- the node
 

@@ -6,6 +6,7 @@ without one keep what is declared of them. Made by the master's assembly. Decide
 
     agent -> master   hello: address, python      report: speed, cores_free, memory_free_mb (None: unknown)
     master -> agent   request "probe": node, address, nbytes -> {"round_trip", "transfer"}
+                      request "round_trips": ways: [[node, address], ...] -> [seconds, None where it isn't reached]
 """
 
 from __future__ import annotations
@@ -129,16 +130,45 @@ class RemoteAgents:
             found = await asked.channel.ask("probe", request, 2 * TIMEOUT)
         except NomadError:
             if self._agents.get(source) is asked:  # else it is the one that asks that is gone
-                other.failures += 1
-                other.failed_from.add(source)
+                self._missed(source, other)
             raise
         found = found if isinstance(found, dict) else {}
         round_trip, transfer = (_amount(found.get(kind)) for kind in ("round_trip", "transfer"))
         if round_trip is None:
             raise ConnectionBroken(f"the agent of {source} gave an answer that isn't valid")
+        self._reached(source, target, other)
+        return Probe(round_trip, transfer)
+
+    async def round_trips(self, source: str, targets: Sequence[str]) -> Sequence[float | None]:
+        """Let the agent of `source` probe those of `targets`: one request and one answer for all of them.
+
+        Raises `NomadError`.
+        """
+        asked = self._agents.get(source)
+        if asked is None:
+            raise ConnectionBroken(f"the agent of {source} isn't there")
+        others = {target: other for target in targets if (other := self._agents.get(target)) is not None}
+        for target in others:
+            self._used.pop((source, target), None)
+        request = {"ways": [(target, other.address) for target, other in others.items()]}
+        said = await asked.channel.ask("round_trips", request, 2 * TIMEOUT)
+        if not isinstance(said, list) or len(said) != len(others):
+            raise ConnectionBroken(f"the agent of {source} gave an answer that isn't valid")
+        found = dict(zip(others, map(_amount, said), strict=True))
+        for target, other in others.items():
+            if found[target] is None:
+                self._missed(source, other)
+            else:
+                self._reached(source, target, other)
+        return [found.get(target) for target in targets]
+
+    def _missed(self, source: str, other: _Agent) -> None:
+        other.failures += 1
+        other.failed_from.add(source)
+
+    def _reached(self, source: str, target: str, other: _Agent) -> None:
         other.reached = True
         self._note_use(source, target)
-        return Probe(round_trip, transfer)
 
     def _note_use(self, source: str, target: str) -> None:
         now = self._clock.now()

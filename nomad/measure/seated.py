@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from nomad.clock import Clock
 from nomad.errors import ConnectionBroken
 from nomad.measure import outpost
 from nomad.measure.agent import IDLE_SECONDS, TIMEOUT, Probe
+from nomad.measure.survey import one_by_one
 from nomad.settings import Seat
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ class SeatedAgents:
         found = await self._posts[source].ask({"node": target, "address": address, "nbytes": nbytes})
         self._used[source, target] = self._clock.now()
         return found
+
+    async def round_trips(self, source: str, targets: Sequence[str]) -> Sequence[float | None]:
+        return await one_by_one(self, source, targets)
 
     async def _close(self) -> None:
         await asyncio.gather(*(post.close() for post in self._posts.values()))

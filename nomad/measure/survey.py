@@ -7,6 +7,7 @@ It probes a link only while nothing else has measured it for a while.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -83,6 +84,13 @@ class Prober(Protocol):
         """Let the agent of one node probe another's. Raises `NomadError`."""
         ...
 
+    async def round_trips(self, source: str, targets: Sequence[str]) -> Sequence[float | None]:
+        """Let the agent of one node probe several others at once; None for those that it hasn't reached.
+
+        Raises `NomadError` when nothing came of it at all.
+        """
+        ...
+
 
 @dataclass(slots=True)
 class _Way:
@@ -149,9 +157,11 @@ class Survey:
         if len(nodes) > MOST_PAIRS_NODES and not self._large:
             self._large = True
             self._book.use_coordinates(Coordinates(self._random))
+        if self._large:
+            self._begin_large(nodes, now)
+            return
         begun = 0
-        due = [(way, False) for way in self._due_large(nodes, now)] if self._large else self._due(nodes, now)
-        for way, transfer in due:
+        for way, transfer in self._due(nodes, now):
             if begun >= self._most or self._under_way >= self._most:
                 return
             begun += self._begin(*way, now, transfer=transfer)
@@ -190,13 +200,12 @@ class Survey:
         started = self._round_at > 0
         if (not started or self._needed()) and now >= self._round_at + COORDINATE_ROUND and not self._round:
             self._round_at = now
-            ways = [
+            ways = (  # those of one node in a row: they are asked for together
                 (node, other)
-                for node in nodes
+                for node in self._random.sample(nodes, len(nodes))
                 for other in self._random.sample(nodes, min(NEIGHBOURS + 1, len(nodes)))[:NEIGHBOURS]
                 if other != node
-            ]
-            self._random.shuffle(ways)
+            )
             self._round = dict.fromkeys(ways)
         ready = (way for way in self._round if not self._budget.wait(*way, self._bandwidth(*way), now))
         return list(itertools.islice(ready, self._most))
@@ -211,15 +220,17 @@ class Survey:
             known = self._book.link(source, target).bandwidth
             nbytes = self._budget.transfer_bytes(source, target, known.value if known is not None else None)
         tries = 1 if transfer or self._many else TRIES
-        cost = tries * PROBE_BYTES + nbytes + (0 if self._prober.connected(source, target) else HANDSHAKE_BYTES)
-        if not self._budget.take(source, target, cost, self._bandwidth(*way), now, tries):
+        if not self._take(way, tries * PROBE_BYTES + nbytes, now, tries):
             return False
-        if self._large:
-            del self._round[way]
         state.busy = True
         self._under_way += 1
         self._tasks.start(self._probe(way, state, nbytes, tries), name=f"probe {source} to {target}")
         return True
+
+    def _take(self, way: tuple[str, str], nbytes: int, now: float, probes: int = 1) -> bool:
+        """Whether so much may be sent now; if so, it counts."""
+        cost = nbytes + (0 if self._prober.connected(*way) else HANDSHAKE_BYTES)
+        return self._budget.take(*way, cost, self._bandwidth(*way), now, probes)
 
     def _bandwidth(self, source: str, target: str) -> float | None:
         """Bytes per second that the link carries, as far as that is known."""
@@ -236,8 +247,6 @@ class Survey:
         finally:
             state.busy = False
             self._under_way -= 1
-            if self._large:  # there are too many ways for anything to be kept of each
-                self._ways.pop(way, None)
 
     def _found(self, way: tuple[str, str], state: _Way, probe: Probe, nbytes: int) -> None:
         now = self._clock.now()
@@ -252,3 +261,41 @@ class Survey:
         else:
             self._book.link_sample(*way, now, reached=nbytes / max(probe.transfer, 1e-4))
             self._budget.too_quick(*way)
+
+    # -- many at once, of which nothing is kept here: there are too many ways
+
+    def _begin_large(self, nodes: Sequence[str], now: float) -> None:
+        begun: dict[str, list[str]] = {}
+        for way in self._due_large(nodes, now):
+            if self._under_way >= self._most:
+                break
+            if self._take(way, PROBE_BYTES, now):
+                del self._round[way]
+                self._under_way += 1
+                begun.setdefault(way[0], []).append(way[1])
+        for source, targets in begun.items():
+            self._tasks.start(self._round_trips(source, targets), name=f"probe {source} to {len(targets)} others")
+
+    async def _round_trips(self, source: str, targets: Sequence[str]) -> None:
+        try:
+            found = await self._prober.round_trips(source, targets)
+            now = self._clock.now()
+            for target, seconds in zip(targets, found, strict=True):
+                self._book.link_sample(source, target, now, round_trip=seconds)
+        except NomadError as exc:
+            log.debug("probing %s to others: %s", source, exc)
+        finally:
+            self._under_way -= len(targets)
+
+
+async def one_by_one(prober: Prober, source: str, targets: Sequence[str]) -> Sequence[float | None]:
+    """`Prober.round_trips` of one that is asked for each by itself, all the same at once."""
+    return await asyncio.gather(*(_round_trip(prober, source, target) for target in targets))
+
+
+async def _round_trip(prober: Prober, source: str, target: str) -> float | None:
+    try:
+        return (await prober.probe(source, target, 0)).round_trip
+    except NomadError as exc:
+        log.debug("probing %s to %s: %s", source, target, exc)
+        return None

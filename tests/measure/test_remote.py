@@ -19,8 +19,11 @@ class Channel:
     def __init__(self, away: set[str]) -> None:
         self.away = away
         self.answer: Any = {"round_trip": 0.01, "transfer": None}
+        self.answers: Any = None
 
     async def ask(self, method: str, args: dict[str, Any], timeout: float) -> Any:
+        if method == "round_trips":
+            return self.answers or [None if address in self.away else 0.01 for _, address in args["ways"]]
         assert method == "probe"
         if args["address"] in self.away:
             raise RequestError("it isn't reached", status=503)
@@ -140,3 +143,21 @@ async def test_what_is_known_of_connections_goes_when_they_do() -> None:
     assert (world.agents.connected("a", "b"), world.agents.connected("b", "c")) == (True, False)
     await world.probe("c>a")
     assert set(world.agents._used) == {("a", "b"), ("c", "a")}, "a thousand nodes are a million pairs"
+
+
+async def test_several_are_probed_by_one_request() -> None:
+    world = World("a", "b", "c", "d")
+    world.come("a", "b", "c")
+    world.away.add("c")
+    assert await world.agents.round_trips("a", ["d", "c", "b"]) == [None, None, 0.01]
+    assert world.agents.connected("a", "b")
+    assert not world.agents.connected("a", "c")
+    for source in ("a", "b", "a"):
+        await world.agents.round_trips(source, ["c"])
+    assert world.agents.unreachable() == {"c"}
+    for answers in ([0.01, 0.02], {"round_trip": 1}, "no"):
+        world.channels["a"].answers = answers
+        with pytest.raises(ConnectionBroken, match="isn't valid"):
+            await world.agents.round_trips("a", ["b"])
+    with pytest.raises(ConnectionBroken, match="isn't there"):
+        await world.agents.round_trips("d", ["b"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -15,7 +16,7 @@ from nomad.measure import probes as probes_module
 from nomad.measure.agent import Probe
 from nomad.measure.book import Book
 from nomad.measure.probes import PROBES_PER_SECOND
-from nomad.measure.survey import MOST_ELSEWHERE, NEIGHBOURS, REFRESH, TRIES, Survey
+from nomad.measure.survey import MOST_ELSEWHERE, NEIGHBOURS, REFRESH, TRIES, Survey, one_by_one
 from tests.clock import VirtualClock
 
 
@@ -28,6 +29,8 @@ class Network:
         self.latency = 0.01
         self.probes: list[tuple[float, str, str, int]] = []
         self.broken: set[str] = set()
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+        """Probes that were asked for together."""
 
     def connected(self, source: str, target: str) -> bool:
         return False
@@ -37,6 +40,10 @@ class Network:
         if {source, target} & self.broken:
             raise ConnectionBroken("it is down")
         return Probe(2 * self.latency, (nbytes / self.bandwidth if self.bandwidth else 1e-5) if nbytes else None)
+
+    async def round_trips(self, source: str, targets: Sequence[str]) -> Sequence[float | None]:
+        self.asked.append((source, tuple(targets)))
+        return await one_by_one(self, source, targets)
 
 
 class World:
@@ -158,6 +165,7 @@ async def test_hundreds_of_nodes_are_probed_once_and_what_is_kept_of_them_is_bou
     probes = await world.run(30)
     assert len(probes) == pytest.approx(300 * NEIGHBOURS, rel=0.01)
     assert max(Counter(int(time) for time, *_ in probes).values()) <= MOST_ELSEWHERE
+    assert len(world.network.asked) < 400, "those of one node are asked for together"
     assert world.book.link("n1", "n299").latency is not None
     assert await world.run(60) == [], "nobody needs to know"
     world.needed = True
@@ -189,3 +197,12 @@ async def test_a_node_that_does_not_answer_holds_up_nobody() -> None:
     world.network.broken = set()
     await world.run(30)
     assert world.book.link("n0", "n2").latency is not None
+
+
+async def test_of_several_that_are_probed_together_some_do_not_answer() -> None:
+    world = World(80)
+    world.network.broken = {"n2"}
+    await world.run(60)
+    assert world.book.link("n1", "n3").latency is not None
+    assert world.book.link("n1", "n2").latency is None
+    assert not world.survey._under_way
