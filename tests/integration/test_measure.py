@@ -110,7 +110,7 @@ async def test_what_messages_tell_of_operators_and_links(tmp_path: Path) -> None
         await master.set_link("cloud", "edge", latency=0.15)
         changed = time.monotonic()
         await until(lambda: near(link(master).latency, 0.15))
-        assert time.monotonic() - changed < 5, "a drift must be seen within seconds"
+        assert time.monotonic() - changed < 15, "a drift must be seen within seconds"
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ async def test_moves_under_load_lose_and_double_nothing(moving: Moving, tmp_path
             assert (view.state, view.error) == ("done", "")
             assert (view.lost, view.doubled) == (0, 0)
             assert view.pause is not None
-            assert view.pause < 1.0  # what it is on a quiet machine is measured by a benchmark
+            assert view.pause < 10.0  # what it is on a quiet machine is measured by a benchmark
             assert moving.operator("double").node == view.target
         assert moving.operator("double").restarts == 0
         latencies = await moving.master.latencies("p")
@@ -129,7 +129,7 @@ async def test_a_model_is_loaded_before_the_move_turns_to_it(moving: Moving, tmp
         assert (view.state, view.error, view.lost, view.doubled) == ("done", "", 0, 0)
         assert next(phase.seconds for phase in view.phases if phase.name == "starting") > 2.0
         assert view.pause is not None
-        assert view.pause < 1.0
+        assert view.pause < 2.0
         gone.touch()
         view = await moving.move()
         assert (view.state, view.error) == (
@@ -167,7 +167,7 @@ async def test_a_lost_node_is_left_within_seconds(moving: Moving, tmp_path: Path
         begin = time.monotonic()
         await moving.until(lambda: moving.operator("double").node != "fog" and moving.phase() == "running")
         await moving.until(lambda: len(numbers(out)) > seen + 50)
-        assert time.monotonic() - begin < 10.0
+        assert time.monotonic() - begin < 20.0
         assert not moving.master.node("fog").ready
         await moving.all_is_well(out)
 

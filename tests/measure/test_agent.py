@@ -38,16 +38,16 @@ async def test_a_probe_times_the_way_and_a_transfer_the_bandwidth(address: str) 
     async with pair(Shape(latency=0.03, bandwidth=2e6), address) as (a, b):
         await a.probe("b", b)
         assert a.connected("b")
-        probes = [await a.probe("b", b, 100_000) for _ in range(3)]
+        probes = [await a.probe("b", b, 100_000) for _ in range(5)]
     assert min(p.round_trip for p in probes) == pytest.approx(0.06, abs=0.01)
     times = sorted(p.transfer for p in probes if p.transfer is not None)
-    assert times[1] == pytest.approx(0.05, abs=0.01)
+    assert times[2] == pytest.approx(0.05, abs=0.01)
 
 
 async def test_a_changed_link_shows_in_the_next_probe() -> None:
     shapes = {("a", "b"): Shape(latency=0.001), ("b", "a"): Shape()}
     async with LocalAgents(["a", "b"], lambda x, y: shapes[x, y], SystemClock()) as local:
-        assert (await local.probe("a", "b", 0)).round_trip < 0.02
+        assert min([(await local.probe("a", "b", 0)).round_trip for _ in range(5)]) < 0.02
         shapes["b", "a"] = Shape(latency=0.05)
         assert (await local.probe("a", "b", 0)).round_trip > 0.05
         assert local.connected("a", "b")

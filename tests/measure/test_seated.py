@@ -16,7 +16,7 @@ async def test_they_probe_each_other() -> None:
     async with SeatedAgents({"a": Seat(), "b": Seat()}, SystemClock()) as agents:
         assert not agents.connected("a", "b")
         there, back = await asyncio.gather(agents.probe("a", "b", 0), agents.probe("b", "a", 100_000))
-        assert 0 < there.round_trip < 1.0
+        assert 0 < there.round_trip < 10.0
         assert there.transfer is None
         assert back.transfer is not None
         assert agents.connected("a", "b")
@@ -40,4 +40,4 @@ async def test_one_that_cannot_be_started_is_missed() -> None:
         for node in ("nowhere", "bad"):
             with pytest.raises(ConnectionBroken, match=f"agent of {node} isn't there"):
                 await agents.probe("here", node, 0)
-        assert (await agents.probe("here", "here", 0)).round_trip < 1.0
+        assert (await agents.probe("here", "here", 0)).round_trip < 10.0
