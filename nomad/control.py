@@ -252,6 +252,16 @@ def unpack(data: bytes | memoryview) -> dict[str, Any]:
     return message
 
 
+def heartbeat(stats: PodStats, error: dict[str, str] | None) -> dict[str, Any]:
+    """A heart-beat: what a pod says of itself, but for what is as with one that has just begun: about half of it is."""
+    told = {name: value for name, plain in _PLAIN.items() if (value := getattr(stats, name)) != plain}
+    links = [{name: value for name, value in link.items() if value or isinstance(value, float)} for link in stats.links]
+    return {"type": "heartbeat", "stats": told | {"links": links}, "error": error}
+
+
+_PLAIN = {name: value for name, value in asdict(PodStats()).items() if name != "links"}
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         return asdict(value)

@@ -13,7 +13,6 @@ import random
 import resource
 import time
 from collections import deque
-from dataclasses import asdict
 from typing import Any
 
 from nomad import control
@@ -97,7 +96,7 @@ class Reports:
         stats.cpu = time.process_time()
         stats.last_output = _last_output(self._instance)
         error = self._instance.meter.last_error
-        self._channel.say({"type": "heartbeat", "stats": asdict(stats), "error": error})
+        self._channel.say(control.heartbeat(stats, error))
 
     def say_outputs(self) -> None:
         """Those that wait."""

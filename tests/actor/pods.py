@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nomad import bundle, control
-from nomad.control import Assignment, LinkPeer
+from nomad.control import Assignment, LinkPeer, PodStats
 from nomad.delivery.driver import shake_listener
 from nomad.errors import DeliveryError, TransportError
 from nomad.pipeline import Pipeline
@@ -41,7 +41,11 @@ class Pod:
         self._requests = 0
 
     def heard(self, frames: list[Frame]) -> None:
-        self.said += [control.unpack(bytes(frame[0])) for frame in frames]
+        for frame in frames:
+            message = control.unpack(bytes(frame[0]))
+            if message["type"] == "heartbeat":
+                message["stats"] = asdict(PodStats()) | message["stats"]
+            self.said.append(message)
 
     def all(self, kind: str) -> list[dict[str, Any]]:
         """What it has said of one kind."""

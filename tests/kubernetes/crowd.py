@@ -269,7 +269,7 @@ def heartbeat(pod: str, seconds: float) -> dict[str, Any]:
         stats, busy_seconds=0.001 * count, sent_bytes=1000 * count, latency_p50=0.05, rss=30 << 20, cpu=seconds / 100,
         latency_p99=0.06, last_output=b"\x00" * 8, links=links,
     )  # fmt: skip
-    return {"type": "heartbeat", "stats": asdict(stats), "error": None}
+    return control.heartbeat(stats, None)
 
 
 async def run() -> None:
