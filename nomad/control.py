@@ -14,6 +14,7 @@ control only: data never passes through the master, except for the outputs that 
     reply      id, ok, value | error                via      address, key
     leaving    (somebody else than the master wants it to end; it goes on for a while)
                                                     pace     seconds: between two heart-beats
+                                                    word     within: seconds
 
 In the handshake a pod says whether it has its assignment ("assigned"). It then also sends `ready`, if it is, after
 every connect, so that a master that was restarted knows it again. `peers` names the links that changed. A pod says its
@@ -24,6 +25,11 @@ node's agent: from then on the pod comes that way, as long as it is there (`noma
 
 On each new connection a pod's pace is `HEARTBEAT` again. A master of many pods asks for fewer heart-beats by `pace`:
 all of them whenever that changes, and each that connects unless it is `HEARTBEAT`.
+
+A machine acknowledges what comes for a process that hangs. So the master says a `word` on each connection, again and
+again: whoever has heard one, and then nothing at all for `within` seconds, breaks the connection and dials again
+(`nomad.reach`). Agents are told as pods are, and pass the word on to the pods that come by way of them. A master that
+says no word is never taken for hung, and who doesn't know the word leaves it aside.
 """
 
 from __future__ import annotations
@@ -42,6 +48,9 @@ Each is a round of measuring: a change shows in the second or third one after it
 
 QUICKEST, SLOWEST = 0.1, 60.0
 """Seconds between two heart-beats that a pod may be told."""
+
+WITHIN_LEAST, WITHIN_MOST = 0.1, 600.0
+"""Seconds of silence that a word may allow."""
 
 
 UNANSWERED_SECONDS = 6.0
@@ -286,6 +295,14 @@ def pace_from(message: dict[str, Any]) -> float:
     seconds = float(message["seconds"])
     if not QUICKEST <= seconds <= SLOWEST:
         raise ValueError(f"a heart-beat each {seconds:g} s")
+    return seconds
+
+
+def within_from(message: dict[str, Any]) -> float:
+    """The seconds in a "word" message; raises `ValueError` when they can't be meant."""
+    seconds = float(message["within"])
+    if not WITHIN_LEAST <= seconds <= WITHIN_MOST:
+        raise ValueError(f"silence for {seconds:g} s")
     return seconds
 
 

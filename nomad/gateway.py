@@ -6,15 +6,18 @@ A master of thousands of pods would need 50 KB for each one's TLS. So, from some
 their nodes' agents (`nomad.master.gathered`; the pods' end is `nomad.actor.route`). To the agent a pod proves itself
 with the key that it also asks for packages with (`nomad.handout.key_of`), then to the master as ever, through the
 agent, which passes on frames and knows nothing of what they say. While the agent has no master, a pod waits there for
-a while, as it would in vain elsewhere.
+a while, as it would in vain elsewhere. The word by which the master shows that it is at work (`nomad.control`) comes
+once for all, and goes on to each pod: so a pod misses it, too, when it is the agent that hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from nomad.control import VIA
 from nomad.delivery.driver import first_of
+from nomad.delivery.handshake import DIALER_SAYS
 from nomad.errors import ConnectionBroken, TransportError
 from nomad.handout import key_of
 from nomad.transport.base import Connection, Frame
@@ -39,6 +42,8 @@ class Gateway:
         self._there = asyncio.Event()
         self._ways: dict[str, list[Connection]] = {}
         """By what the pod calls itself: its connections with this agent, the oldest first."""
+        self._talking: set[Connection] = set()
+        """With pods that have proved themselves to the master, as far as they can."""
 
     def opened(self, trunk: Trunk) -> None:
         self._trunk = trunk
@@ -50,6 +55,13 @@ class Gateway:
             self._trunk.lost(reason)
         self._trunk = None
         self._there.clear()
+
+    def pass_on(self, word: Frame) -> None:
+        """To all pods, beside what they are told; not amid their handshakes with the master."""
+        for conn in self._talking:
+            with suppress(TransportError):  # `visited` sees the same
+                if conn.writable:
+                    conn.write([word])
 
     def key_for(self, name: str) -> bytes:
         return key_of(self._key, name.removeprefix(VIA))
@@ -82,22 +94,35 @@ class Gateway:
         assert self._trunk is not None
         onward = self._trunk.open()
         try:
-            onward.write(frames)
-            await first_of(_passed(conn, onward), _passed(onward, conn))
+            await first_of(self._say(frames, conn, onward), _hear(onward, conn))
         except ConnectionBroken:
             pass
         finally:
+            self._talking.discard(conn)
             if conn not in ways:
                 onward.abort()
             await onward.close()
             await conn.close()
 
+    async def _say(self, frames: list[Frame], conn: Connection, onward: Connection) -> None:
+        """Pass on what a pod says: `frames`, and what comes after them."""
+        said = 0
+        while True:
+            await _pass(frames, onward)
+            said += len(frames)
+            if said >= DIALER_SAYS:
+                self._talking.add(conn)
+            frames = await conn.recv()
 
-async def _passed(source: Connection, target: Connection) -> None:
+
+async def _hear(onward: Connection, conn: Connection) -> None:
     while True:
-        frames = await source.recv()
-        try:
-            target.write(frames)
-            await target.drain()
-        except TransportError as exc:
-            raise ConnectionBroken(f"{target.peer} is gone") from exc
+        await _pass(await onward.recv(), conn)
+
+
+async def _pass(frames: list[Frame], target: Connection) -> None:
+    try:
+        target.write(frames)
+        await target.drain()
+    except TransportError as exc:
+        raise ConnectionBroken(f"{target.peer} is gone") from exc

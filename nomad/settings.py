@@ -93,7 +93,7 @@ class Reconcile:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeats:
-    """How often pods are heard, and when one counts as silent. Durations in seconds."""
+    """How often pods are heard, and hear their master, and when either counts as silent. Durations in seconds."""
 
     most: float = 400.0
     """Heart-beats per second, of all pods together: where there are more than 200 pods, each sends fewer."""
@@ -104,6 +104,15 @@ class Heartbeats:
     request_timeout: float = 30.0
     """How long a pod may take to answer a request (running set-aside messages again takes its time)."""
     handshake_timeout: float = 5.0
+    word: float = 2.0
+    """How often the master shows pods and agents that it is at work, unless they are more than 600."""
+    words: float = 300.0
+    """Words per second, of all connections together: one over TLS takes 25 µs, all of them less than 1 % of a core."""
+    silence: float = 10.0
+    """Pods and agents that have heard nothing for so long, or for 2.5 times that pause if that is longer, dial again.
+    By then another one leads, where there is one (8 s, `master.election.SILENCE`), and waits for them for another
+    `Reconcile.adopt_grace`; and a master that a busy machine holds up for a few seconds keeps its connections.
+    """
     gather_from: int = 500
     """From so many pods on they come by way of their nodes' agents, where there are any: each connection of its own
     takes 50 KB of the master, most of it TLS's.

@@ -97,7 +97,7 @@ class Here:
         """A pod, by way of the agent."""
         route = Route("tcp://127.0.0.1:1", name)
         route.turn(self.address, handout.key_of(AGENTS, name))
-        conn = await route.dial()
+        conn, _ = await route.dial()
         self.dialed.append(conn)
         await shake_dialer(conn, key or key_of(name), name, {"assigned": True})
         return conn
@@ -187,7 +187,7 @@ async def test_a_pod_has_two_ways_at_most_whatever_it_does(here: Here) -> None:
         """Come to the master, and go no further."""
         route = Route("tcp://127.0.0.1:1", name)
         route.turn(here.address, handout.key_of(AGENTS, name))
-        conn = await route.dial()
+        conn, _ = await route.dial()
         here.dialed.append(conn)
         conn.write([Dialer(key_of(name), name, {"assigned": True}).start()])
         await conn.recv()
@@ -215,6 +215,32 @@ async def test_neither_the_agent_nor_the_master_takes_anybody(here: Here) -> Non
         with pytest.raises((TransportError, DeliveryError)):
             await here.dial("one", key=key_of("two"))
         assert not here.there("one")
+
+
+async def test_the_masters_word_goes_on_to_pods_whose_handshakes_are_over(here: Here) -> None:
+    word = (control.pack({"type": "word", "within": 10.0}),)
+    async with here.connected():
+        one = await here.dial("one")
+        route = Route("tcp://127.0.0.1:1", "two")
+        route.turn(here.address, handout.key_of(AGENTS, "two"))
+        two, _ = await route.dial()
+        here.dialed.append(two)
+        dialer = Dialer(key_of("two"), "two", {"assigned": True})
+        two.write([dialer.start()])
+        (welcome,) = await two.recv()
+        await until(lambda: here.there("one"))
+        here.gateway.pass_on(word)
+        assert (await hears(one))["type"] == "word"
+        confirm, _ = dialer.receive(welcome)
+        assert not two.poll()
+        two.write([confirm])
+        await until(lambda: here.there("two"))
+        here.gateway.pass_on(word)
+        assert [(await hears(conn))["within"] for conn in (one, two)] == [10.0, 10.0]
+        one.abort()
+        await until(lambda: not here.there("one"))
+        here.gateway.pass_on(word)
+        assert (await hears(two))["type"] == "word"
 
 
 @pytest.mark.parametrize("name", ["one", "relay:it"])

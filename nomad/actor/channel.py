@@ -1,9 +1,9 @@
 """The pod's end of its control channel: keeps a connection with the master, and passes on what either says.
 
 The pod dials, by the way that `route` knows, and goes on without a master while that is away. What goes for every
-message is done here: the master's requests are answered over the connection on which they came, and where it wants to
-be reached another way, the channel turns there. What the messages mean, the `Side` knows, which is the `host`. Lives in
-the main thread's loop.
+message is done here: the master's requests are answered over the connection on which they came; where it wants to be
+reached another way, the channel turns there; and one that hangs is dialled anew, as there may be another (`reach`).
+What the messages mean, the `Side` knows, which is the `host`. Lives in the main thread's loop.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any, Protocol
 from nomad import control
 from nomad.actor.route import Route
 from nomad.clock import Clock
-from nomad.delivery.driver import HANDSHAKE_TIMEOUT, shake_dialer
+from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, TransportError, describe
-from nomad.tasks import Tasks
+from nomad.reach import Silence
+from nomad.tasks import Tasks, alongside
 from nomad.transport.base import Connection, Frame
 
 TURN_SECONDS = 3.0
@@ -81,6 +82,7 @@ class Channel:
         self._conn: Connection | None = None
         self._turned = False
         """The master wants to be reached another way."""
+        self._silence = Silence(clock)
         self._requests = Tasks()
 
     @property
@@ -99,7 +101,8 @@ class Channel:
     async def keep(self) -> None:
         """Have a connection with the master, for as long as it may be away, until cancelled."""
         try:
-            await self._keep()
+            async with alongside(self._silence.watch()):
+                await self._keep()
         finally:
             await self._requests.close()
 
@@ -114,9 +117,9 @@ class Channel:
         backoff, alone_since = BACKOFF_FIRST, self._clock.now()
         while True:
             try:
-                conn = await self._route.dial(self._clock.now() - alone_since)
+                conn, patience = await self._route.dial(self._clock.now() - alone_since)
                 try:
-                    await self._meet(conn)
+                    await self._meet(conn, patience)
                     met_at, self._turned = self._clock.now(), False
                     while True:
                         self._hear(conn, await conn.recv())
@@ -124,6 +127,7 @@ class Channel:
                             self._turned = False
                             conn = await self._turn(conn)
                 finally:
+                    self._silence.end()
                     if self._conn is conn:
                         alone_since = self._clock.now()
                         if alone_since - met_at >= STEADY:
@@ -140,20 +144,23 @@ class Channel:
             await self._clock.sleep(min(backoff, max(0.05, self._patience / 4)))
             backoff = min(BACKOFF_MOST, backoff * 2)
 
-    async def _meet(self, conn: Connection, timeout: float = HANDSHAKE_TIMEOUT) -> None:
+    async def _meet(self, conn: Connection, timeout: float) -> None:
         """Talk over a new connection from now on. Raises `TransportError` or `DeliveryError`."""
         await shake_dialer(conn, self._key, self._name, self._side.hello(), timeout, most=control.MOST_TOLD)
         self._conn = conn
+        self._silence.begin(conn)
         self._side.met()
 
     async def _turn(self, conn: Connection) -> Connection:
         """Come the way that the master asks for: the new connection, or the present one if that leads nowhere."""
         fresh = None
+        self._silence.end()  # it isn't listened to
         try:
             fresh = await self._route.by_agent()
             await self._meet(fresh, TURN_SECONDS)
         except (TransportError, DeliveryError) as exc:
             log.debug("no other way to the master: %s", exc)
+            self._silence.begin(conn)
             return conn
         finally:
             if fresh is not None and fresh is not self._conn:
@@ -164,11 +171,14 @@ class Channel:
         return fresh
 
     def _hear(self, conn: Connection, frames: Iterable[Frame]) -> None:
+        self._silence.heard()
         for frame in frames:
             message = control.unpack(bytes(frame[0]))
             if message["type"] == "via":
                 self._route.turn(str(message["address"]), bytes(message["key"]))
                 self._turned = True
+            elif message["type"] == "word":
+                self._silence.word(message)
             elif message["type"] == "request":
                 self._requests.start(self._answer(message, conn), name="answer")
             else:

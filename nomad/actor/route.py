@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 
-from nomad.control import MOST_TOLD, UNANSWERED_SECONDS, VIA
-from nomad.delivery.driver import shake_dialer
+from nomad import reach
+from nomad.control import MOST_TOLD, VIA
+from nomad.delivery.driver import HANDSHAKE_TIMEOUT, shake_dialer
 from nomad.errors import ConnectionBroken, DeliveryError, TransportError
 from nomad.transport import registry
 from nomad.transport.base import Connection
-from nomad.transport.tcp import break_unanswered
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +37,22 @@ class Route:
         """From now on by way of the agent at `address`, to which the process proves itself with `key`."""
         self._agent = address, key
 
-    async def dial(self, alone: float = 0.0) -> Connection:
-        """A new connection to the master, to which nothing was said yet; `alone`: seconds since the last one ended.
+    async def dial(self, alone: float = 0.0) -> tuple[Connection, float]:
+        """A new connection to the master, to which nothing was said yet, and the seconds that it may take to answer.
 
-        Raises `TransportError`.
+        `alone`: seconds since the last one ended. Raises `TransportError`.
         """
         self._tries += 1
         if self._agent is not None and (alone < PATIENCE or self._tries % 2):
             try:
-                return await self.by_agent()
+                return await self.by_agent(), HANDSHAKE_TIMEOUT  # the agent is there, and waits for the master, too
             except (TransportError, DeliveryError) as exc:
                 log.debug("no way by the node's agent: %s", exc)
-        conn = await registry.connect(self._control)
-        break_unanswered(conn, UNANSWERED_SECONDS)
-        return conn
+        seconds = reach.patience(alone)
+        return await reach.dial(self._control, seconds), seconds
 
     async def by_agent(self) -> Connection:
-        """As `dial`, by way of the agent alone. One that can't be reached isn't tried again before the next `turn`.
+        """A connection by way of the agent. One that can't be reached isn't tried again before the next `turn`.
 
         Raises `TransportError` or `DeliveryError`.
         """

@@ -25,6 +25,9 @@ from nomad.transport.base import Frame
 
 VERSION = 1
 _HELLO, _WELCOME, _CONFIRM, _REFUSED = "hello", "welcome", "confirm", "refused"
+DIALER_SAYS = 2
+"""Messages of a dialer's handshake: once it has sent the last, it has had the listener's, and hears anything."""
+
 MAX_BYTES = 64 * 1024
 """Largest handshake message that is looked at."""
 

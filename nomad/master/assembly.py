@@ -52,6 +52,7 @@ from nomad.master.state import (
 from nomad.master.store import Store, StoredPipeline
 from nomad.master.tally import Tallier
 from nomad.master.views import MoveState, MoveView, PlacementView
+from nomad.master.words import say_words
 from nomad.measure.book import Book
 from nomad.measure.remote import KIND as AGENTS
 from nomad.measure.remote import RemoteAgents
@@ -294,7 +295,8 @@ async def assemble(
         for id in desired.pipelines:
             judge.restore(id, moves.list(id), clock.now(), clock.wall())
         watches = _watch(changes, observer, port, clock), _watch_nodes(parts)
-        async with alongside(loop.run(enactor), *watches, replanner.run(), events.run()):
+        words = say_words(port, settings.heartbeats, clock)
+        async with alongside(loop.run(enactor), *watches, words, replanner.run(), events.run()):
             try:
                 yield parts
             finally:

@@ -1,7 +1,7 @@
 """How often pods are to send heart-beats, by how many they are, and after what time one is overdue.
 
-Pure; one `Pace` per master. `pods` counts its channels and tells the pods; `observe` and `loop` ask what is overdue. A
-heart-beat costs the master about 0.1 ms: at two a second of each, 5,000 pods would take all of a core.
+Pure; one `Pace` per master. `pods` counts its channels and tells the pods; `observe`, `loop` and the runtime ask what
+is overdue. A heart-beat costs the master about 0.1 ms: at two a second of each, 5,000 pods would take all of a core.
 """
 
 from __future__ import annotations
@@ -39,24 +39,28 @@ class Pace:
         self.seconds = STEPS[0]
         """Between two heart-beats of a pod."""
         self._earlier = (0.0, 0.0)
-        """What was overdue before the last change, and until when that holds."""
+        """What was missed before the last change, and until when that holds."""
 
     def count(self, pods: int) -> bool:
         """So many pods are connected now; whether all have to be told another pace."""
         seconds = pace(pods, self.seconds, self._settings.most)
         if seconds == self.seconds:
             return False
-        overdue = self.overdue
-        self._earlier = overdue, self._clock.now() + overdue
+        missed = self.missed
+        self._earlier = missed, self._clock.now() + missed
         self.seconds = seconds
         return True
 
     @property
-    def overdue(self) -> float:
-        """Seconds without a heart-beat after which a pod is silent.
+    def missed(self) -> float:
+        """Seconds without a heart-beat in which there would have been some.
 
         Pods that are told a quicker pace still get as long as before until all of them have had that time.
         """
-        overdue, until = self._earlier
-        overdue = overdue if self._clock.now() < until else 0.0
-        return max(self._settings.overdue, MISSED * self.seconds, overdue)
+        earlier, until = self._earlier
+        return max(MISSED * self.seconds, earlier if self._clock.now() < until else 0.0)
+
+    @property
+    def overdue(self) -> float:
+        """Seconds without a heart-beat after which a pod is silent."""
+        return max(self._settings.overdue, self.missed)

@@ -63,6 +63,14 @@ class Channel:
             return False
         return True
 
+    def remark(self, frame: Frame) -> None:
+        """What needn't be heard, packed: not said to who doesn't listen."""
+        try:
+            if self.conn.writable:
+                self.conn.write([frame])
+        except TransportError:
+            return  # `PodPort` sees the same
+
     async def ask(self, method: str, args: dict[str, Any], timeout: float) -> Any:
         number = next(self._ids)
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -193,6 +201,11 @@ class PodPort:
         """How many pods are connected "direct", and how many by way of an "agent"."""
         direct = sum(channel.direct for channel in self._channels.values())
         return {"direct": direct, "agent": len(self._channels) - direct}
+
+    def direct(self) -> Sequence[Channel]:
+        """Channels that don't come by way of agents: of pods, of processes that wait to be one, and of agents."""
+        carriers = (c for name, c in self._visiting.items() if name.partition(":")[0] in self._carriers)
+        return [c for c in (*self._channels.values(), *self._waiting.values(), *carriers) if c.direct]
 
     def seat(self, pod: str) -> None:
         """The runtime has given a pod to some process: if that is connected already, it is the pod's from now on."""

@@ -1,9 +1,9 @@
 """The agent of one node of a real cluster: `python -m nomad.measure.node`, a process of its own beside the node's pods.
 
-It dials the master, as pods do, and goes on while that is away: calibrates the node, says what is free on it, answers
-other agents' probes, probes them when the master's survey asks for it (`nomad.measure.remote`), installs and hands out
-what the node's operators require (`nomad.handout`), and lets its pods through to the master where those are many
-(`nomad.gateway`). It knows nothing of pipelines.
+It dials the master, as pods do, and goes on while that is away or hangs: calibrates the node, says what is free on it,
+answers other agents' probes, probes them when the master's survey asks for it (`nomad.measure.remote`), installs and
+hands out what the node's operators require (`nomad.handout`), and lets its pods through to the master where those are
+many (`nomad.gateway`). It knows nothing of pipelines.
 
     NOMAD_NODE       what the cluster calls the node
     NOMAD_BOOT       the file with {"control": the master's address, "key": hex, the agents' own}; it has a usual place
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from nomad import control
+from nomad import control, reach
 from nomad.clock import Clock, SystemClock
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, NomadError, TransportError, UsageError, describe
@@ -43,10 +43,9 @@ from nomad.measure.estimate import smooth
 from nomad.measure.local import CALIBRATE_SECONDS, SHORT_ROUNDS
 from nomad.measure.remote import KIND, SILENT_SECONDS
 from nomad.packages import CACHE_BYTES, PYTHON, Cache
+from nomad.reach import Silence
 from nomad.tasks import Tasks
-from nomad.transport import registry
-from nomad.transport.base import Connection
-from nomad.transport.tcp import break_unanswered
+from nomad.transport.base import Connection, Frame
 from nomad.transport.trunk import Trunk, carries
 
 log = logging.getLogger(__name__)
@@ -111,6 +110,9 @@ class NodeAgent:
         self._gateway = Gateway(boot.key)
         self._agent = Agent(boot.node, boot.key, clock, visits=(Counter(boot.key, self._packages), self._gateway))
         self._conn: Connection | None = None
+        self._word: Frame | None = None
+        """The master's last."""
+        self._silence = Silence(clock, self._pass_on)
         self._speed: float | None = None
         self._busy = Processors()
         self._tasks = Tasks()
@@ -123,6 +125,7 @@ class NodeAgent:
             self._tasks.start(asyncio.to_thread(self._packages.tidy), name="tidy packages")
             self._tasks.start(self._calibrate(), name="calibrate")
             self._tasks.start(self._report(), name="report")
+            self._tasks.start(self._silence.watch(), name="watch for silence")
             await self._talk(address)
         finally:
             await self._tasks.close()
@@ -131,25 +134,32 @@ class NodeAgent:
     async def _talk(self, address: str) -> None:
         """Keep a connection to the master."""
         backoff, me = BACKOFF_FIRST, f"{KIND}:{self._boot.node}"
+        alone_since = self._clock.now()
         while True:
             met_at = self._clock.now()
             try:
-                conn = await registry.connect(self._boot.control)
-                break_unanswered(conn, control.UNANSWERED_SECONDS)
+                patience = reach.patience(met_at - alone_since)
+                conn = await reach.dial(self._boot.control, patience)
                 try:
                     hello = {"address": address, "python": PYTHON}
-                    await shake_dialer(conn, self._boot.key, me, hello, most=control.MOST_TOLD)
+                    await shake_dialer(conn, self._boot.key, me, hello, patience, most=control.MOST_TOLD)
                     self._conn, trunk = conn, Trunk(conn)
                     self._gateway.opened(trunk)
+                    self._word = None
+                    self._silence.begin(conn)
                     self._say(self._state())
                     while True:
-                        for frame in await conn.recv():
+                        frames = await conn.recv()
+                        self._silence.heard()
+                        for frame in frames:
                             if carries(frame):
                                 trunk.received(frame)
                             else:
-                                self._receive(control.unpack(bytes(frame[0])), conn)
+                                self._receive(frame, conn)
                 finally:
-                    self._conn = None
+                    self._silence.end()
+                    if self._conn is not None:
+                        self._conn, alone_since = None, self._clock.now()
                     conn.abort()
                     self._gateway.closed("the agent of its node has lost the master")
             except (TransportError, DeliveryError) as exc:
@@ -169,9 +179,19 @@ class NodeAgent:
             except TransportError:
                 return  # `_talk` sees the same and dials again
 
-    def _receive(self, message: dict[str, Any], conn: Connection) -> None:
-        if message["type"] == "request":
+    def _receive(self, frame: Frame, conn: Connection) -> None:
+        message = control.unpack(bytes(frame[0]))
+        if message["type"] == "word":
+            self._silence.word(message)
+            self._word = frame
+            self._pass_on()
+        elif message["type"] == "request":
             self._tasks.start(self._answer(conn, message["id"], message["method"], message["args"]), name="answer")
+
+    def _pass_on(self) -> None:
+        """The master is at work: tell pods that come by here."""
+        if self._word is not None:
+            self._gateway.pass_on(self._word)
 
     async def _answer(self, conn: Connection, number: int, method: str, args: dict[str, Any]) -> None:
         try:

@@ -165,6 +165,11 @@ def break_unanswered(connection: Connection, seconds: float) -> None:
         connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1e3))
 
 
+def arriving(connection: Connection) -> int:
+    """Another number than a moment ago while a large frame is coming; 0 where that can't be told."""
+    return connection.unread if isinstance(connection, StreamConnection) else 0
+
+
 def _set_up_unix(transport: asyncio.Transport) -> tuple[str, str]:
     sock = transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)

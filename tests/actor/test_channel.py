@@ -1,25 +1,31 @@
-"""How a pod stays with its master, seen from there: real processes, and ways that end."""
+"""How a pod stays with its master, whatever becomes of the way there and of the master."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nomad import pipeline
+from nomad import control, pipeline
+from nomad.actor.channel import Channel
 from nomad.clock import SystemClock
+from nomad.delivery.handshake import Listener
 from nomad.errors import TransportError
 from nomad.gateway import Gateway
 from nomad.handout import key_of
 from nomad.measure.agent import Agent
 from nomad.tasks import Tasks
-from nomad.transport.base import Connection
+from nomad.transport import registry
+from nomad.transport.base import Connection, Frame
 from nomad.transport.registry import transport_for
 from nomad.transport.trunk import Trunk
-from tests.actor.pods import Master, endless, master, ready
+from tests.actor.pods import POD_KEY, Master, endless, master, ready
+from tests.clock import VirtualClock
 from tests.contract.transport import pair
 
 
@@ -86,3 +92,153 @@ async def test_without_a_master_it_stops_by_itself(here: Master) -> None:
         assert pod.process.returncode == 5
         assert "no master for 0.1 s, stopping" in here.log(pod.name)
     assert fooled.connections == 0
+
+
+# A master that hangs, in virtual time
+
+
+class Side:
+    """A pod that has nothing to say."""
+
+    ending = False
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def hello(self) -> dict[str, Any]:
+        return {}
+
+    def met(self) -> None:
+        self.told.append("met")
+
+    def heard(self, message: dict[str, Any]) -> None:
+        self.told.append(message["type"])
+
+    async def do(self, method: str, args: dict[str, Any]) -> Any:
+        return None
+
+    def abandoned(self, seconds: float) -> None:
+        raise AssertionError("it isn't away for so long")
+
+
+class Hanging:
+    """A master, or an agent on the way to it, that answers who dials and says what it is told to."""
+
+    def __init__(self, listening: str, key: bytes = POD_KEY) -> None:
+        self.listening = listening
+        self.key = key
+        self.conns: list[Connection] = []
+        self.answers = True
+        self.silent = asyncio.Event()
+
+    async def serve(self, conn: Connection) -> None:
+        if self.answers:
+            frames = await greeted(conn, self.key, [])
+            if self.key is not POD_KEY:
+                await greeted(conn, POD_KEY, frames)
+            self.conns.append(conn)
+        await self.silent.wait()
+
+    def say(self, **message: Any) -> None:
+        self.conns[-1].write([(control.pack(message),)])
+
+
+async def greeted(conn: Connection, key: bytes, frames: list[Frame]) -> list[Frame]:
+    """A handshake's other end, which has got `frames` already; those that came behind it."""
+    listener = Listener()
+    listener.identify((frames or await conn.recv())[0])
+    conn.write([listener.welcome(key, {})])
+    confirm, *rest = await conn.recv()
+    listener.confirm(confirm)
+    return rest
+
+
+@contextlib.asynccontextmanager
+async def listening(address: str, key: bytes = POD_KEY) -> AsyncIterator[Hanging]:
+    made = Hanging("", key)
+    listener = await registry.listen(address, made.serve)
+    made.listening = listener.reachable
+    yield made
+    await listener.close()
+
+
+@contextlib.asynccontextmanager
+async def kept(address: str, clock: VirtualClock) -> AsyncIterator[Side]:
+    """A channel that somebody keeps."""
+    side, tasks = Side(), Tasks()
+    channel = Channel(address, "p.one-e1", POD_KEY, 3600.0, side, clock)
+    tasks.start(channel.keep(), name="keep")
+    yield side
+    await tasks.close()
+    await channel.close()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_a_master_that_hangs_is_dialled_anew_once_it_has_said_a_word() -> None:
+    clock = VirtualClock()
+    async with listening("inproc:") as master, kept(master.listening, clock) as side:
+        await until(lambda: side.told == ["met"])
+        await clock.advance(600)
+        assert len(master.conns) == 1, "one of a version without words is left alone"
+        for _ in range(30):
+            master.say(type="word", within=10.0)
+            await clock.advance(2)
+        assert len(master.conns) == 1
+        await clock.advance(8)
+        master.say(type="something")
+        await clock.advance(9)
+        assert len(master.conns) == 1, "whatever is said counts"
+        assert side.told == ["met", "something"]
+        await clock.advance(2.5)
+        await until(lambda: len(master.conns) == 2)
+        assert side.told == ["met", "something", "met"], "who is there is told how things stand"
+        await clock.advance(600)
+        assert len(master.conns) == 2, "no word was heard on this one"
+        master.say(type="word", within="long")
+        await clock.advance(2.5)
+        await until(lambda: len(master.conns) == 3)
+
+
+async def test_a_pod_whose_agent_hangs_comes_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nomad.actor.route.DIAL_SECONDS", 0.2)
+    clock = VirtualClock()
+    async with (
+        listening("inproc:") as master,
+        listening("inproc:", bytes(32)) as agent,
+        kept(master.listening, clock) as side,
+    ):
+        await until(lambda: master.conns)
+        master.say(type="via", address=agent.listening, key=bytes(32))
+        await until(lambda: agent.conns and side.told == ["met", "met"])
+        agent.say(type="word", within=10.0)
+        await until(lambda: side.told)
+        await clock.advance(10)
+        assert (len(agent.conns), len(master.conns)) == (1, 1)
+        agent.answers = False
+        await clock.advance(2)
+        await until(lambda: len(master.conns) == 2)
+        assert side.told == ["met", "met", "met"]
+
+
+async def test_an_agent_that_leads_nowhere_takes_no_time_from_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the pod tries another way, nothing is heard over the one that it has: that is no silence."""
+    monkeypatch.setattr("nomad.actor.route.DIAL_SECONDS", 0.2)
+    clock = VirtualClock()
+    async with listening("inproc:") as master, listening("inproc:") as agent, kept(master.listening, clock) as side:
+        agent.answers = False
+        await until(lambda: master.conns)
+        master.say(type="word", within=10.0)
+        await clock.advance(1)
+        master.say(type="via", address=agent.listening, key=bytes(32))
+        await clock.advance(60)
+        master.say(type="something")
+        await until(lambda: side.told == ["met", "something"])
+        assert len(master.conns) == 1
+        master.say(type="word", within=10.0)
+        await clock.advance(12)
+        await until(lambda: len(master.conns) == 2)

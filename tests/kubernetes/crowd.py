@@ -198,7 +198,7 @@ class Voices:
         while True:
             try:
                 async with self._limit:
-                    conn = await route.dial()
+                    conn, _ = await route.dial()
                     await shake_dialer(conn, self._keys.of(name), name, hello, DIAL_SECONDS)
                 source = ".operator0-" in pod
                 ready = {"type": "ready", "address": None if source else "tls://10.0.0.1:30010", "pid": 1}
