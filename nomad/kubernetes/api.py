@@ -1,12 +1,11 @@
-"""Kubernetes' API, as plain JSON objects. The one file that knows Kubernetes' client.
+"""Kubernetes' API, as plain JSON objects.
 
     async with Api.open() as api:
         node = await api.get(paths.nodes("edge"))
 
-Used by the runtime, the store and the leader's lease. From kubernetes_asyncio come the ways to a cluster (service
-account, kubeconfig with all its kinds of credentials) and the HTTP session; its models aren't used. All
-errors are `ApiError`s. What the API asks to send again later (429, and 503 with Retry-After) is sent again here, a few
-times; all other failures are the caller's to judge.
+Used by the runtime, the store and the leader's lease. `login` has the ways to a cluster: service account, or
+kubeconfig with all its kinds of credentials. All errors are `ApiError`s. What the API asks to send again later (429,
+and 503 with Retry-After) is sent again here, a few times; all other failures are the caller's to judge.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import codecs
 import gc
 import json
 import logging
-import os
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -27,8 +25,9 @@ from typing import Any, Literal, TypeVar
 import aiohttp
 
 from nomad.clock import Clock, SystemClock
-from nomad.errors import ApiCrowded, ApiError, ApiGone, ApiNotFound, ApiUnauthorized, ApiUnavailable, UsageError
+from nomad.errors import ApiCrowded, ApiError, ApiGone, ApiNotFound, ApiUnauthorized, ApiUnavailable
 from nomad.kubernetes import answers
+from nomad.kubernetes.login import Login
 from nomad.kubernetes.names import FIELD_MANAGER
 
 log = logging.getLogger(__name__)
@@ -49,10 +48,9 @@ LONGEST_PAUSE = 10.0  # seconds; an API that wants more patience than that is un
 PIECE = 1 << 16  # bytes of a text's line that are given out without its end
 
 WAIT = 15.0
-"""Seconds that a watch or a log may wait for one of the `CONNECTIONS`, and for the API to take it."""
+"""Seconds that a watch or a log may wait for one of `login.CONNECTIONS`, and for the API to take it."""
 
-CONNECTIONS = 48  # at a time, a watch has one of them; each takes about 60 KB, most of it TLS's
-FOLLOWED = 24  # of them may be logs that are followed: there are always some left for what the master itself asks
+FOLLOWED = 24  # of those may be logs that are followed: there are always some left for what the master itself asks
 PAGE = 500  # objects of a list: some megabytes
 
 _CONTENT = {
@@ -62,13 +60,11 @@ _CONTENT = {
     "strategic": "application/strategic-merge-patch+json",
 }
 
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-
 
 class Api:
     """A cluster's API. Made by `open`."""
 
-    def __init__(self, login: _Login, clock: Clock, rng: random.Random) -> None:
+    def __init__(self, login: Login, clock: Clock, rng: random.Random) -> None:
         self._login = login
         self._clock = clock
         self._rng = rng
@@ -91,7 +87,7 @@ class Api:
         """The cluster that this process runs in when it has a service account, else that of the kubeconfig: the file
         given, or $KUBECONFIG, or ~/.kube/config. Raises `UsageError` when there is none. Asks the API nothing yet.
         """
-        login = await _Login.open(kubeconfig, context)
+        login = await Login.open(kubeconfig, context)
         try:
             yield cls(login, clock or SystemClock(), rng or random.Random())
         finally:
@@ -276,6 +272,7 @@ class Api:
         pause = 0.1
         renewed = False
         for attempt in range(1, ATTEMPTS + 1):
+            shown = self._login.authorization
             if method != "GET" and not self.may_write():  # each time: it may have waited for long in between
                 raise ApiUnavailable(f"this process may change nothing in the cluster any more: {method} {path}")
             try:
@@ -285,7 +282,7 @@ class Api:
                 if renewed:
                     raise
                 renewed = True
-                await self._login.renew()  # its token may have run out
+                await self._login.renew(shown)  # its token may have run out
             except ApiUnavailable as exc:
                 if exc.retry_after is None or exc.retry_after > LONGEST_PAUSE or attempt == ATTEMPTS:
                     raise
@@ -298,12 +295,13 @@ class Api:
     async def _stream(
         self, path: str, params: Mapping[str, Any] | None, timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        shown = self._login.authorization
         try:
             async with self._send("GET", path, params, None, "application/json", timeout) as response:
                 _keep_alive(response)
                 yield response
         except ApiUnauthorized:
-            await self._login.renew()  # for the next try, which is the caller's
+            await self._login.renew(shown)  # for the next try, which is the caller's
             raise
 
     @asynccontextmanager
@@ -349,87 +347,6 @@ def _parsed(data: bytes) -> Any:
     finally:
         if collects:
             gc.enable()
-
-
-class _Login:
-    """The way to a cluster: where it is, who asks, and the HTTP session."""
-
-    def __init__(self, configuration: Any, load: Any, rest: Any) -> None:
-        self._configuration = configuration
-        self._load = load
-        self._rest = rest
-
-    @classmethod
-    async def open(cls, kubeconfig: str | Path | None, context: str | None) -> _Login:
-        # Takes half a second and 40 MB, all of its models included: only for those who have a cluster.
-        from kubernetes_asyncio import config
-        from kubernetes_asyncio.client import Configuration
-        from kubernetes_asyncio.client.rest import RESTClientObject
-
-        configuration = Configuration()
-        configuration.connection_pool_maxsize = CONNECTIONS
-        file = _kubeconfig(kubeconfig, context)
-        loader: Any = config  # is typed in part only
-
-        async def load() -> None:
-            if file is None:
-                loader.load_incluster_config(configuration)
-            else:
-                await loader.load_kube_config(file, context, configuration, persist_config=False)
-
-        try:
-            await load()
-            rest = RESTClientObject(configuration)
-        except (config.ConfigException, OSError, ValueError) as exc:
-            where = file or "the service account"
-            raise UsageError(f"there is no Kubernetes cluster to be reached by {where}: {exc}") from exc
-        return cls(configuration, load, rest)
-
-    @property
-    def server(self) -> str:
-        return str(self._configuration.host)
-
-    async def renew(self) -> None:
-        """Read the credentials again, or have them made again."""
-        try:
-            await self._load()
-        except Exception as exc:  # plugins that make credentials fail in their own ways
-            raise ApiUnauthorized(f"the credentials for {self.server} can't be renewed: {exc}", status=401) from exc
-
-    async def request(
-        self, method: str, path: str, query: list[tuple[str, str]], body: Any, content: str, timeout: Any
-    ) -> aiohttp.ClientResponse:
-        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": FIELD_MANAGER}
-        for setting in (await self._configuration.auth_settings()).values():
-            headers["Authorization"] = setting["value"]
-        if self._configuration.username:
-            headers["Authorization"] = self._configuration.get_basic_auth_token()
-        response: aiohttp.ClientResponse = await self._rest.request(
-            method,
-            f"{self.server}{path}",
-            query_params=query,
-            headers=headers,
-            body=body,
-            _preload_content=False,
-            _request_timeout=timeout,
-        )
-        return response
-
-    async def close(self) -> None:
-        await self._rest.close()
-
-
-def _kubeconfig(given: str | Path | None, context: str | None) -> str | None:
-    """The file that says where the cluster is, or several; None: the service account does. Raises `UsageError`."""
-    if given is None and context is None and _ACCOUNT.exists():
-        return None
-    found = str(given or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
-    if not any(Path(name).is_file() for name in found.split(os.pathsep)):
-        raise UsageError(
-            f"there is no Kubernetes cluster to be reached: there is no file {found}; name one with --kubeconfig or "
-            "KUBECONFIG"
-        )
-    return found
 
 
 async def _json(response: aiohttp.ClientResponse) -> Json:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
+from nomad.kubernetes.kubeconfig import PACKAGE
 from tests.kubernetes.cluster import given, machine
 from tests.kubernetes.cluster.envtest import Control, Envtest
 from tests.kubernetes.cluster.given import Given
 from tests.kubernetes.cluster.real import Real
 from tests.kubernetes.cluster.scale import Scale
+
+
+@pytest.fixture(scope="session", autouse=True)
+def client() -> None:
+    """Kubernetes' client is here from the start, so that not each kubeconfig is read by a process of its own."""
+    importlib.import_module(PACKAGE)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from aiohttp import web
 from nomad.errors import ApiCrowded, ApiError, ApiUnavailable
 from nomad.kubernetes import answers
 from nomad.kubernetes import api as client
-from nomad.kubernetes.api import ATTEMPTS, CONNECTIONS, FOLLOWED, PIECE, Api
+from nomad.kubernetes.api import ATTEMPTS, FOLLOWED, PIECE, Api
+from nomad.kubernetes.login import CONNECTIONS
 from tests.clock import VirtualClock
 
 

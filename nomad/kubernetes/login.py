@@ -1,0 +1,195 @@
+"""The way to a cluster: where it is, who asks, and the HTTP session. Used by `nomad.kubernetes.api` alone.
+
+In a pod, its service account says all of that: a token, which is replaced now and then, and a CA. Elsewhere a
+kubeconfig does, see `nomad.kubernetes.kubeconfig`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from weakref import WeakSet
+
+import aiohttp
+from aiohttp.connector import Connection
+
+from nomad.errors import ApiUnauthorized, UsageError
+from nomad.kubernetes import kubeconfig
+from nomad.kubernetes.kubeconfig import Access
+from nomad.kubernetes.names import FIELD_MANAGER
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds what its service account has."""
+
+TOKEN_SECONDS = 60.0
+"""A service account's token is read again after so long: it is replaced some time before it runs out."""
+
+CONNECTIONS = 48
+"""At a time; a watch has one of them. Each takes about 60 KB, most of it TLS's."""
+
+BUFFER = 1 << 21
+"""Bytes of an answer that are received ahead of who reads it."""
+
+
+class Login:
+    """One way to a cluster. Made by `open`."""
+
+    def __init__(self, access: Access, read: Callable[[], Awaitable[Access]], lasts: float) -> None:
+        """`read`: finds out again what `access` is; to be asked after so many seconds."""
+        self._access = access
+        self._read = read
+        self._lasts = lasts
+        self._loop = asyncio.get_running_loop()
+        self._read_at = self._loop.time()
+        self._reading = asyncio.Lock()
+        self._tls = _tls(access) if access.server.startswith("https") else None
+        self._connector = _Connector(limit=CONNECTIONS, ssl=self._tls or True)
+        self._session = aiohttp.ClientSession(connector=self._connector, trust_env=True, read_bufsize=BUFFER)
+
+    @classmethod
+    async def open(cls, file: str | Path | None, context: str | None) -> Login:
+        """By the service account of this process when it has one and nothing else is asked for; else by a kubeconfig:
+        `file`, or $KUBECONFIG, or ~/.kube/config. Raises `UsageError`.
+        """
+
+        async def account() -> Access:
+            return service_account(ACCOUNT)
+
+        async def config() -> Access:
+            return await kubeconfig.read(_named(file), context)
+
+        inside = file is None and context is None and (ACCOUNT / "token").exists()
+        read = account if inside else config
+        try:
+            return cls(await read(), read, TOKEN_SECONDS if inside else float("inf"))
+        except (OSError, ValueError) as exc:  # ssl.SSLError is one of them
+            raise UsageError(f"there is no Kubernetes cluster to be reached: {exc}") from exc
+
+    @property
+    def server(self) -> str:
+        return self._access.server
+
+    @property
+    def authorization(self) -> str:
+        """What requests prove themselves by, beside certificates."""
+        return self._access.authorization
+
+    async def renew(self, refused: str | None = None) -> None:
+        """Read the credentials again, or have them made again, unless that was done since they were `refused`.
+
+        Raises `ApiUnauthorized`.
+        """
+        async with self._reading:
+            if refused is not None and refused != self.authorization:
+                return
+            try:
+                found = await self._read()
+                if self._tls is not None and (found.certificate, found.key) != (
+                    self._access.certificate,
+                    self._access.key,
+                ):
+                    _show(self._tls, found)
+            except (UsageError, OSError, ValueError) as exc:
+                raise ApiUnauthorized(f"the credentials for {self.server} can't be renewed: {exc}", status=401) from exc
+            self._access, self._read_at = found, self._loop.time()
+
+    async def request(
+        self, method: str, path: str, query: list[tuple[str, str]], body: Any, content: str, timeout: Any
+    ) -> aiohttp.ClientResponse:
+        """An answer, of which nothing has been read yet. `body`: what is sent as JSON, None for nothing."""
+        if self._loop.time() - self._read_at >= self._lasts:
+            await self.renew()
+        access = self._access
+        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": FIELD_MANAGER}
+        if access.authorization:
+            headers["Authorization"] = access.authorization
+        return await self._session.request(
+            method,
+            f"{access.server}{path}" + (f"?{urlencode(query)}" if query else ""),
+            data=None if body is None else json.dumps(body),
+            headers=headers,
+            timeout=timeout,
+            proxy=access.proxy,
+            server_hostname=access.server_name,
+        )
+
+    async def close(self) -> None:
+        """Close all connections, those too that are given up and still say goodbye to the server."""
+        await self._session.close()
+        await self._connector.end()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp forgets a connection that it closes while a request is under way, as a watch always is; with TLS its
+    socket is open until the server has answered, which may be longer than the event loop runs.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._made: WeakSet[asyncio.Transport] = WeakSet()
+
+    async def connect(self, *args: Any, **options: Any) -> Connection:
+        """As in the base class."""
+        connection = await super().connect(*args, **options)
+        if connection.transport is not None:
+            self._made.add(connection.transport)
+        return connection
+
+    async def end(self) -> None:
+        """Have no socket of them left. Call it after `close`."""
+        for transport in list(self._made):
+            transport.abort()
+        for _ in range(2):  # the event loop closes them in its next rounds
+            await asyncio.sleep(0)
+
+
+def service_account(folder: Path) -> Access:
+    """Of the pod that this process is in. Raises `UsageError` and `OSError`."""
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port:
+        raise UsageError(
+            "there is no Kubernetes cluster to be reached: a service account is there, but KUBERNETES_SERVICE_HOST and "
+            "KUBERNETES_SERVICE_PORT aren't"
+        )
+    token, authority = (folder / "token").read_text().strip(), (folder / "ca.crt").read_text()
+    if not token or not authority.strip():
+        raise UsageError(f"there is no Kubernetes cluster to be reached: token or CA in {folder} is empty")
+    server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    return Access(server, authority=authority, authorization=f"Bearer {token}")
+
+
+def _tls(access: Access) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=access.authority or None)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # Python 3.13 asks more of a CA than kubectl does
+    if not access.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    _show(context, access)
+    return context
+
+
+def _show(context: ssl.SSLContext, access: Access) -> None:
+    """Have new connections show the user's certificate, which Python takes from a file only."""
+    if access.certificate:
+        with tempfile.NamedTemporaryFile("w", prefix="nomad-") as file:
+            file.write(f"{access.key}\n{access.certificate}")
+            file.flush()
+            context.load_cert_chain(file.name)
+
+
+def _named(given: str | Path | None) -> str:
+    """The file that says where the cluster is, or several. Raises `UsageError`."""
+    found = str(given or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
+    if not any(Path(name).is_file() for name in found.split(os.pathsep)):
+        raise UsageError(
+            f"there is no Kubernetes cluster to be reached: there is no file {found}; name one with --kubeconfig or "
+            "KUBECONFIG"
+        )
+    return found
