@@ -64,6 +64,23 @@ changed() {
         /^ *serviceAccountName:/ && pulled { print indent "imagePullSecrets:"; secrets("  - name: ") }'
 }
 
+# Images that no node could be given yet, one line for each: the kubelets go on trying, so it is a warning.
+unpulled() {
+    in_namespace get pods --selector "$OURS" --output 'go-template={{range .items}}{{range .status.containerStatuses}}{{if
+        .state.waiting}}{{.state.waiting.reason}} {{.image}}{{"\n"}}{{end}}{{end}}{{end}}' |
+        sed -n -E 's/^(ErrImage[A-Za-z]*|ImagePullBackOff|InvalidImageName) //p' | sort -u
+}
+warned=''
+warn() {
+    for image in $(unpulled); do
+        case ",$IMAGE,$OPERATOR_IMAGES," in *[,=]"$image",*) ;; *) continue ;; esac # of an earlier try
+        case " $warned " in *" $image "*) continue ;; esac
+        warned="$warned $image"
+        echo "startup.sh: nodes can't get the image $image: is IMAGE or OPERATOR_IMAGES right, is it where they pull from," \
+            "and do PULL_SECRETS let them? See: $HOW --namespace $NAMESPACE describe pods --selector $OURS" >&2
+    done
+}
+
 say "Masters, agents and services in the namespace $NAMESPACE"
 manifest 2-nomad.yaml | changed | kube apply --server-side --filename -
 
@@ -76,9 +93,11 @@ until [ -n "$(in_namespace get endpointslices --selector kubernetes.io/service-n
         in_namespace get events --field-selector type=Warning --sort-by .lastTimestamp 2>/dev/null | tail -n 5 >&2 || true
         fail "no master leads after $TIMEOUT s. See: $HOW --namespace $NAMESPACE logs deployment/nomad-master"
     fi
+    warn
     sleep 1
 done
 in_namespace rollout status deployment/nomad-master --timeout "${TIMEOUT}s"
+warn
 
 port=$(in_namespace get service nomad-rest --output 'jsonpath={.spec.ports[0].nodePort}')
 node=$(kube get nodes --output 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')

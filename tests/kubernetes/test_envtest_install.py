@@ -48,6 +48,19 @@ networkPolicy:
 tokenReview: {enabled: true, users: ["system:serviceaccount:team:ci"], groups: [developers]}
 """
 
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: nomad, labels: {app.kubernetes.io/name: nomad}}
+spec:
+  serviceAccountName: nomad-agent
+  securityContext: {runAsNonRoot: true, runAsUser: 10001, seccompProfile: {type: RuntimeDefault}}
+  containers:
+    - name: a
+      image: typo:2
+      securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+"""
+
 
 @pytest.fixture(scope="module")
 def envtest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Envtest]:
@@ -277,6 +290,26 @@ def test_scripts_install_twice_and_remove_all_of_it(envtest: Envtest, scripts: S
     assert nomads(envtest, namespaced=False) == before
     assert "nomad" not in envtest.kubectl("get", "namespaces", "-o", "name")
     scripts.run("cleanup.sh")
+
+
+def test_images_that_nodes_cant_get_are_named(envtest: Envtest, scripts: Scripts) -> None:
+    """While a master is waited for; those of an earlier try, which are asked for no more, aren't."""
+    scripts.run("init.sh")
+    pod = yaml.safe_load(POD)
+    envtest.apply(pod)
+    waiting = [
+        {"name": name, "image": image, "imageID": "", "ready": False, "restartCount": 0, "state": {"waiting": state}}
+        for name, image, state in (
+            ("a", "typo:2", {"reason": "ImagePullBackOff"}),
+            ("b", "old:1", {"reason": "ErrImagePull"}),
+            ("c", "slow:3", {"reason": "ContainerCreating"}),
+        )
+    ]
+    status = yaml.safe_dump({"status": {"containerStatuses": waiting}})
+    envtest.kubectl("patch", "pod", "p", "-n", "nomad", "--subresource=status", "--type=merge", "-p", status)
+    told = scripts.run("startup.sh", code=1, TIMEOUT="3", IMAGE="slow:3", OPERATOR_IMAGES="3.11=o:1,3.12=typo:2")
+    assert told.count("nodes can't get the image") == 1
+    assert "nodes can't get the image typo:2: is IMAGE or OPERATOR_IMAGES right" in told
 
 
 def test_what_is_not_nomads_stays(envtest: Envtest, scripts: Scripts) -> None:
