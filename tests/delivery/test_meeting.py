@@ -25,7 +25,7 @@ from nomad.errors import ConnectionBroken, HandshakeError, TransportError
 from nomad.transport import registry, tls
 from nomad.transport.base import Connection
 from tests.certificates import authority, put
-from tests.clock import VirtualClock
+from tests.clock import VirtualClock, settle
 from tests.contract.transport import clog, plain, some_bytes, soon, take, take_all, until
 from tests.delivery.wire import LINK, submit, work
 
@@ -76,6 +76,15 @@ class World:
         if self.way == "arriving":
             return Call(self.senders[sender][1], KEY, LINK, receiver)
         return self.relayed(sender, receiver)
+
+    async def waits(self, end: str, epoch: int) -> None:
+        """Until this end of the link, and no other one, is where they meet."""
+        if self.way != "arriving":
+            await until(lambda: (LINK, epoch, epoch) in self.relay._ends)
+        elif end == "receiver":
+            await until(lambda: (LINK, epoch) in self.senders[epoch][0].arrivals._waiting)
+        else:
+            await settle()  # it asks nobody else
 
     def relayed(self, sender: int = 1, receiver: int = 1, link: str = LINK) -> Relayed:
         return Relayed(self.address, key_of(RELAY_KEY, LINK), link, sender, receiver)
@@ -143,11 +152,11 @@ async def test_either_end_may_come_first(world: World) -> None:
         inbound, port = world.receiver(epoch)
         if first == "sender":
             out.set_peer(world.place(epoch, epoch), epoch, PLAIN)
-            await asyncio.sleep(0.02)
+            await world.waits(first, epoch)
             port.call(LINK, [world.call(epoch, epoch)])
         else:
             port.call(LINK, [world.call(epoch, epoch)])
-            await asyncio.sleep(0.02)
+            await world.waits(first, epoch)
             out.set_peer(world.place(epoch, epoch), epoch, PLAIN)
         submit(out.sender, ["there"])
         out.flush()
