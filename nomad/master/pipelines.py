@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 RETRY = Backoff(first=2.0, factor=2.0, limit=60.0)
 """Pauses before what couldn't be done is tried again."""
 
+AT_ONCE = 2
+"""Objects whose code is read and submitted at the same time: it may be large, and there may be hundreds of them."""
+
 
 @dataclass(slots=True)
 class _Retry:
@@ -80,6 +83,7 @@ class PipelineWatch:
         self._hopeless: dict[str, int] = {}
         """By uid: the generation of an object that can't be run as it is."""
         self._busy: set[str] = set()
+        self._submitting = asyncio.Semaphore(AT_ONCE)
         self._tasks = Tasks()
 
     async def run(self) -> None:
@@ -201,7 +205,8 @@ class PipelineWatch:
             return True
         if self._hopeless.get(held.uid) == _generation(held):
             return True
-        return await self._submit(held)
+        async with self._submitting:
+            return held.gone or await self._submit(held)
 
     async def _remove(self, held: Held) -> None:
         try:

@@ -7,6 +7,7 @@ import copy
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,12 +17,12 @@ from nomad.errors import ApiForbidden, ConflictError, NotFoundError
 from nomad.kubernetes import paths
 from nomad.master import resource
 from nomad.master.kubestore import KubernetesStore
-from nomad.master.pipelines import PipelineWatch
+from nomad.master.pipelines import AT_ONCE, PipelineWatch
 from nomad.master.state import Goal
 from nomad.master.views import EventView
 from nomad.pipeline import build
 from nomad.tasks import alongside
-from tests.clock import VirtualClock
+from tests.clock import VirtualClock, settle
 from tests.contract.store import BUNDLE, wanted
 from tests.master.fakeapi import FakeApi
 from tests.master.fakepods import OPERATORS
@@ -149,6 +150,29 @@ async def test_what_may_come_right_is_tried_again_by_and_by(world: World) -> Non
         await world.until(lambda: world.shown() == "Failed", passing=1.0)  # another pipeline has its id
         before = world.master.submitted
         await world.until(lambda: world.master.submitted > before, passing=1.0)
+
+
+async def test_of_many_that_are_applied_few_have_their_code_read_at_the_same_time(world: World) -> None:
+    """A namespace that is restored has hundreds of them, and code is large."""
+    world.code(GOOD)
+    reading, over = 0, asyncio.Event()
+
+    async def meet(verb: str, path: str) -> None:
+        nonlocal reading
+        if verb == "get" and "nomad-bundle" in path:
+            reading += 1
+            await over.wait()
+
+    world.api.meet = meet  # type: ignore[method-assign]
+    async with world.lead():
+        for number in range(5):
+            body = resource.manifest(replace(SPEC, id=f"p{number}"), DIGEST)
+            world.api.put(paths.pipelines("nomad", f"p{number}"), body)
+        await world.until(lambda: reading == AT_ONCE)
+        await settle()
+        assert reading == AT_ONCE
+        over.set()
+        await world.until(lambda: world.master.submitted == 5, passing=0.1)
 
 
 # What masters leave on objects
