@@ -188,7 +188,9 @@ class Kubernetes:
     renew_seconds: float = 10.0
     """No more often: an idle master shall ask for hardly anything."""
     node_grace: float = 10.0
-    """A node is lost once neither the cluster nor any process on it has been heard for so long."""
+    """A node is lost once neither the cluster nor any process on it has been heard for so long, or for 2.5 heart-beats
+    of its pods if that is longer.
+    """
     tolerations: tuple[Mapping[str, object], ...] = ()
     """Of operator pods, beside those for nodes that don't answer."""
     pull_policy: str = "IfNotPresent"

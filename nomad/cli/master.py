@@ -175,7 +175,7 @@ class ObjectName(click.ParamType[str]):
     type=click.FloatRange(1, 3600),
     default=10.0,
     show_default=True,
-    help="Seconds that nothing was heard of a node until it is lost.",
+    help="Seconds that nothing was heard of a node until it is lost; 2.5 heart-beats of its pods where that is longer.",
 )
 @click.option(
     "--master-timeout",

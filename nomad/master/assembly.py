@@ -188,7 +188,7 @@ async def assemble(
         heard = runtime.heard if isinstance(runtime, Distant) else lambda name: None
         port = PodPort(observer, keys.of, pod_of, settings.heartbeats, settings.history, pace, heard=heard)
         if isinstance(runtime, Distant):
-            runtime.knows(connected=lambda name: name in port.waiting, edges=edges)
+            runtime.knows(lambda name: name in port.waiting, edges, lambda: pace.missed)
         agents = None
         if not isinstance(runtime, Emulated):
             named = runtime.node_of if isinstance(runtime, Machines) else lambda name: name

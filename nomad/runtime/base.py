@@ -197,9 +197,15 @@ class Distant(Protocol):
         """The process of this name (`pod_of`), or the agent of a node (`agent:<node>`), has just said something."""
         ...
 
-    def knows(self, connected: Callable[[str], bool], edges: Callable[[str], Sequence[tuple[str, str]]]) -> None:
+    def knows(
+        self,
+        connected: Callable[[str], bool],
+        edges: Callable[[str], Sequence[tuple[str, str]]],
+        missed: Callable[[], float],
+    ) -> None:
         """Before the first pod is started: whether a process that waits has reported to the master, so that it can be
-        put to work at once; and a pipeline's graph, for what has to be opened between its pods.
+        put to work at once; a pipeline's graph, for what has to be opened between its pods; and in how many seconds a
+        process that is there would have been `heard`, which are more where there are many.
         """
         ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -128,9 +128,11 @@ class Nodes:
     """All nodes, by Nomad's names."""
 
     def __init__(self, clock: Clock, grace: float) -> None:
-        """`grace`: seconds that the last word from a node counts."""
+        """`grace`: seconds that the last word from a node counts, at the least."""
         self._clock = clock
         self._grace = grace
+        self.missed: Callable[[], float] = lambda: 0.0
+        """Seconds in which processes that are there would have been heard: the last word counts for as long, too."""
         self._nodes: dict[str, KubeNode] = {}
         self._labels: dict[str, str] = {}
         self._hosts: dict[str, str] = {}
@@ -198,8 +200,8 @@ class Nodes:
         """All nodes, those that are lost included; the same tuple until something has changed."""
         held = set()
         if self._unready:
-            now = self._clock.now()
-            held = {node for node in self._unready if now - self._heard.get(node, self._began) < self._grace}
+            since = self._clock.now() - max(self._grace, self.missed())
+            held = {node for node in self._unready if self._heard.get(node, self._began) > since}
         if self._shown is None or held != self._held:
             self._held = held
             self._shown = tuple(

@@ -148,11 +148,16 @@ class KubernetesRuntime:
             if not task.cancelled():
                 task.result()
 
-    def knows(self, connected: Callable[[str], bool], edges: Callable[[str], Sequence[tuple[str, str]]]) -> None:
+    def knows(
+        self,
+        connected: Callable[[str], bool],
+        edges: Callable[[str], Sequence[tuple[str, str]]],
+        missed: Callable[[], float],
+    ) -> None:
         """`connected(name)`: whether that process has reported to the master, so that it can be put to work at once;
-        `edges(pipeline)`: its graph.
+        `edges(pipeline)`: its graph; `missed()`: seconds in which a process that is there would have been heard.
         """
-        self._pool.connected, self.edges = connected, edges
+        self._pool.connected, self.edges, self._nodes.missed = connected, edges, missed
 
     # What the runtime knows
 

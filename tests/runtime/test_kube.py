@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from nomad.kubernetes import names
+from nomad.master.pace import STEPS, Pace
 from nomad.runtime import kubenodes, kubepods
 from nomad.runtime.base import PodPhase
 from nomad.runtime.kubenodes import Nodes, quantity
+from nomad.settings import Heartbeats
 from tests.clock import VirtualClock
 
 
@@ -122,6 +124,33 @@ async def test_a_node_that_the_cluster_lost_is_there_while_it_is_heard() -> None
     assert [info.ready for info in nodes.all()] == [True]
     nodes.changed(there, None)
     assert nodes.all() == ()
+
+
+async def test_a_node_whose_pods_are_seldom_heard_has_longer() -> None:
+    """Pods of a large cluster without agents: the cluster doesn't hear the node, and they are there."""
+    clock = VirtualClock()
+    pace = Pace(Heartbeats(), clock)
+    nodes = Nodes(clock, 10.0)
+    nodes.missed = lambda: pace.missed
+    nodes.changed(None, kubenodes.take(node(ready="Unknown"), ()))
+    pace.count(5000)
+    for _ in range(5):
+        nodes.heard("edge-1")
+        await clock.advance(STEPS[-1])
+        assert [info.ready for info in nodes.all()] == [True]
+    await clock.advance(STEPS[-1])
+    assert [info.ready for info in nodes.all()] == [True], "one heart-beat may be late"
+    await clock.advance(8.0)
+    assert [info.ready for info in nodes.all()] == [False]
+    nodes.heard("edge-1")
+    pace.count(0)
+    await clock.advance(39.0)
+    assert [info.ready for info in nodes.all()] == [True], "it was told the quicker pace just now"
+    await clock.advance(1.0)
+    assert [info.ready for info in nodes.all()] == [False]
+    nodes.heard("edge-1")
+    await clock.advance(10.0)
+    assert [info.ready for info in nodes.all()] == [False]
 
 
 async def test_a_node_that_is_given_another_name_is_another_node() -> None:
