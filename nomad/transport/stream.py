@@ -108,15 +108,15 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         if not self._released:
             self._transport.abort()
 
-    def set_option(self, level: int, option: int, value: int) -> None:
-        """An option of the socket below; one that it doesn't have is left alone."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None and not self._transport.is_closing():
     @property
     def unread(self) -> int:
         """Bytes that have come since the last `poll`, those of a frame that isn't whole yet included."""
         return self._waiting_bytes
 
+    def set_option(self, level: int, option: int, value: int) -> None:
+        """An option of the socket below; one that it doesn't have is left alone."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and not self._transport.is_closing():
             with suppress(OSError):
                 sock.setsockopt(level, option, value)
 
