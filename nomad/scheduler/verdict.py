@@ -88,9 +88,9 @@ def _alone(case: Case, cluster: Cluster, pipelines: Sequence[PipelineForm]) -> I
                 short = work.needs[resource, op] - case.seats.room[resource]
                 if (short[allowed] > 0).all():
                     near = sorted(np.flatnonzero(allowed).tolist(), key=lambda node: (short[node], node))[:3]
-                    lacks = [{"node": case.seats.ids[n], "lacks": f"{short[n]:.4g} {unit}"} for n in near]
+                    lacks = [{"node": case.seats.ids[n], "lacks": f"{_plain(short[n])} {unit}"} for n in near]
                     where = f"its node {form.pin!r} hasn't" if form.pin else "no node that it may be on has"
-                    need = f"operator {name!r} needs {work.needs[resource, op]:.4g} {unit}"
+                    need = f"operator {name!r} needs {_plain(work.needs[resource, op])} {unit}"
                     yield what, name, lacks, f"{need}, and {where} that much left"
             if (work.needs[:, op, None] > case.seats.room)[:, allowed].any(axis=0).all():
                 yield "memory", name, [], f"no node that operator {name!r} may be on has both the memory and the cpu"
@@ -100,6 +100,11 @@ def _alone(case: Case, cluster: Cluster, pipelines: Sequence[PipelineForm]) -> I
             if not np.isfinite(latency[np.ix_(work.allowed[source], work.allowed[target])]).any():
                 ends = f"from any node where {names[source]!r} may be to one where {names[target]!r} may be"
                 yield "route", names[target], [], f"there is no way {ends}"
+
+
+def _plain(amount: float) -> str:
+    """Four digits, or all that stand before the point: 102400, not 1.024e+05."""
+    return f"{amount:.0f}" if amount >= 1000 else f"{amount:.4g}"
 
 
 def _nowhere(cluster: Cluster, form: OperatorForm, load: float) -> Finding:

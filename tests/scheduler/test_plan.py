@@ -311,6 +311,12 @@ def test_infeasible_says_which_constraint() -> None:
     assert broken({"pin": "edge"}, of=1) == ("memory", "detect")
 
 
+def test_large_amounts_are_written_out() -> None:
+    problem = small_problem()
+    problem["pipeline"]["operators"][1] |= {"memory_mb": 102400}
+    assert "operator 'detect' needs 102400 MiB of memory" in check(problem)["reasons"]["text"]
+
+
 def test_together_they_can_be_too_many() -> None:
     operators = [{"id": f"op{i}", "memory_mb": 60} for i in range(3)]
     nodes = [{"id": f"n{i}", "memory_mb": 100} for i in range(2)]
