@@ -137,15 +137,16 @@ async def events(cluster: Cluster, out: Out, pipeline: str | None, follow: bool,
     """Show what happened, in the cluster or to one PIPELINE. With --json one event a line."""
     kept = await cluster.events(pipeline=pipeline, limit=limit)
     for event in kept:
-        show_event(out, event)
+        show_event(out, event, named=pipeline is None)
     if follow:
         async for event in cluster.follow_events(pipeline=pipeline, after=kept[-1].id if kept else 0):
-            show_event(out, event)
+            show_event(out, event, named=pipeline is None)
 
 
-def show_event(out: Out, event: EventView) -> None:
-    """One event as a line."""
-    out.item(event, f"{clock(event.time)}  {event.kind:<24} {event.message}")
+def show_event(out: Out, event: EventView, *, named: bool = True) -> None:
+    """One event as a line. `named`: with the pipeline of an operator, where events of several are shown."""
+    whose = f"{event.pipeline}: " if named and event.operator else ""
+    out.item(event, f"{clock(event.time)}  {event.kind:<24} {whose}{event.message}")
 
 
 def _show_links(out: Out, found: list[LinkView]) -> None:

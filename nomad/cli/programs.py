@@ -180,11 +180,11 @@ async def _watch(cluster: Cluster, handle: PipelineHandle, out: Out, *, after: i
         status = await handle.status()
         while not status.phase.final:
             event = await anext(events)
-            show_event(out, event)
+            show_event(out, event, named=False)
             after = event.id
             status = await handle.status()
     for event in await cluster.events(pipeline=handle.id, after=after):  # what led there since the last look
-        show_event(out, event)
+        show_event(out, event, named=False)
     out.item(status, f"Pipeline {status.id} is {status.phase}{f': {status.reason}' if status.reason else ''}")
     if status.phase is Phase.FAILED:
         raise PipelineFailed(f"pipeline {status.id} failed: {status.reason}")

@@ -300,6 +300,12 @@ def test_events(test_pipeline: Nomad) -> None:
     assert "link.changed" in test_pipeline.out("events", "-n", "1")
 
 
+def test_events_of_operators_say_whose_where_several_pipelines_are_shown(test_pipeline: Nomad) -> None:
+    test_pipeline.master.happen("operator.ready", "square is at work", "test", "square")
+    assert test_pipeline.out("events", "-n", "1").endswith("operator.ready           test: square is at work\n")
+    assert test_pipeline.out("events", "test", "-n", "1").endswith("operator.ready           square is at work\n")
+
+
 def test_logs(test_pipeline: Nomad) -> None:
     test_pipeline.master.print("test", "numbers", "hello")
     test_pipeline.master.print("test", "square", "world")

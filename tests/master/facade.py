@@ -104,8 +104,8 @@ class FakeMaster(Master):
         self._follow[pipeline].close()
         self.happen(f"pipeline.{phase}", f"pipeline {pipeline} is {phase}", pipeline)
 
-    def happen(self, kind: str, message: str, pipeline: str | None = None) -> None:
-        event = EventView(next(self._numbers), time.time(), kind, message, pipeline)
+    def happen(self, kind: str, message: str, pipeline: str | None = None, operator: str | None = None) -> None:
+        event = EventView(next(self._numbers), time.time(), kind, message, pipeline, operator)
         self._events.append(event)
         self._happened.publish(event)
 
