@@ -33,6 +33,9 @@ OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 LAST_SECONDS = 1.0
 """How long a master that leads no more may take to end by itself; its lease lasts so much longer than it led."""
 
+LOGIN_SECONDS = 3.0
+"""How long a login waits for what is at the address to say whether it takes the token."""
+
 log = logging.getLogger(__name__)
 
 kubeconfig_option = click.option(
@@ -408,14 +411,37 @@ def login(
     Whoever may read the Secret nomad-master in its namespace can do this.
     """
     from nomad import credentials
+    from nomad.errors import UsageError
+    from nomad.kubernetes import names
 
     address = credentials.master_url(url)
     token, signing_key = asyncio.run(_secret(namespace, kubeconfig, context))
+    if asyncio.run(_is_anothers(address, token)):
+        raise UsageError(
+            f"the master that answers at {address} is not the one in the namespace {namespace}: it doesn't take that "
+            "one's token (does `nomad up` run here?). Say with --url where that one is reached: after `kubectl "
+            f"--namespace {namespace} port-forward service/{names.MASTER_NAME} 30001:30000` --url http://127.0.0.1:30001"
+        )
     credentials.save(address, token, signing_key)
     Out(as_json).document(
         {"url": address, "file": str(credentials.credentials_path())},
         f"The credentials of {address} are in {credentials.credentials_path()}.",
     )
+
+
+async def _is_anothers(address: str, token: str) -> bool:
+    """Whether a master answers there to whom this token says nothing. False as well where none answers."""
+    from nomad.errors import AuthenticationError, NomadError
+    from nomad.rest import Rest
+
+    try:
+        async with asyncio.timeout(LOGIN_SECONDS), Rest(address, token, timeout=LOGIN_SECONDS) as rest:
+            await rest.request("GET", "nodes")
+    except AuthenticationError:
+        return True
+    except (NomadError, TimeoutError):
+        pass  # it may be out of reach until a port-forward stands
+    return False
 
 
 async def _secret(namespace: str, kubeconfig: str | None, context: str | None) -> tuple[str, bytes]:

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from nomad import credentials
 from nomad.cli.main import cli
 from nomad.cli.master import _JsonLines
 from nomad.master.incluster import listens
 from nomad.settings import Settings
+from tests.cli.conftest import Nomad
+from tests.master.facade import SIGNING_KEY, TOKEN
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +75,23 @@ def test_without_a_cluster(command: list[str]) -> None:
     found = CliRunner().invoke(cli, command)
     assert found.exit_code == 2
     assert "there is no Kubernetes cluster to be reached" in found.output
+
+
+@pytest.mark.parametrize(("token", "code"), [(TOKEN, 0), ("another one's", 2)])
+def test_a_login_at_another_master_keeps_what_is_known_of_it(
+    nomad: Nomad, monkeypatch: pytest.MonkeyPatch, token: str, code: int
+) -> None:
+    """`nomad up` and a port-forward want the same port; the former's token isn't replaced by what it doesn't take."""
+
+    async def secret(*_: object) -> tuple[str, bytes]:
+        return token, bytes(32)
+
+    monkeypatch.setattr("nomad.cli.master._secret", secret)
+    said = nomad("login", "--kubernetes", "--url", nomad.url, code=code).output
+    assert credentials.find(nomad.url).token == TOKEN
+    if code:
+        assert f"the master that answers at {nomad.url} is not the one in the namespace nomad" in said
+        assert credentials.find(nomad.url).signing_key == SIGNING_KEY
 
 
 def test_where_it_listens() -> None:
