@@ -112,9 +112,13 @@ def save(url: str, token: str, signing_key: bytes) -> None:
     _change(enter)
 
 
-def where_tokens_are() -> str:
-    """A sentence for errors: where a token is looked for."""
-    return f"A token is looked for in NOMAD_TOKEN, then in {credentials_path()} (`nomad up` writes it there)."
+def where_tokens_are(url: str) -> str:
+    """A sentence for errors: where a token for the master at `url` is looked for, and who writes it there."""
+    login = "nomad login --kubernetes" + ("" if url == DEFAULT_MASTER else f" --url {url}")
+    return (
+        f"A token is looked for in NOMAD_TOKEN, then in {credentials_path()} "
+        f"(`nomad up` writes it there; for a master on Kubernetes, `{login}`)."
+    )
 
 
 def _token(text: str | None) -> str | None:

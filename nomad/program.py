@@ -150,7 +150,10 @@ def _run(path: Path) -> tuple[ModuleType, list[Submission]]:
                 f"{path}{where} calls asyncio.run() while it is loaded: put that under `if __name__ == '__main__':`, "
                 "and the list of operators above it"
             ) from exc
-        raise UsageError(f"{path}{where}: {type(exc).__name__}: {exc}") from exc
+        hint = ""
+        if isinstance(exc, ModuleNotFoundError):
+            hint = f". What the file imports must be installed here, too, for {sys.executable}"
+        raise UsageError(f"{path}{where}: {type(exc).__name__}: {exc}{hint}") from exc
     finally:
         _loading = None
     return module, loading.submissions

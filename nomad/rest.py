@@ -154,7 +154,7 @@ class Rest:
     def _error(self, status: int, problem: Any) -> RequestError:
         detail = str(problem.get("detail") or problem.get("title") or HTTPStatus(status).phrase)
         if status == 401:
-            detail = f"{detail} {credentials.where_tokens_are()}"
+            detail = f"{detail} {credentials.where_tokens_are(self.url)}"
         return _ERRORS.get(status, RequestError)(detail, status=status, problem=problem)
 
     @contextmanager
@@ -170,7 +170,13 @@ class Rest:
             raise MasterUnreachable(f"The connection to the master at {self.url} broke ({_reason(exc)}).") from exc
 
     def _what_to_do(self) -> str:
-        port = urlsplit(self.url).port or 80
+        parts = urlsplit(self.url)
+        if parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+            return (
+                "Is that where it is (NOMAD_MASTER or --master), and can it be reached from here? "
+                "On Kubernetes `kubectl --namespace nomad get pods` shows whether it runs."
+            )
+        port = parts.port or 80
         option = "" if self.url == credentials.DEFAULT_MASTER else f" --port {port}"
         return f"Start one with `nomad up --node edge --node cloud{option}`, or say where it is with NOMAD_MASTER."
 
@@ -258,6 +264,8 @@ def _texts(value: str | int | list[str] | None) -> list[str]:
 
 
 def _reason(exc: BaseException) -> str:
+    if isinstance(exc, aiohttp.ClientConnectorDNSError):
+        return f"there is no address for the name {exc.host}"
     number = getattr(exc, "errno", None)
     if isinstance(number, int) and number > 0:  # asyncio's own text repeats the address
         return os.strerror(number).lower()

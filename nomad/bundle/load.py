@@ -81,4 +81,7 @@ def _unpickle(data: bytes, what: str) -> Any:
     try:
         return pickle.loads(data)  # noqa: S301 - verified above
     except Exception as exc:  # unpickling runs imports and the user's __setstate__, which may raise anything
-        raise BundleError(f"{what} can't be loaded in this process: {type(exc).__name__}: {exc}") from exc
+        hint = ""
+        if isinstance(exc, ModuleNotFoundError):
+            hint = ". Name its package at the operator, requirements=[...], or install it where operators run"
+        raise BundleError(f"{what} can't be loaded in this process: {type(exc).__name__}: {exc}{hint}") from exc

@@ -53,7 +53,7 @@ def _signing_key(url: str) -> bytes:
     known = credentials.master_url(url)
     key = credentials.find(known).signing_key
     if key is None:
-        raise UsageError(f"no signing key is known for {known}: run `nomad login {known}` first")
+        raise UsageError(f"no signing key is known for {known}: run `nomad login --kubernetes --url {known}` first")
     return key
 
 

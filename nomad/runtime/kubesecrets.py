@@ -19,7 +19,12 @@ async def missing(api: Api, namespace: str, references: Collection[str]) -> list
     for name, keys in sorted(wanted.items()):
         try:
             secret = await api.get(paths.secrets(namespace, name))
-        except (ApiNotFound, ApiForbidden) as exc:
+        except ApiNotFound:
+            literals = " ".join(f"--from-literal={key}=..." for key in sorted(keys))
+            how = f"kubectl --namespace {namespace} create secret generic {name} {literals}"
+            found.append(f"there is no secret {name} in the namespace {namespace}: {how}")
+            continue
+        except ApiForbidden as exc:
             found.append(f"the secret {name} can't be read in the namespace {namespace}: {exc}")
             continue
         if (secret["metadata"].get("labels") or {}).get(names.APP) == names.NOMAD:

@@ -229,6 +229,14 @@ def test_code_that_fails_to_load():
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
+def test_code_whose_imports_are_missing_says_what_to_do():
+    code = b"cnowhere_to_be_found\nf\n."
+    manifest = {**MANIFEST, "operators": [{**entry, "sha256": signing.digest(code)} for entry in MANIFEST["operators"]]}
+    data = json.dumps(manifest).encode()
+    with pytest.raises(errors.BundleError, match=r"'nowhere_to_be_found'\. Name its package at the operator, requ"):
+        load("double", manifest=data, signature=signing.sign(data, KEY), code=code)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [

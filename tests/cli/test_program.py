@@ -149,7 +149,11 @@ def test_classes_of_the_file_travel(file: File) -> None:
         ("operators = print\n", "operators in .* is of type builtin_function_or_method, not a list of operators"),
         ("def f(:\n", "program.py, line 1: invalid syntax"),
         ("\n\n1 / 0\n", "program.py, line 3: ZeroDivisionError: division by zero"),
-        ("import nowhere_to_be_found\n", "line 1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        (
+            "import nowhere_to_be_found\n",
+            "line 1: ModuleNotFoundError: No module named 'nowhere_to_be_found'. What the file imports must be "
+            f"installed here, too, for {sys.executable}",
+        ),
         ("import sys\nsys.exit(3)\n", r"calls sys.exit\(\) while it is loaded: put that under `if __name__"),
         (
             "import nomad\nimport asyncio\nasyncio.run(nomad.submit([print, print], start='a', end='b'))\n",

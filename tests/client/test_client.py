@@ -165,6 +165,7 @@ async def test_a_wrong_token_says_where_tokens_are_looked_for(url: str) -> None:
     assert "The token is not this master's." in str(caught.value)
     assert "NOMAD_TOKEN" in str(caught.value)
     assert str(credentials.credentials_path()) in str(caught.value)
+    assert f"for a master on Kubernetes, `nomad login --kubernetes --url {url}`)." in str(caught.value)
 
 
 async def test_a_missing_token_says_where_tokens_are_looked_for(url: str) -> None:
@@ -195,6 +196,17 @@ async def test_no_master_says_what_to_run() -> None:
     assert f"No master answers at http://127.0.0.1:{port} (connection refused). " in str(caught.value)
     assert f"`nomad up --node edge --node cloud --port {port}`" in str(caught.value)
     assert isinstance(caught.value, ConnectionError)
+
+
+async def test_no_master_elsewhere_asks_for_the_address() -> None:
+    """Nothing that is started here would be there."""
+    with pytest.raises(MasterUnreachable) as caught:
+        await connect("http://nomad.invalid:30000").nodes()
+    assert str(caught.value) == (
+        "No master answers at http://nomad.invalid:30000 (there is no address for the name nomad.invalid). "
+        "Is that where it is (NOMAD_MASTER or --master), and can it be reached from here? "
+        "On Kubernetes `kubectl --namespace nomad get pods` shows whether it runs."
+    )
 
 
 @pytest.mark.parametrize(

@@ -548,7 +548,8 @@ async def test_secrets_that_operators_can_not_have_are_named(harness: Harness) -
     assert len(problems) == 3
     assert problems[0] == "the secret camera has no key pin"
     assert problems[1] == "the secret nomad-master is Nomad's own, and no operator's"
-    assert "the secret other can't be read" in problems[2]
+    assert problems[2].startswith(f"there is no secret other in the namespace {harness.settings.namespace}: kubectl ")
+    assert problems[2].endswith(" create secret generic other --from-literal=key=...")
 
 
 async def test_pods_go_on_while_the_api_is_away(harness: Harness, envtest: Envtest, tmp_path: Path) -> None:
