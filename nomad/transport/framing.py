@@ -35,6 +35,8 @@ FIRST_BYTES = 1 << 12
 SCRATCH_BYTES = 1 << 18
 """What that grows to, in steps of `GROWTH`, where it was too small."""
 GROWTH = 8
+QUIET_READS = 16
+"""So many reads in a row that a smaller buffer would have done for, and it is that again: a burst is soon over."""
 FRAME_OVERHEAD = 128
 """What a waiting frame counts for beyond its bytes, so that empty ones are bounded too."""
 _LOOK_AHEAD = 16
@@ -144,6 +146,7 @@ class Splitter:
         self._stage = _Stage.PREFIX
         self._want = PREFIX.size  # bytes of the piece that comes next
         self._end = 0  # bytes of it in scratch
+        self._quiet = 0  # reads in a row for which scratch was larger than it has to be
         self._target: memoryview | None = None  # where it goes instead, when it is large
         self._filled = 0
         self._head_size = 0
@@ -221,8 +224,15 @@ class Splitter:
             if size < SCRATCH_BYTES and self._refused is None and (end == size or self._want > size):
                 self._scratch = fresh(size * GROWTH if self._want <= size * GROWTH else SCRATCH_BYTES)
                 self._scratch[: self._end] = scratch[start:end]
-            elif start and self._end:
-                scratch[: self._end] = scratch[start:end]
+            else:
+                if start and self._end:
+                    scratch[: self._end] = scratch[start:end]
+                if size > FIRST_BYTES:
+                    self._quiet = 0 if target is not None or end * GROWTH > size else self._quiet + 1
+                    if self._quiet >= QUIET_READS and self._want <= size // GROWTH:
+                        self._quiet = 0
+                        self._scratch = fresh(size // GROWTH)
+                        self._scratch[: self._end] = scratch[: self._end]
 
     def _split(self, start: int, end: int, frames: list[Frame]) -> int:
         """Split what lies in scratch from `start` to `end` into frames: where the first begins that this can't.
