@@ -55,6 +55,20 @@ class Scene:
     others: tuple[Placed, ...] = ()
 
 
+@dataclass(slots=True)
+class Changes:
+    """What has changed."""
+
+    pipelines: set[str] = field(default_factory=set)
+    """Those of whose operators something has."""
+    nodes: set[str] = field(default_factory=set)
+    """Of which, or of a link to or from which, something has."""
+
+    def concern(self, pipeline: str, nodes: Iterable[str]) -> bool:
+        """A pipeline that runs on these nodes."""
+        return pipeline in self.pipelines or not self.nodes.isdisjoint(nodes)
+
+
 class Judge:
     """One per master."""
 
@@ -88,12 +102,19 @@ class Judge:
         ages = (wall - (move.finished or move.asked) for move in moves if move.cause in DECIDED)
         self.case(pipeline).history.moved_at.extend(sorted(now - max(0.0, age) for age in ages if age < drift.HOUR))
 
-    def listen(self) -> None:
-        """Take in what was measured since the last time."""
+    def listen(self) -> Changes:
+        """Take in what was measured since the last time; what has changed by that."""
         self.settings = self._settings.at_pace(self._pace())
         samples = self._book.since(self._heard)
         self._heard = self._book.newest
-        self._tracks.feed((sample.kind, sample.key, sample.value, sample.time) for sample in samples)
+        changed = self._tracks.feed((sample.kind, sample.key, sample.value, sample.time) for sample in samples)
+        found = Changes()
+        for kind, key in changed:
+            if kind in detect.OF_NODES:
+                found.nodes.update(key)
+            else:
+                found.pipelines.add(key[0])
+        return found
 
     def forget(self, pipeline: str) -> None:
         """It was removed."""
@@ -203,12 +224,14 @@ class Judge:
         return most
 
     def _changed(self, scene: Scene, now: float) -> Iterator[tuple[str, tuple[str, ...], detect.Track]]:
-        """What changed lately and concerns the pipeline."""
-        nodes = self._ids(scene.nodes)
-        names = {op.name for op in scene.spec.operators}
+        """What changed lately and concerns the pipeline: of many nodes, among which something always changes, only
+        what is of those where it is.
+        """
+        nodes, many = self._ids(scene.nodes), len(scene.nodes) > MOST_PAIRS_NODES
+        names, here = {op.name for op in scene.spec.operators}, set(scene.placement.values())
         for kind, key, track in self._tracks.changed(now - self.settings.watch):
             if kind in detect.OF_NODES:
-                mine = nodes.issuperset(key)
+                mine = nodes.issuperset(key) and not (many and here.isdisjoint(key))
             else:
                 mine = key[0] == scene.spec.id and key[1] in names and (kind != "queue" or track.direction > 0)
             if mine:

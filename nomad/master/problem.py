@@ -10,7 +10,7 @@ as on any cluster, that has to be measured.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,10 +210,12 @@ def _near(
     free = [(number, op) for number, op in enumerate(spec.operators) if op.name not in pins]
     ranked = []
     for number, op in free:
-        work = knowledge.operator(spec, number).work
+        work, choosy = knowledge.operator(spec, number).work, bool(requires(op))
         cost: dict[str, tuple[int, float, float, str]] = {}
         for id, node in nodes.items():
-            lacks = len(missing(op, node, taken.devices.get(id, {}))) + (not node.schedulable)
+            lacks = int(not node.schedulable)
+            if choosy:
+                lacks += len(missing(op, node, taken.devices.get(id, {})))
             lacks += node.memory_mb - taken.memory_mb.get(id, 0.0) < op.memory_mb
             lacks += node.cores * speeds[id] * (1 - load[id]) < work * arriving[op.name]
             cost[id] = lacks, away[id] + work / speeds[id], load[id], id
@@ -258,15 +260,19 @@ def _left(node: NodeInfo, taken: Mapping[str, int]) -> dict[str, int]:
     return {name: count - taken.get(name, 0) for name, count in node.devices.items()}
 
 
-def rates(spec: PipelineSpec, knowledge: Knowledge) -> dict[str, float]:
-    """Operator -> messages per second that come to it, by the model: sources and selectivities."""
+def rates(spec: PipelineSpec, knowledge: Knowledge, known: Sequence[Operator] | None = None) -> dict[str, float]:
+    """Operator -> messages per second that come to it, by the model: sources and selectivities.
+
+    `known`: what is known of the operators, where that was looked up already.
+    """
     emitted: dict[str, float] = {}
     found: dict[str, float] = {}
     source = knowledge.rate(spec)
     for number, op in enumerate(spec.operators):  # in topological order
         before = [emitted[a] for a, b in spec.edges if b == op.name]
         found[op.name] = sum(before) if before else source
-        emitted[op.name] = found[op.name] * knowledge.operator(spec, number).selectivity
+        operator = known[number] if known is not None else knowledge.operator(spec, number)
+        emitted[op.name] = found[op.name] * operator.selectivity
     return found
 
 
@@ -278,8 +284,9 @@ def _taken(
     memory: dict[str, float] = {}
     flows: dict[tuple[str, str], float] = {}
     for other in others:
-        arriving = rates(other.spec, knowledge)
-        known = {op.name: knowledge.operator(other.spec, n) for n, op in enumerate(other.spec.operators)}
+        operators = [knowledge.operator(other.spec, number) for number in range(len(other.spec.operators))]
+        arriving = rates(other.spec, knowledge, operators)
+        known = {op.name: operator for op, operator in zip(other.spec.operators, operators, strict=True)}
         for op in other.spec.operators:
             node = other.nodes[op.name]
             cpu[node] = cpu.get(node, 0.0) + known[op.name].work * arriving[op.name]

@@ -39,9 +39,9 @@ ROUND = 0.5
 """Seconds between two looks at the least: each pod's heart-beats come twice a second at the most."""
 
 
-SHARE, BURST = 0.03, 2.0
+SHARE, BURST = 0.02, 2.0
 """Of one core, what looking may take in the long run, and seconds of it that may be taken at once. Where there are
-hundreds of pipelines or nodes they are looked at less often.
+hundreds of pipelines or nodes they are looked at less often, sooner where something has changed.
 """
 
 
@@ -128,6 +128,9 @@ class Replanner:
         self._allowance = Allowance(clock)
         self._turn: deque[str] = deque()
         """Ids of pipelines, those first that weren't looked at for longest."""
+        self._changed: dict[str, None] = {}
+        """Of those that something has changed for since they were looked at, the first ones first."""
+        self._changed_next = False
         self._around: Around | None = None
         """None: to be looked up."""
         self._troubles: dict[str, str] = {}
@@ -142,17 +145,22 @@ class Replanner:
             self._around = None
             with self._allowance.taken():
                 self._listen()
-            for id, wanted in self._in_turn():
-                try:
-                    await self._look(id, wanted)
-                    self._troubles.pop(id, None)
-                except NomadError as exc:
-                    self._trouble(id, str(exc), None)
-                except Exception as exc:  # noqa: BLE001 - advice on placement must not end what keeps pipelines at work
-                    self._trouble(id, f"{type(exc).__name__}: {exc}", exc)
-                if self._allowance.spent:
-                    break  # the others are first in the next round
-            await self._clock.sleep(max(ROUND, self._allowance.pause()))
+            if not self._allowance.pause():
+                await self._look_at_all()
+            await self._clock.sleep(ROUND)
+
+    async def _look_at_all(self) -> None:
+        """Or at some of them, as far as the allowance goes."""
+        for id, wanted in self._in_turn():
+            try:
+                await self._look(id, wanted)
+                self._troubles.pop(id, None)
+            except NomadError as exc:
+                self._trouble(id, str(exc), None)
+            except Exception as exc:  # noqa: BLE001 - advice on placement must not end what keeps pipelines at work
+                self._trouble(id, f"{type(exc).__name__}: {exc}", exc)
+            if self._allowance.spent:
+                return  # the others are first in the next round
 
     def problem(self, wanted: DesiredPipeline) -> Mapping[str, Any]:
         """A pipeline's placement problem as it is now, placed or not: what is counted on, and what the others take."""
@@ -208,8 +216,11 @@ class Replanner:
             log.warning("%s isn't replanned: %s", id, words, exc_info=exc)
 
     def _listen(self) -> None:
-        """Take in what was measured, and forget pipelines that were removed: others may have their names."""
-        self._judge.listen()
+        """Take in what was measured, and forget pipelines that were removed: others may have their names.
+
+        Those that are new are next, and those that something has changed for sooner than the others.
+        """
+        changes = self._judge.listen()
         for id, known in list(self._known.items()):
             if self._desired.pipelines.get(id) is not known:
                 del self._known[id]
@@ -217,16 +228,31 @@ class Replanner:
                 self._moving.discard(id)
                 self._troubles.pop(id, None)
                 self._judge.forget(id)
-        new = self._desired.pipelines.keys() - self._known.keys()
-        self._turn = deque(id for id in (*new, *self._turn) if id in self._desired.pipelines)
-        self._known.update(self._desired.pipelines)
+        there = self._desired.pipelines
+        self._turn = deque(
+            dict.fromkeys((*(there.keys() - self._known.keys()), *(id for id in self._turn if id in there)))
+        )
+        self._changed |= {id: None for id, wanted in there.items() if changes.concern(id, _nodes(wanted))}
+        self._known.update(there)
 
     def _in_turn(self) -> Iterator[tuple[str, DesiredPipeline]]:
-        """All pipelines once, beginning where the last round has ended."""
-        for id in list(self._turn):
-            self._turn.rotate(-1)
-            if (wanted := self._desired.pipelines.get(id)) is not None:
-                yield id, wanted
+        """All pipelines once, beginning where the last round has ended. Every second one, as long as there are such, is
+        one that something has changed for since it was its turn.
+        """
+        done: set[str] = set()
+        for _ in range(len(self._turn) + len(self._changed)):
+            self._changed_next = not self._changed_next
+            first = self._changed if self._changed_next and self._changed else self._turn
+            id = next(iter(first), "")
+            self._changed.pop(id, None)
+            wanted = self._desired.pipelines.get(id)
+            if id in self._turn:
+                self._turn.remove(id)
+            if wanted is not None:
+                self._turn.append(id)
+                if id not in done:
+                    done.add(id)
+                    yield id, wanted
 
     async def _look(self, id: str, wanted: DesiredPipeline) -> None:
         now = self._clock.now()
@@ -350,3 +376,7 @@ def _considered(look: Look) -> ConsideredView:
         queueing=look.decision.queueing,
         move=f"{order.operator} to {order.node}" if order is not None else None,
     )
+
+
+def _nodes(wanted: DesiredPipeline) -> Iterator[str]:
+    return (placed.node for placed in wanted.placement.values())

@@ -56,7 +56,7 @@ UNNOTED = frozenset({"service", "arrival", "queue_bytes", "busy", "cores_free", 
 """Kinds whose raw samples nobody reads: changes of these aren't looked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: see `Estimate`
 class OperatorEstimates:
     """One operator, wherever it runs."""
 
@@ -94,7 +94,7 @@ class OperatorEstimates:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LinkEstimates:
     """The way from one node to another."""
 

@@ -213,8 +213,9 @@ class Tracks:
         self._lately: dict[tuple[str, tuple[str, ...]], Track] = {}
         """Those that have changed since the time that was asked for last."""
 
-    def feed(self, samples: Iterable[tuple[str, tuple[str, ...], float, float]]) -> None:
-        """Take in (kind, key, value, time)."""
+    def feed(self, samples: Iterable[tuple[str, tuple[str, ...], float, float]]) -> set[tuple[str, tuple[str, ...]]]:
+        """Take in (kind, key, value, time); what has changed by that."""
+        changed = set()
         for kind, key, value, time in samples:
             floor = FLOORS.get(kind)
             if floor is None:
@@ -226,6 +227,8 @@ class Tracks:
             track.feed(value, time)
             if track.changed_at != before:
                 self._lately[kind, key] = track
+                changed.add((kind, key))
+        return changed
 
     def levels(self, now: float) -> Iterator[tuple[tuple[str, tuple[str, ...]], Level]]:
         """Of all."""

@@ -77,7 +77,12 @@ class Outlook:
         self._places = {id: number for number, id in enumerate(seats.ids)}
         self._memory_room = cluster.room[0, among]
         self._cpu_room = np.zeros(0) if contended else np.maximum(cluster.room[1, among], 0.0)
-        self._link_room = np.zeros(0) if contended else build.link_room(cluster.links)
+        link_room = np.zeros(1) if contended else build.link_room(cluster.links)
+        limited = np.flatnonzero(np.isfinite(link_room[:-1]))
+        self._link_room = link_room[limited]
+        self._column = np.full(len(link_room), len(limited))
+        """Of each link its place in `_link_room`; those without a limit, of which there may be thousands, share one."""
+        self._column[limited] = np.arange(len(limited))
         serial = {operator.id for operator in pipeline.operators if operator.serial}
         self._serial = np.array([name in serial for name in self._names])
         self._horizon = horizon
@@ -131,14 +136,17 @@ class Outlook:
 
     def _links_above(self, rows: Ints) -> Floats:
         work, ways = self._instance.work, self._instance.seats.routes.paths
-        columns = len(self._link_room)
-        flows = np.zeros((len(rows), columns))
+        limits = len(self._link_room)
+        if not limits:
+            return np.zeros(len(rows))
+        flows = np.zeros((len(rows), limits + 1))
         every = np.arange(len(rows))
         for source, target in work.edges:
             for hop in range(ways.shape[2]):
-                np.add.at(flows, (every, ways[rows[:, source], rows[:, target], hop]), work.flow[source])
+                flows[every, self._column[ways[rows[:, source], rows[:, target], hop]]] += work.flow[source]
+        flows = flows[:, :limits]
         use = np.where(flows > 0, flows / np.maximum(self._link_room, 1e-12), 0.0)
-        return np.asarray(_above(use[:, :-1]).sum(axis=1))
+        return np.asarray(_above(use).sum(axis=1))
 
     def _memory(self, rows: Ints) -> Floats:
         return self._sums(rows, self._instance.work.needs[0])

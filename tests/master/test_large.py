@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from nomad.master import show
+from nomad.master.judge import Judge, Scene
+from nomad.master.loop import Loop
+from nomad.master.moves import MoveLog
 from nomad.master.problem import MOST_NODES, Knowledge, Placed, build
-from nomad.master.replan import BURST, SHARE, Allowance
+from nomad.master.replan import BURST, SHARE, Allowance, Replanner
 from nomad.master.state import Desired, Observed
 from nomad.measure.book import Book
 from nomad.pipeline import Kind, OperatorSpec, PipelineSpec
 from nomad.runtime.base import NodeInfo
+from nomad.settings import Windows
 from tests.clock import VirtualClock
+from tests.master.worlds import wanted as wanted_pipeline
 
 NODES = [NodeInfo(id=f"n{number}", cores=4, memory_mb=4096.0, labels=frozenset({"edge"})) for number in range(300)]
 
@@ -78,3 +84,49 @@ def test_looking_at_pipelines_keeps_to_its_share() -> None:
     assert not allowance.pause()
     allowance.take(0.2)
     assert abs(allowance.pause() - 0.1 / SHARE) < 1e-9
+
+
+def step(book: Book, one: str, other: str) -> None:
+    """The latency between two nodes changes."""
+    for number in range(20):
+        book.link_sample(one, other, float(number), round_trip=0.01 if number < 15 else 0.1)
+
+
+def test_of_many_nodes_a_change_concerns_those_who_are_there() -> None:
+    book = Book()
+    judge = Judge(book, Windows())
+    step(book, "n3", "n4")
+    found = judge.listen()
+    assert found.concern("p", ["n7", "n4"])
+    assert not found.concern("p", ["n7", "n8"])
+    assert not judge.listen().nodes, "it is said once"
+    for nodes, concerned in ((NODES, {"n3"}), (NODES[:20], {"n3", "n5"})):
+        for node in ("n3", "n5"):
+            scene = Scene(spec(), {"source": "n0", "work": node, "sink": "n0"}, {}, tuple(nodes))
+            assert any(True for _ in judge._changed(scene, 20.0)) == (node in concerned)
+
+
+def test_pipelines_take_turns_and_where_something_changed_sooner() -> None:
+    book, desired = Book(), Desired(pipelines={f"p{number}": wanted_pipeline(f"p{number}") for number in range(10)})
+    replanner = Replanner(
+        Judge(book, Windows()), desired=desired, observed=Observed(), loop=cast(Loop, None), moves=cast(MoveLog, None),
+        heard=asyncio.Event(), clock=VirtualClock(),
+    )  # fmt: skip
+
+    def looked_at(count: int) -> list[str]:
+        replanner._listen()
+        return [id for (id, _), _ in zip(replanner._in_turn(), range(count), strict=False)]
+
+    every = looked_at(10)
+    assert sorted(every) == sorted(desired.pipelines)
+    assert looked_at(11) == every, "each once"
+    for number in range(20):
+        book.node_sample("cloud", float(number), speed=1.0)
+        for id in every[7:9]:
+            value = 0.01 if number < 15 else 0.1
+            book._note("work", (id, "square"), value, float(number))
+    order = looked_at(4)
+    assert set(every[7:9]) < set(order), "they are looked at sooner"
+    assert set(every[:2]) < set(order), "and keep nobody from their turn"
+    del desired.pipelines[every[9]]
+    assert set(looked_at(9)) == set(every[:9])
