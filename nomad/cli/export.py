@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--for", "other", metavar="URL", help="Sign its code for the master at URL, by what `nomad login` knows.")
 @with_cluster
 async def export(cluster: Cluster, out: Out, pipeline: str, namespace: str | None, other: str | None) -> None:
-    """Print PIPELINE and its code as objects of Kubernetes, for `kubectl apply -f -`.
+    """Print PIPELINE and its code as objects of Kubernetes, for `kubectl -n nomad apply -f -`.
 
     A master runs only what was signed with its own key. Say with --for where it is to be applied, unless that is the
     cluster it comes from. With --json it is one list, of the kind List.
