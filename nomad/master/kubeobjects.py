@@ -302,6 +302,14 @@ def owner(held: Held) -> Json:
     return {"apiVersion": API_VERSION, "kind": KIND, "name": held.name, "uid": held.uid}
 
 
+def body_of(kind: str, name: str, owner: Json | None = None) -> Json:
+    """An object of Nomad's that goes with its `owner`."""
+    metadata: Json = {"name": name, "labels": dict(LABELS)}
+    if owner is not None:
+        metadata["ownerReferences"] = [owner]
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
+
+
 def belongs(found: Json, held: Held) -> bool:
     """Whether it is of this Pipeline, and not of an earlier one of its name."""
     return any(owner["uid"] == held.uid for owner in found["metadata"].get("ownerReferences") or ())

@@ -1,4 +1,7 @@
-"""What is a master's own in its cluster: small facts and the last events, in one ConfigMap. A part of `kubestore`."""
+"""What is a master's own in its cluster: small facts and the last events in one ConfigMap, and its secrets in a Secret.
+
+A part of `kubestore`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from nomad.clock import Clock
 from nomad.errors import ApiConflict, ApiError, ApiExists, ApiNotFound, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
-from nomad.kubernetes.names import GROUP, META_CONFIGMAP
+from nomad.kubernetes.names import GROUP, MASTER_NAME, META_CONFIGMAP
 from nomad.master import kubepast, resource
+from nomad.master.kubeobjects import body_of
 from nomad.master.kubewrites import LOOP, USER, Writes, term_of
-from nomad.master.resource import LABELS, Json
+from nomad.master.resource import Json
 from nomad.master.views import EventView
 
 log = logging.getLogger(__name__)
@@ -33,7 +37,7 @@ _WRITER = f"{GROUP}/master"
 
 
 class MasterState:
-    """The ConfigMap. `run` writes events down, until cancelled; `close` the last ones."""
+    """Both. `run` writes events down, until cancelled; `close` the last ones."""
 
     def __init__(self, api: Api, namespace: str, writes: Writes, clock: Clock) -> None:
         self.events: list[EventView] = []
@@ -81,8 +85,8 @@ class MasterState:
         return str((self._found["metadata"].get("annotations") or {}).get(_WRITER, ""))
 
     async def _create(self, data: Json, patience: float) -> Json:
-        metadata = {"name": META_CONFIGMAP, "labels": dict(LABELS), "annotations": self._marks}
-        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": data}
+        body = body_of("ConfigMap", META_CONFIGMAP) | {"binaryData": data}
+        body["metadata"]["annotations"] = self._marks
         path = paths.configmaps(self._namespace)
         return await self._writes.patiently(lambda: self._api.create(path, body), patience)
 
@@ -147,8 +151,40 @@ class MasterState:
         text = base64.b64encode(value).decode()
         await self._write(lambda state: state["binaryData"].__setitem__(key, text), patience)
 
+    async def secret(self, name: str, make: Callable[[], str]) -> str:
+        """One of the master's, as text; made when it isn't there yet. Raises `StateError`."""
+        path = paths.secrets(self._namespace, MASTER_NAME)
+        while True:
+            try:
+                found = await self._writes.patiently(lambda: self._api.get(path), LOOP)
+            except ApiNotFound:
+                found = None
+            if text := ((found or {}).get("data") or {}).get(name):
+                return _as_text(text, name)
+            data = {name: base64.b64encode(make().encode()).decode()}
+            try:
+                if found is None:
+                    body = body_of("Secret", MASTER_NAME) | {"type": "Opaque", "data": data}
+                    await self._writes.patiently(
+                        lambda body=body: self._api.create(paths.secrets(self._namespace), body),  # type: ignore[misc]
+                        LOOP,
+                    )
+                else:
+                    patch = {"metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}, "data": data}
+                    await self._writes.patiently(lambda patch=patch: self._api.patch(path, patch), LOOP)  # type: ignore[misc]
+            except (ApiConflict, ApiNotFound):
+                continue  # somebody else was faster: read what is there now
+            return _as_text(data[name], name)
+
     def add(self, events: Sequence[EventView], keep: int) -> None:
         """Append, and drop all but the last `keep`."""
         self._keep = min(keep, kubepast.MOST_EVENTS)
         self.events = [*self.events, *events][-self._keep :]
         self._dirty.set()
+
+
+def _as_text(data: str, name: str) -> str:
+    try:
+        return base64.b64decode(data).decode("ascii").strip()
+    except ValueError as exc:
+        raise StateError(f"{name} in the Secret {MASTER_NAME} isn't text: delete it to have a new one made") from exc

@@ -1,11 +1,13 @@
 """The store of a master on Kubernetes: what it must not forget is in the cluster, in objects that people can look at.
 
     Pipeline x              spec: what is wanted. status: what was asked for, placements, moves under way, how it ended
-    Secret x-link           what the pods of x prove to each other; owned by the Pipeline, as the next is
-    ConfigMap x-history     past moves, counters, failures and last outputs of x, see `kubepast`
-    Secrets nomad-bundle-*  code, see `kubebundles`
-    Secret nomad-master     token, signing key, pod key
-    ConfigMap nomad-state   small facts and the last events, see `kubestate`
+                            (`kubeobjects`: how it is read and written; `kubechanges`: what changes when; `resource`:
+                            what it looks like)
+    Secret x-link           what the pods of x prove to each other; owned by the Pipeline, as the next is: `kubeowned`
+    ConfigMap x-history     past moves, counters, failures and last outputs of x: `kubepast`
+    Secrets nomad-bundle-*  code: `kubebundles`
+    Secret nomad-master     token, signing key, pod key: `kubestate`
+    ConfigMap nomad-state   small facts and the last events: `kubestate`
 
 Opened once this master leads. Masters count: opening leaves the next number on every Pipeline, and so a new resource
 version. A master that was superseded and doesn't know yet has the old one, so that its next write conflicts; it reads
@@ -17,27 +19,26 @@ written together. While the API doesn't answer, writes wait (see `kubewrites`); 
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import os
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Self
 
 from nomad.clock import Clock, SystemClock
-from nomad.control import PodStats
-from nomad.errors import ApiConflict, ApiError, ApiNotFound, InvalidRequestError, StateError
+from nomad.errors import ApiError, ApiNotFound, InvalidRequestError, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
-from nomad.kubernetes.names import FINALIZER, MASTER_NAME
-from nomad.master import kubepast, resource
+from nomad.master import kubechanges, resource
 from nomad.master.kubebundles import Bundles
-from nomad.master.kubeobjects import Change, Held, Pipelines, belongs, foreign, owner, same, taken
+from nomad.master.kubechanges import ordered, put
+from nomad.master.kubeobjects import Change, Held, Pipelines, owner, same, taken
+from nomad.master.kubeowned import Owned
 from nomad.master.kubepast import PastOperator
 from nomad.master.kubestate import EVENT_GAP, MasterState
 from nomad.master.kubewrites import ALWAYS, LOOP, USER, Writes, term_of
-from nomad.master.resource import LABELS, Json
+from nomad.master.resource import Json
 from nomad.master.state import DesiredPipeline, Goal, Outcome
 from nomad.master.store import StoredOperator, StoredPipeline
 from nomad.master.views import EventView, MoveView, PlacementView
@@ -52,8 +53,6 @@ SWEEP_AFTER = 60.0
 LOADS_AT_ONCE = 16
 """Pipelines that are read at the same time when a master begins."""
 
-LINK_KEY = "key"
-
 
 class KubernetesStore:
     """The store in one namespace. Made by `open`; used by the master that leads."""
@@ -65,6 +64,7 @@ class KubernetesStore:
         self._writes = Writes(identity, clock, lasts)
         self._bundles = Bundles(api, namespace, self._writes, clock)
         self._pipelines = Pipelines(api, namespace, self._writes)
+        self._owned = Owned(api, namespace, self._writes, self._pipelines)
         self._state = MasterState(api, namespace, self._writes, clock)
         self.adding: set[str] = set()
         """Ids of pipelines that are being taken on. For reading."""
@@ -166,13 +166,13 @@ class KubernetesStore:
         """Whether a master began to make it, and never came to the end of that. What has another master's mark and was
         made while this one leads is a copy, which a user has made.
         """
-        mark = _mark(held.found)
+        mark = kubechanges.mark(held.found)
         return not held.known and mark is not None and (held.early or mark == self._writes.writer)
 
     async def unmark(self, held: Held) -> None:
         """It isn't half-made any more, and neither is a copy of it that a user makes. Raises `StateError`."""
-        if _mark(held.found) is not None:
-            await self._pipelines.write(held, _unmark, USER)
+        if kubechanges.mark(held.found) is not None:
+            await self._pipelines.write(held, kubechanges.unmark, USER)
 
     async def discard(self, held: Held) -> None:
         """Have a Pipeline gone that no master looks after."""
@@ -186,28 +186,7 @@ class KubernetesStore:
 
     async def secret(self, name: str, make: Callable[[], str]) -> str:
         """A secret of the master's, as text; made when it isn't there yet."""
-        path = paths.secrets(self._namespace, MASTER_NAME)
-        while True:
-            try:
-                found = await self._writes.patiently(lambda: self._api.get(path), LOOP)
-            except ApiNotFound:
-                found = None
-            if text := ((found or {}).get("data") or {}).get(name):
-                return _text(text, name)
-            data = {name: base64.b64encode(make().encode()).decode()}
-            try:
-                if found is None:
-                    body = self._object("Secret", MASTER_NAME) | {"type": "Opaque", "data": data}
-                    await self._writes.patiently(
-                        lambda body=body: self._api.create(paths.secrets(self._namespace), body),  # type: ignore[misc]
-                        LOOP,
-                    )
-                else:
-                    patch = {"metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}, "data": data}
-                    await self._writes.patiently(lambda patch=patch: self._api.patch(path, patch), LOOP)  # type: ignore[misc]
-            except (ApiConflict, ApiNotFound):
-                continue  # somebody else was faster: read what is there now
-            return _text(data[name], name)
+        return await self._state.secret(name, make)
 
     async def meta(self) -> dict[str, bytes]:
         """The small facts by name."""
@@ -256,22 +235,11 @@ class KubernetesStore:
             self.adding.discard(wanted.spec.id)
 
     async def _accept(self, held: Held, wanted: DesiredPipeline, content: Json) -> None:
-        def complete(found: Json) -> None:
-            finalizers = found["metadata"].get("finalizers") or []
-            found["metadata"]["finalizers"] = list(dict.fromkeys([*finalizers, FINALIZER]))
-            found["spec"]["moves"] = wanted.moves
-            for key in ("pins", "profile"):
-                _set(found["spec"], key, content["spec"].get(key))
-
         def accept(status: Json) -> None:
-            status.clear()
-            status.update(resource.accepted(wanted))
-            status["observedGeneration"] = held.found["metadata"].get("generation", 0)
+            kubechanges.accept(status, wanted, held.found["metadata"].get("generation", 0))
 
-        await self._pipelines.write(held, complete, USER)
-        await self._write_link(held, wanted.link_key, USER)
-        if not await self._pipelines.clear(self._history_path(held), USER):
-            raise foreign("ConfigMap", self._history_path(held))
+        await self._pipelines.write(held, lambda found: kubechanges.complete(found, wanted, content), USER)
+        await self._owned.make(held, wanted.link_key, USER)
         await self._pipelines.write_status(held, accept, USER)
         if held.gone:
             raise StateError(f"pipeline {wanted.spec.id!r} was deleted while it was submitted")
@@ -292,27 +260,19 @@ class KubernetesStore:
     async def set_spec(self, spec: PipelineSpec) -> None:
         profile = resource.profile(spec)
         if held := self._taken_on(spec.id):
-            await self._pipelines.write(held, lambda found: _set(found["spec"], "profile", profile), USER)
+            await self._pipelines.write(held, lambda found: put(found["spec"], "profile", profile), USER)
 
     async def set_placing(self, pipeline: str, *, moves: bool, pins: dict[str, str]) -> None:
         """What Nomad may do with the pipeline's operators by itself."""
-
-        def change(found: Json) -> None:
-            found["spec"]["moves"] = moves
-            # What a user has asked for in the object meanwhile, and can't be yet, stays asked for.
-            asked, met = dict(found["spec"].get("pins") or {}), (found.get("status") or {}).get("pins") or {}
-            kept = {name: node for name, node in asked.items() if name in pins or met.get(name) != node}
-            _set(found["spec"], "pins", kept | {name: node for name, node in pins.items() if met.get(name) != node})
-
         if held := self._taken_on(pipeline):
             async with self._writes.turn(held.placing, USER) as left:
-                await self._pipelines.write(held, change, left)
-                await self._pipelines.write_status(held, lambda status: _set(status, "pins", dict(pins)), left)
+                await self._pipelines.write(held, lambda found: kubechanges.ask_placing(found, moves, pins), left)
+                await self._pipelines.write_status(held, lambda status: put(status, "pins", dict(pins)), left)
 
     async def set_placement(self, pipeline: str, placement: dict[str, PlacementView]) -> None:
         """Where the next pods go."""
         if held := self._taken_on(pipeline):
-            await self._pipelines.write_status(held, lambda status: _place(status, placement), LOOP)
+            await self._pipelines.write_status(held, lambda status: kubechanges.place(status, placement), LOOP)
 
     async def set_outcome(self, pipeline: str, outcome: Outcome, reason: str) -> None:
         change = {"outcome": str(outcome), "phase": str(outcome).capitalize(), "reason": reason}
@@ -323,8 +283,8 @@ class KubernetesStore:
         """Write or replace; without effect when the pipeline has been removed."""
         if held := self._taken_on(pipeline):
             # Only what of it has ended counts, so that either may be there without the other.
-            await self._keep_past(held, operator)
-            await self._pipelines.write_status(held, lambda status: _save_operator(status, operator), LOOP)
+            await self._owned.keep_operator(held, operator)
+            await self._pipelines.write_status(held, lambda status: kubechanges.save_operator(status, operator), LOOP)
 
     async def save_switch(
         self, pipeline: str, operator: StoredOperator, placement: dict[str, PlacementView], move: MoveView
@@ -332,12 +292,12 @@ class KubernetesStore:
         """A move's point of no return, all or nothing: another pod, on another node, is the present one."""
 
         def change(status: Json) -> None:
-            _place(status, placement)
-            _save_operator(status, operator)
-            _save_move(status, move)
+            kubechanges.place(status, placement)
+            kubechanges.save_operator(status, operator)
+            kubechanges.save_move(status, move)
 
         if held := self._taken_on(pipeline):
-            await self._keep_past(held, operator)
+            await self._owned.keep_operator(held, operator)
             await self._pipelines.write_status(held, change, LOOP)
 
     async def save_moves(self, moves: Sequence[MoveView], keep: int) -> None:
@@ -361,9 +321,7 @@ class KubernetesStore:
         await self._state.set("epoch_floor", str(epoch_floor).encode(), LOOP)
         if held := self._taken_on(pipeline):
             await self._pipelines.delete(held, LOOP)
-            for path in (self._history_path(held), self._link_path(held)):
-                if not await self._pipelines.clear(path, LOOP):
-                    log.warning("%s isn't Nomad's, and stays", path)
+            await self._owned.clear(held)
             await self._pipelines.release(held)
             self._unused.set()
 
@@ -385,120 +343,37 @@ class KubernetesStore:
         held = self.of(pipeline)
         return held if held is not None and held.known else None
 
-    # What belongs to a Pipeline
-
-    def _link_path(self, held: Held) -> str:
-        return paths.secrets(self._namespace, f"{held.name}-link")
-
-    def _history_path(self, held: Held) -> str:
-        return paths.configmaps(self._namespace, f"{held.name}-history")
+    # Inside
 
     async def _load(self, held: Held) -> StoredPipeline:
-        key = await self._read_link(held)
-        wanted = resource.desired(held.found, key)
-        try:
-            there = await self._writes.patiently(lambda: self._api.get(self._history_path(held)), LOOP)
-            if belongs(there, held):
-                held.written = dict(there.get("binaryData") or {})
-                moves, held.past = kubepast.unpack(held.written)
-                held.past_moves = {view.id: view for view in moves}
-        except ApiNotFound:
-            pass
-        except StateError as exc:
-            if not self._writes.is_about_one(exc):
-                raise
-            log.error("pipeline %s goes on without its past: %s", held.id, exc)
+        wanted = resource.desired(held.found, await self._owned.read_key(held))
+        await self._owned.read_past(held)
         operators = resource.stored_operators(held.found)
         for op in operators:
             past = held.past.get(op.name, PastOperator())
             op.totals, op.failure = past.totals, past.failure
         outcome, reason = resource.outcome(held.found)
-        return StoredPipeline(wanted, outcome, reason, operators, _ordered(held.moves.values()))
-
-    async def _read_link(self, held: Held) -> bytes:
-        try:
-            found = await self._writes.patiently(lambda: self._api.get(self._link_path(held)), LOOP)
-            if belongs(found, held) and (text := (found.get("data") or {}).get(LINK_KEY)):
-                return base64.b64decode(text)
-        except ApiNotFound:
-            pass
-        log.error("the link key of %s is gone: its pods have to be restarted to speak to new ones", held.id)
-        key = secrets.token_bytes(32)
-        try:
-            await self._write_link(held, key, LOOP)
-        except StateError as exc:
-            if not self._writes.is_about_one(exc):
-                raise
-            log.error("and the next master will have to make another one: %s", exc)
-        return key
-
-    async def _write_link(self, held: Held, key: bytes, patience: float) -> None:
-        body = self._object("Secret", f"{held.name}-link", held) | {
-            "type": "Opaque",
-            "data": {LINK_KEY: base64.b64encode(key).decode()},
-        }
-        await self._pipelines.replace(paths.secrets(self._namespace), body, patience)
-
-    async def _keep_past(self, held: Held, operator: StoredOperator) -> None:
-        past = PastOperator(operator.totals, operator.failure)
-        if held.past.get(operator.name, PastOperator(PodStats())) != past:
-            held.past, held.behind = held.past | {operator.name: past}, True
-        await self._write_history(held)
+        return StoredPipeline(wanted, outcome, reason, operators, ordered(held.moves.values()))
 
     async def _withdraw(self, held: Held, move: MoveView) -> None:
-        def change(status: Json) -> None:
-            _set(status, "openMoves", [entry for entry in status.get("openMoves") or () if entry["id"] != move.id])
-
         try:
-            await self._pipelines.undo(held, change)
+            await self._pipelines.undo(held, lambda status: kubechanges.withdraw_move(status, move.id))
         except (StateError, ApiError) as exc:
             log.warning("move %s of %s was refused, and may be made by the next master: %s", move.id, held.id, exc)
 
     async def _save_moves(self, held: Held, moves: list[MoveView], keep: int, patience: float) -> None:
         """First to where they stay, then away from where they were: a crash between leaves them in both."""
         deadline = self._clock.now() + patience
-        known = _ordered((held.moves | {view.id: view for view in moves}).values())
+        known = ordered((held.moves | {view.id: view for view in moves}).values())
         kept = {view.id for view in known[-keep:]} if keep else set()
         past = {view.id: view for view in known if view.state.final and view.id in kept}
-        if past != held.past_moves:
-            held.past_moves, held.behind = past, True
-        await self._write_history(held, patience)
-
-        def change(status: Json) -> None:
-            for view in moves:
-                _save_move(status, view)
-            status["openMoves"] = [entry for entry in status["openMoves"] if entry["id"] in kept - past.keys()]
-            status["moves"] = sum(view.state == "done" for view in past.values())
-            if not status["openMoves"]:
-                del status["openMoves"]
-
-        await self._pipelines.write_status(held, change, deadline - self._clock.now())
-
-    async def _write_history(self, held: Held, patience: float = LOOP) -> None:
-        """Without effect where all of the past is written down."""
-        async with self._writes.turn(held.history_lock, patience) as left:
-            if held.gone or not held.behind:
-                return
-            data, held.behind = kubepast.pack(_ordered(held.past_moves.values()), held.past), False
-            try:
-                await self._put_history(held, data, left)
-            except BaseException as exc:
-                # What is refused would be again, and the rest can be written down without it.
-                held.behind = not (isinstance(exc, StateError) and self._writes.is_about_one(exc))
-                raise
-
-    async def _put_history(self, held: Held, data: dict[str, str], patience: float) -> None:
-        if data == held.written:
-            return
-        if held.written is not None:
-            patch = {"binaryData": resource.merge_patch(held.written, data)}
-            with suppress(ApiNotFound):
-                await self._writes.patiently(lambda: self._api.patch(self._history_path(held), patch), patience)
-                held.written = data
-                return
-        body = self._object("ConfigMap", f"{held.name}-history", held) | {"binaryData": data}
-        await self._pipelines.replace(paths.configmaps(self._namespace), body, patience)
-        held.written = data
+        done = sum(view.state == "done" for view in past.values())
+        await self._owned.keep_moves(held, past, patience)
+        await self._pipelines.write_status(
+            held,
+            lambda status: kubechanges.save_moves(status, moves, kept - past.keys(), done),
+            deadline - self._clock.now(),
+        )
 
     async def _sweep(self) -> None:
         await self._clock.sleep(SWEEP_AFTER)
@@ -514,63 +389,3 @@ class KubernetesStore:
                 wait = SWEEP_AFTER
             await first(self._unused.wait(), self._clock.sleep(wait))
             await self._clock.sleep(SWEEP_AFTER)
-
-    def _object(self, kind: str, name: str, of: Held | None = None) -> Json:
-        metadata: Json = {"name": name, "labels": dict(LABELS)}
-        if of is not None:
-            metadata["ownerReferences"] = [owner(of)]
-        return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
-
-
-def _mark(found: Json) -> str | None:
-    """The master that made it, unless all of that is done."""
-    text = (found["metadata"].get("annotations") or {}).get(resource.SUBMITTED_ANNOTATION)
-    return None if text is None else str(text)
-
-
-def _unmark(found: Json) -> None:
-    annotations = found["metadata"].get("annotations") or {}
-    annotations.pop(resource.SUBMITTED_ANNOTATION, None)
-
-
-def _ordered(moves: Any) -> list[MoveView]:
-    return sorted(moves, key=lambda view: (view.asked, view.id))
-
-
-def _set(content: Json, key: str, value: Any) -> None:
-    """What is empty isn't there."""
-    if value:
-        content[key] = value
-    else:
-        content.pop(key, None)
-
-
-def _place(status: Json, placement: dict[str, PlacementView]) -> None:
-    status["placement"] = resource.placement(placement)
-    for entry in status.get("operators") or ():
-        if entry["name"] in placement:
-            entry["node"] = placement[entry["name"]].node
-
-
-def _save_operator(status: Json, operator: StoredOperator) -> None:
-    node = ((status.get("placement") or {}).get(operator.name) or {}).get("node", "")
-    entry = resource.stored_operator(operator, node)
-    entries = status.setdefault("operators", [])
-    for index, other in enumerate(entries):
-        if other["name"] == operator.name:
-            entries[index] = entry
-            return
-    entries.append(entry)
-
-
-def _save_move(status: Json, move: MoveView) -> None:
-    entries = status.setdefault("openMoves", [])
-    entries[:] = [entry for entry in entries if entry["id"] != move.id] + [resource.move(move)]
-    entries.sort(key=lambda entry: (entry["asked"], entry["id"]))
-
-
-def _text(data: str, name: str) -> str:
-    try:
-        return base64.b64decode(data).decode("ascii").strip()
-    except ValueError as exc:
-        raise StateError(f"{name} in the Secret {MASTER_NAME} isn't text: delete it to have a new one made") from exc

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nomad.master.kubestore import KubernetesStore
+from tests.clock import VirtualClock
+from tests.master.fakeapi import FakeApi
+from tests.master.kubestores import opened
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    return FakeApi()
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+async def store(api: FakeApi, clock: VirtualClock) -> AsyncIterator[KubernetesStore]:
+    async with opened(api, clock, "master-a") as made:
+        yield made
