@@ -71,8 +71,11 @@ if exists crd pipelines.nomad.dev; then
 fi
 
 if exists namespace "$NAMESPACE" && ours_is_namespace; then
-    others=$(found all,secrets,configmaps,persistentvolumeclaims,serviceaccounts --namespace "$NAMESPACE" \
-        --selector 'app.kubernetes.io/name!=nomad') || exit 1
+    # All kinds of things that somebody can have made there; events come by themselves.
+    kinds=$(kube api-resources --namespaced --verbs=list,delete --output name) ||
+        fail "the cluster doesn't say what there can be in a namespace"
+    kinds=$(echo "$kinds" | grep -v -e '^events' -e '^pipelines.nomad.dev$' | paste -s -d , -)
+    others=$(found "$kinds" --namespace "$NAMESPACE" --selector 'app.kubernetes.io/name!=nomad') || exit 1
     others=$(echo "$others" | grep -v -e '^configmap/kube-root-ca.crt$' -e '^serviceaccount/default$' || true)
     if [ -z "$others" ]; then
         say "The namespace $NAMESPACE"

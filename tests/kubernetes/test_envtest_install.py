@@ -329,6 +329,20 @@ def test_what_is_not_nomads_stays(envtest: Envtest, scripts: Scripts) -> None:
     assert nomads(envtest, namespaced=True) == set()
 
 
+def test_a_namespace_stays_for_whatever_somebody_else_has_there(envtest: Envtest, scripts: Scripts) -> None:
+    scripts.run("init.sh", NAMESPACE="shared")
+    envtest.kubectl("create", "rolebinding", "ada", "--clusterrole=view", "--user=ada", "-n", "shared")
+    envtest.kubectl("create", "quota", "small", "--hard=pods=100", "-n", "shared")
+    told = scripts.run("cleanup.sh", NAMESPACE="shared")
+    assert "The namespace shared stays" in told
+    assert "rolebinding.rbac.authorization.k8s.io/ada" in told
+    assert "resourcequota/small" in told
+    assert envtest.get("rolebinding", "ada", "-n", "shared")
+    for kind, name in (("rolebinding", "ada"), ("quota", "small")):
+        envtest.kubectl("delete", kind, name, "-n", "shared")
+    assert "stays" not in scripts.run("cleanup.sh", NAMESPACE="shared")
+
+
 def test_what_is_called_as_nomads_stays(envtest: Envtest, scripts: Scripts) -> None:
     """Rights of somebody else, whose name a mistyped NAMESPACE gives."""
     for name in ("typo-nodes", "typo-token-review", "typo-token-reviews"):
@@ -368,7 +382,7 @@ def test_what_the_cluster_does_not_say_is_not_taken_for_an_answer(
         assert f"{script}: the cluster doesn't say" in told, told
         assert envtest.get("crd", "pipelines.nomad.dev")
     envtest.kubectl("create", "secret", "generic", "camera", "--from-literal=password=x", "-n", "second")
-    for silent in ("get namespace --selector", "get all,"):
+    for silent in ("get namespace --selector", "api-resources", "name!=nomad"):
         scripts.run("cleanup.sh", code=1, NAMESPACE="second", SILENT=silent, PATH=path)
         assert envtest.get("secret", "camera", "-n", "second")
 
