@@ -23,6 +23,7 @@ import aiohttp
 import yaml
 
 import nomad
+from nomad.clock import SystemClock
 from nomad.errors import ApiNotFound
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api
@@ -61,7 +62,7 @@ class Host(Kubelet):
 
     def __init__(self, api: Api, namespace: str, folder: Path) -> None:
         super().__init__(api, namespace)
-        self.pods = Pods()
+        self.pods = Pods(SystemClock())
         self._folder = folder
         self._running = Tasks()
         self._by_name: dict[str, asyncio.Task[None]] = {}

@@ -14,8 +14,7 @@ class Proxy:
     """Carries bytes to `target` (a URL). `async with`; `url` is where clients go."""
 
     def __init__(self, target: str) -> None:
-        parts = urlsplit(target)
-        self._target = (parts.hostname, parts.port)
+        self.turn(target)
         self._pipes: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
         self.refusing = False
@@ -25,6 +24,11 @@ class Proxy:
         self.connections = 0
         """How many were made so far."""
         self.url = ""
+
+    def turn(self, target: str) -> None:
+        """Carry the bytes of new connections elsewhere; the others stay."""
+        parts = urlsplit(target)
+        self._target = (parts.hostname, parts.port)
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)

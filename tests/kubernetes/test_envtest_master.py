@@ -16,6 +16,7 @@ import pytest
 import nomad
 from nomad.kubernetes import names, paths
 from nomad.master.views import PipelineView
+from nomad.settings import Heartbeats, Reconcile
 from tests.kubernetes.cluster.envtest import Envtest, Request
 from tests.kubernetes.masters import Host, World, container, init_objects, world
 from tests.kubernetes.proxy import Proxy
@@ -151,6 +152,35 @@ async def test_one_that_is_lost_with_its_node_is_followed_in_ten_seconds(there: 
         asked = here.env.requests(since, f"system:serviceaccount:{here.namespace}:nomad-master")
         assert not [request for request in asked if request.verb not in ("get", "list", "watch")], asked
         assert second.process.returncode is None
+
+
+async def test_pods_of_a_leader_that_hangs_come_to_the_next_one(there: tuple[World, Host]) -> None:
+    """Its machine answers for it, and their connections stand: they miss its words, and none is started anew."""
+    here, host = there
+    ports = free_port(), free_port()
+    async with Proxy(f"tls://127.0.0.1:{ports[0]}") as service:
+        here.control = service.url.replace("https", "tls")
+        first = await here.start("master-a", "--control-listen", f"tls://127.0.0.1:{ports[0]}")
+        async with await here.leads(first) as cluster:
+            before = [op.pod for op in (await submit(here, cluster)).operators]
+        second = await here.start("master-b", "--control-listen", f"tls://127.0.0.1:{ports[1]}")
+        async with asyncio.timeout(30):
+            while await listed(here) != ["master-b"]:
+                await asyncio.sleep(0.1)
+        there_before = service.connections
+        await asyncio.sleep(2 * Heartbeats().word)  # all have heard a word
+        assert service.connections == there_before
+        first.process.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        await here.until(lambda: second.leads)
+        led = time.monotonic()
+        service.turn(f"tls://127.0.0.1:{ports[1]}")  # as the Service does
+        async with await here.leads(second) as cluster:
+            while time.monotonic() < led + Reconcile().adopt_grace + 2.0:
+                view = await (await cluster.pipeline("p")).status()
+                assert [op.restarts for op in view.operators] == [0, 0, 0], f"{led - stopped:.1f} s to the next leader"
+                await asyncio.sleep(0.5)
+            assert (view.phase, [op.pod for op in view.operators]) == ("running", before)
 
 
 async def test_its_rights_are_those_that_it_uses(there: tuple[World, Host]) -> None:

@@ -11,17 +11,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nomad import bundle, control, pipeline
+from nomad import bundle, control, pipeline, reach
+from nomad.clock import Clock
 from nomad.control import Assignment, LinkPeer, LinkStatus, PodStats
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, TransportError
 from nomad.master.app import Master
 from nomad.master.views import OperatorView, PipelineView
+from nomad.reach import Silence
 from nomad.runtime.base import NodeInfo, PodSpec
 from nomad.runtime.fake import FakeRuntime
 from nomad.settings import Settings
+from nomad.tasks import alongside
 from nomad.topology import Topology
-from nomad.transport import registry
 from nomad.transport.base import Connection
 from tests.clock import VirtualClock
 
@@ -133,20 +135,32 @@ class Pod:
         self._dial.set()
 
     async def _talk(self) -> None:
+        silence = Silence(self._pods.clock)
+        async with alongside(silence.watch()):
+            await self._keep_talking(silence)
+
+    async def _keep_talking(self, silence: Silence) -> None:
         while True:
             await self._dial.wait()
             try:
-                conn = await registry.connect(self.spec.control)
+                conn = await reach.dial(self.spec.control, reach.PATIENCE_LEAST)
                 hello = {"epoch": self.spec.epoch, "pid": 4711, "assigned": self.assignment is not None}
                 await shake_dialer(conn, self.spec.key, self.spec.id, hello)
                 self._conn = conn
+                silence.begin(conn)
                 self.status = None
                 if self.ready_sent:
                     self.become_ready()
                     self.look()
                 while True:
-                    for frame in await conn.recv():
-                        self._hear(control.unpack(bytes(frame[0])))
+                    frames = await conn.recv()
+                    silence.heard()
+                    for frame in frames:
+                        message = control.unpack(bytes(frame[0]))
+                        if message["type"] == "word":
+                            silence.word(message)
+                        else:
+                            self._hear(message)
             except (TransportError, DeliveryError):
                 await asyncio.sleep(0.001)
 
@@ -175,7 +189,9 @@ class Pod:
 class Pods:
     """All pods of a fake runtime, and how they behave."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        """`clock`: by which they miss a master that hangs; without, they don't."""
+        self.clock = clock or VirtualClock()
         self.all: dict[str, Pod] = {}
         self.become_ready = True
         self.obey = True
