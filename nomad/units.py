@@ -41,6 +41,13 @@ def bytes_per_second(value: object) -> float:
     return _parse(value, _BYTES_PER_SECOND, "a number of bytes per second, or like 100Mbit or 12MB/s")
 
 
+def milliseconds(seconds: float) -> str:
+    """Seconds as reasons and messages show them: `24.46 ms`, and from ten seconds on `32.86 s`."""
+    if seconds < 9.9995:
+        return f"{seconds * 1e3:.4g} ms"
+    return f"{seconds:.4g} s" if seconds < 9999.5 else f"{seconds:.0f} s"
+
+
 def _parse(value: object, units: dict[str, float], wanted: str) -> float:
     problem = f"{value!r} must be {wanted}"
     if isinstance(value, (int, float)) and not isinstance(value, bool):

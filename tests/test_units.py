@@ -48,3 +48,18 @@ def test_any_text_is_a_finite_number_or_a_value_error(text: str) -> None:
     except ValueError:
         return
     assert math.isfinite(value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 ms"),
+        (0.00005, "0.05 ms"),
+        (1.38912, "1389 ms"),
+        (9.9999, "10 s"),
+        (32.8571, "32.86 s"),
+        (12345.6, "12346 s"),
+    ],
+)
+def test_seconds_are_shown_without_exponents(seconds: float, shown: str) -> None:
+    assert units.milliseconds(seconds) == shown

@@ -173,7 +173,7 @@ def duration(seconds: float | None) -> str:
     for unit, factor in (("µs", 1e6), ("ms", 1e3)):
         if seconds * factor < 1000:
             return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds:.3g} s"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:.0f} s"
 
 
 def rate(bytes_per_second: float | None) -> str:

@@ -55,6 +55,7 @@ from nomad.runtime.base import Emulated, Runtime
 from nomad.scheduler.sustain import describe_at_most
 from nomad.settings import Settings
 from nomad.topology import Topology
+from nomad.units import milliseconds
 
 T = TypeVar("T")
 
@@ -340,9 +341,8 @@ class Master:
             await parts.store.add_pipeline(wanted, data)
             parts.desired.pipelines[spec.id] = wanted
             declare_profile(parts.book, spec, parts.clock.now())
-        text = (
-            f"{spec.id} was submitted, with {len(spec.operators)} operators; predicted: {placed.latency * 1e3:.4g} ms"
-        )
+        predicted = milliseconds(placed.latency)
+        text = f"{spec.id} was submitted, with {len(spec.operators)} operators; predicted: {predicted}"
         self._caused(spec.id, "pipeline.submitted", text, latency=placed.latency, placement=placed.nodes)
         for warning in warnings:
             parts.events.add("pipeline.warning", warning, pipeline=spec.id)

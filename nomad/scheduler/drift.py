@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nomad.scheduler import needs_libraries
+from nomad.units import milliseconds
 
 if TYPE_CHECKING:
     from nomad.scheduler.moves import Step, Worth
@@ -214,19 +215,25 @@ def decide(situation: Situation, history: History, now: float, settings: Setting
     if chosen is None:
         return stay("there is no other node for any operator")
     if not chosen.gain > 0:
-        return stay(f"no move leads to less than the {_ms(present.total)} of now")
+        return stay(f"no move leads to less than the {milliseconds(present.total)} of now")
     offer = chosen.words
     if not math.isinf(present.total):
         least = max(settings.absolute, settings.relative * present.total)
         if chosen.gain - chosen.margin < least:
-            unsure = f" and may be off by {_ms(chosen.margin)}" if chosen.margin > 0 else ""
-            return stay(f"{offer} would gain {_ms(chosen.gain)}{unsure}; it must gain {_ms(least)}")
+            unsure = f" and may be off by {milliseconds(chosen.margin)}" if chosen.margin > 0 else ""
+            return stay(f"{offer} would gain {milliseconds(chosen.gain)}{unsure}; it must gain {milliseconds(least)}")
         if chosen.value <= 0:
-            return stay(f"{offer} would gain {_ms(chosen.gain)}, less over {settings.horizon:g} s than it costs")
+            return stay(
+                f"{offer} would gain {milliseconds(chosen.gain)}, less over {settings.horizon:g} s than it costs"
+            )
     if (waits := _wait(situation, history, now, settings, chosen)) > 0:
-        return stay(f"{offer} would gain {_ms(chosen.gain)}; the last move was just now, next in {waits:.0f} s")
+        return stay(
+            f"{offer} would gain {milliseconds(chosen.gain)}; the last move was just now, next in {waits:.0f} s"
+        )
     if history.left(now, settings) <= 0:
-        return stay(f"{offer} would gain {_ms(chosen.gain)}; {settings.budget} moves per hour were made already")
+        return stay(
+            f"{offer} would gain {milliseconds(chosen.gain)}; {settings.budget} moves per hour were made already"
+        )
     before = None if math.isinf(present.total) else present.total
     order = Order(chosen.first.operator, chosen.first.node, _reason(situation, present, chosen), before, chosen.after,
                   chosen.target)  # fmt: skip
@@ -308,9 +315,9 @@ def _wait(situation: Situation, history: History, now: float, settings: Settings
 
 def _reason(situation: Situation, present: Worth, way: _Way) -> str:
     if math.isinf(present.total):
-        text = f"as it is there is no way, then it takes {_ms(way.after)}"
+        text = f"as it is there is no way, then it takes {milliseconds(way.after)}"
     else:
-        text = f"{_ms(present.total)} per message become {_ms(way.after)}"
+        text = f"{milliseconds(present.total)} per message become {milliseconds(way.after)}"
     if len(way.steps) > 1:
         text += " once " + ", ".join(f"{step.operator} is on {step.node}" for step in way.steps[1:])
     behind = [f"{name} can't keep up" + _credits(full) for name, full in sorted(situation.overloaded.items())]
@@ -320,7 +327,3 @@ def _reason(situation: Situation, present: Worth, way: _Way) -> str:
 
 def _credits(full: float) -> str:
     return f" (its queue is full in {full:.0f} s)" if math.isfinite(full) else ""
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.4g} ms"

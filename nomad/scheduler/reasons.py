@@ -12,6 +12,7 @@ from nomad.scheduler.instance import Instance
 from nomad.scheduler.joint import merged
 from nomad.scheduler.search import Answer
 from nomad.scheduler.verdict import Case
+from nomad.units import milliseconds
 
 ALTERNATIVES = 5000
 """Moves of one operator that are looked at; of more, the most promising."""
@@ -123,13 +124,13 @@ def _lost(
     if first[3]:
         why = f"moved alone to {there} it would break {_broken(instance, chosen, op, first[2])}"
     elif first[0] > latency * (1 + 1e-9):
-        why = f"on {there} the latency would be {_ms(first[0])}, {_ms(first[0] - latency)} more"
+        why = f"on {there} the latency would be {milliseconds(first[0])}, {milliseconds(first[0] - latency)} more"
     else:
-        why = f"on {there} the latency would be no less ({_ms(first[0])}); ties go by finish, then by name"
-    text = f"{_ms(latency)} with it on {here}; {why}"
+        why = f"on {there} the latency would be no less ({milliseconds(first[0])}); ties go by finish, then by name"
+    text = f"{milliseconds(latency)} with it on {here}; {why}"
     if full is not None and full is not first:
         there_full = ids[full[2]]
-        text += f"; {there_full} would be {_ms(latency - full[0])} faster, but that breaks " + _broken(
+        text += f"; {there_full} would be {milliseconds(latency - full[0])} faster, but that breaks " + _broken(
             instance, chosen, op, full[2]
         )
     return {"node": there, "latency": first[0], "finish": first[1], "why": why}, text
@@ -146,7 +147,3 @@ def _broken(instance: Instance, chosen: Ints, op: int, node: int) -> str:
             unit = f"{over:.3g} MiB" if resource == 0 else f"{over:.3g} reference-seconds per second"
             return f"its {names[resource]} by {unit}"
     return "the bandwidth of a link on the way"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.4g} ms"

@@ -446,6 +446,7 @@ def test_ctrl_c_ends_what_follows_quietly(test_pipeline: Nomad) -> None:
         (common.duration(0.0), "0"),
         (common.duration(1.5e-6), "1.5 µs"),
         (common.duration(0.08), "80 ms"),
+        (common.duration(1234.5), "1234 s"),
         (common.duration(12.34), "12.3 s"),
         (common.size(None), "-"),
         (common.size(12), "12 B"),
