@@ -106,11 +106,17 @@ class Starter:
         try:
             await self._api.create(paths.claims(self._namespace), claim)
         except ApiExists:
-            there = await self._api.get(paths.claims(self._namespace, name))
-            if not labels.items() <= (there["metadata"].get("labels") or {}).items():
+            metadata = (await self._api.get(paths.claims(self._namespace, name)))["metadata"]
+            if not labels.items() <= (metadata.get("labels") or {}).items():
                 raise ApiConflict(
                     f"the PersistentVolumeClaim {name} isn't Nomad's, and the operator's folder would be called the "
                     "same: call the pipeline or the operator otherwise"
+                ) from None
+            owners = {found["uid"] for found in metadata.get("ownerReferences") or ()}
+            if "deletionTimestamp" in metadata or (owner is not None and owners and owner["uid"] not in owners):
+                # What is noted there is of messages that this one hasn't had; it goes by itself.
+                raise ApiUnavailable(
+                    f"the PersistentVolumeClaim {name} of an earlier pipeline of that name isn't gone yet"
                 ) from None
 
     async def forget(self, pipeline: str, selector: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from nomad.errors import ApiExists, ApiInvalid, ApiUnavailable, PodStartError, StateError
 from nomad.kubernetes import names
-from nomad.runtime import kubernetes, kubestart
+from nomad.runtime import kubernetes, kubestart, manifests
 from nomad.runtime.base import PodSpec
+from nomad.settings import Kubernetes
 from tests.clock import VirtualClock, settle
 from tests.runtime.cluster import CLAIMS, NODES, PODS, SECRETS, Cluster, Json, node, running
 
@@ -156,6 +157,32 @@ async def test_a_folder_of_somebody_elses_is_not_given_to_an_operator(cluster: C
         with pytest.raises(PodStartError, match="the PersistentVolumeClaim p-a isn't Nomad's"):
             await runtime.start(spec(3))
         assert f"{PODS}/p-a-e3" not in cluster.objects
+
+
+@pytest.mark.parametrize("left", ["it is being deleted", "its pipeline is gone"])
+async def test_the_folder_of_an_earlier_pipeline_of_that_name_is_waited_out(
+    cluster: Cluster, clock: VirtualClock, left: str
+) -> None:
+    """What an operator notes there is of messages that the new pipeline hasn't had."""
+    owner = {"apiVersion": "nomad.dev/v1alpha1", "kind": "Pipeline", "name": "p", "uid": "new"}
+    async with running(cluster, clock, warm=0, storage_class="shared") as runtime:
+        runtime.owner = lambda pipeline: owner
+        claim = manifests.work_claim(spec(), Kubernetes(storage_class="shared"), owner)
+        if left == "it is being deleted":
+            claim["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        else:
+            claim["metadata"]["ownerReferences"] = [{**owner, "uid": "old"}]
+        cluster.put(CLAIMS, claim)
+        start = asyncio.create_task(runtime.start(spec()))
+        await settle()
+        await clock.advance(5)
+        assert f"POST {PODS}" not in cluster.asked
+        cluster.remove(CLAIMS, claim["metadata"]["name"])
+        await clock.advance(kubestart.RETRY)
+        await start
+        made = cluster.objects[f"{CLAIMS}/{claim['metadata']['name']}"]
+        assert made["metadata"]["ownerReferences"] == [owner]
+        assert f"{PODS}/p-a-e1" in cluster.objects
 
 
 def waiting(cluster: Cluster) -> list[str]:
