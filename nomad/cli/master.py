@@ -281,6 +281,9 @@ def master(
         raise click.UsageError("--renew-seconds must be more than a second less than --lease-seconds")
     if warm and not images:
         raise click.UsageError("pods that wait need an image: --images 3.11=IMAGE, or --warm 0")
+    if warm and warm_python and warm_python not in dict(images):
+        there = ", ".join(version for version, _ in images)
+        raise click.UsageError(f"--warm-python {warm_python} has no image; --images names those for {there}")
     if token_review and not (allow_user or allow_group):
         raise click.UsageError("--token-review lets nobody in without --allow-user or --allow-group")
     from nomad.actor.threads import new_loop

@@ -39,6 +39,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
         ([], "--images 3.11=IMAGE"),
         (["--images", "newest=image"], "isn't like 3.11="),
         (["--warm", "0", "--renew-seconds", "12.5"], "more than a second less"),
+        (["--images", "3.11=operator:1", "--warm-python", "3.12"], "names those for 3.11"),
         (["--warm", "0", "--token-review"], "--allow-user"),
         (["--warm", "0", "--toleration", "everything"], "no JSON object"),
         (["--warm", "0", "--transport", "unix"], "'tls', 'tcp'"),
