@@ -1,196 +1,54 @@
 """The REST interface: every endpoint, over the `Master` facade and nothing else.
 
-`application(master)` is what `nomad up` serves and what tests drive. Handlers are plain: their types
-are the contract (see `http.routing`), their docstrings the summaries in /openapi.json, what they raise
-becomes a problem document. State changes by POST, PUT, PATCH and DELETE only. Everything needs
-the token but the two health checks.
+Handlers are plain: their types (`forms`, `views`) are the contract (see `http.routing`), their docstrings the summaries
+in /openapi.json, what they raise becomes a problem document. State changes by POST, PUT, PATCH and DELETE only.
+`webapp` serves them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
-from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, with_config
-from pydantic.types import JsonValue
+from pydantic import Field
 
-from nomad import __version__, scheduler
+from nomad import scheduler
 from nomad.delivery import codec
 from nomad.errors import InvalidRequestError, NotFoundError, RequestError
 from nomad.master import views
 from nomad.master.app import Master
-from nomad.master.http import guard, problems, sse
+from nomad.master.forms import (
+    Chosen,
+    Dropped,
+    EventId,
+    Health,
+    LinkChange,
+    MessageId,
+    MoveForm,
+    NodeChange,
+    Operator,
+    OutputView,
+    Pin,
+    PipelineChange,
+    PipelineId,
+    PipelinePlan,
+    PlanView,
+    ProfileEntry,
+    Rerun,
+    SetAsideMessage,
+    ValueView,
+)
+from nomad.master.http import sse
 from nomad.master.http.routing import Routes
-from nomad.pipeline import PIPELINE_ID, check_id
 from nomad.scheduler.problem import ProblemForm
 
 PREFIX = "/api/v1"
 BUNDLE = "application/vnd.nomad.bundle"
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-MAX_BODY = 64 << 20
-"""Bytes."""
 
 api = Routes(PREFIX)
 health = Routes()
-
-# Bounds that no real link or node comes near; they keep a slip of the hand from stopping a pipeline for a year.
-Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
-BytesPerSecond = Annotated[float, Field(ge=1, le=1e15, allow_inf_nan=False)]
-Speed = Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
-EventId = Annotated[int, Field(ge=0, le=2**53)]
-PipelineId = Annotated[str, AfterValidator(check_id), Field(json_schema_extra={"pattern": f"^{PIPELINE_ID.pattern}$"})]
-MessageId = Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
-Operator = Annotated[str, Field(description="Name of the operator.")]
-Pin = Annotated[str, Field(pattern=r"^[^=]+=.+$", description="OPERATOR=NODE")]
-
-
-class _Input(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class NodeChange(_Input):
-    """What of a node can be changed."""
-
-    speed: Speed
-    """Reference-seconds of work per second and core; below 1 the node is emulated as slower."""
-
-
-class LinkChange(_Input):
-    """What of a link can be changed; what isn't named stays as it is."""
-
-    latency: Seconds | None = None
-    """Seconds, one way."""
-    jitter: Seconds | None = None
-    """Seconds, uniform around the latency, and not more than it."""
-    bandwidth: BytesPerSecond | Literal["unlimited"] | None = None
-    """Bytes per second."""
-    loss: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Probability that a frame is lost and sent again."""
-
-
-class PipelineChange(_Input):
-    """What of a pipeline can be changed; what isn't named stays as it is."""
-
-    moves: bool | None = None
-    """Whether Nomad moves its operators by itself when that pays."""
-    pins: dict[str, Annotated[str, Field(min_length=1)] | None] | None = None
-    """Operator to the node that it is bound to, which must be the one that it is on; null unbinds it."""
-
-
-class MoveForm(_Input):
-    """Which operator is to move, and where to; without a node a new instance takes its place where it is."""
-
-    operator: Annotated[str, Field(min_length=1)]
-    """Its name."""
-    node: Annotated[str, Field(min_length=1)] | None = None
-
-
-class ProfileEntry(_Input):
-    """What is expected of one operator."""
-
-    cloud_execution_time: Amount | None = None
-    """Seconds per message on a node of speed 1."""
-    output_msg_size: Amount | None = None
-    """Bytes per message sent on."""
-
-
-class Chosen(_Input):
-    """Which set-aside messages; without ids, all of them."""
-
-    ids: list[MessageId] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """The master answers."""
-
-    status: Literal["ok"] = "ok"
-
-
-@dataclass(frozen=True, slots=True)
-class ValueView:
-    """A message, to look at and to decode."""
-
-    value: JsonValue
-    """As JSON can show it: arrays are described ($ndarray), bytes are $bytes, pickles only $pickle (their size)."""
-    data: str
-    """The message as the codec encoded it, in base64."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputView:
-    """One live output."""
-
-    value: JsonValue
-    """As JSON can show it."""
-    data: str
-    """The message as the codec encoded it, in base64."""
-    skipped: int
-    """How many outputs before this one were left out because the reader was slow."""
-
-
-@dataclass(frozen=True, slots=True)
-class SetAsideMessage:
-    """A message whose function raised."""
-
-    id: str
-    time: float
-    """Seconds since the epoch."""
-    error: dict[str, str]
-    """type, message, traceback."""
-    attempts: int
-    value: JsonValue
-    """As JSON can show it."""
-    data: str
-    """The message as the codec encoded it, in base64."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rerun:
-    """What became of messages that were run again."""
-
-    ran: int
-    failed: int
-    """Of those, how many raised again; they stay set aside."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """How many messages are gone."""
-
-    dropped: int
-
-
-@dataclass(frozen=True, slots=True)
-class PipelinePlan:
-    """What becomes of one of several pipelines."""
-
-    placement: dict[str, str]
-    """Operator to node."""
-    latency: float
-    """Seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanView:
-    """The answer to a placement problem."""
-
-    feasible: bool
-    placement: dict[str, str]
-    """Operator to node; empty if there is no placement."""
-    latency: float | None
-    """Seconds, predicted: the latest finish; of several pipelines, the sum."""
-    reasons: dict[str, JsonValue]
-    """By operator: its terms, the runner-up and why that lost; or the constraint that can't be met."""
-    proven: bool
-    """Nothing is better; or it is certain that there is no placement."""
-    pipelines: dict[str, PipelinePlan] | None = None
-    """By pipeline, where the problem has several."""
 
 
 # -- nodes and links
@@ -531,70 +389,6 @@ def get_readiness(master: Master) -> Health:
 def get_metrics(master: Master) -> bytes:
     """All metrics, for Prometheus."""
     return master.metrics()
-
-
-def application(
-    master: Master,
-    *,
-    token: str,
-    hosts: Collection[str] | None = None,
-    max_body: int = MAX_BODY,
-    other_tokens: Callable[[str], Awaitable[bool]] | None = None,
-) -> web.Application:
-    """The aiohttp application. `hosts`: names that the Host header may have; None allows any. `other_tokens`: whether a
-    token that isn't the master's will do, too.
-    """
-    middlewares = [problems.middleware, guard.require_token(token, open_paths=OPEN_PATHS, also=other_tokens)]
-    if hosts is not None:
-        middlewares.insert(1, guard.require_host(hosts))
-    app = web.Application(middlewares=middlewares, client_max_size=max_body)
-    app.on_response_prepare.append(_say_less)
-    sse.setup(app)
-    for routes in (api, health):
-        routes.bind(app, master)
-    app.router.add_get("/openapi.json", _openapi, allow_head=False)
-    return app
-
-
-def standby() -> web.Application:
-    """The application of a master that waits for another one to end: healthy, ready to take over, and no more."""
-    app = web.Application(middlewares=[problems.middleware])
-    app.on_response_prepare.append(_say_less)
-
-    async def well(request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
-
-    async def wait(request: web.Request) -> web.Response:
-        raise RequestError("This master stands by for another one, or is about to lead; try again.", status=503)
-
-    for path in OPEN_PATHS:
-        app.router.add_get(path, well)
-    app.router.add_route("*", "/{any:.*}", wait)
-    return app
-
-
-async def _say_less(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "nomad"  # and not the versions of Python and aiohttp, which aiohttp would tell
-
-
-async def _openapi(request: web.Request) -> web.Response:
-    return web.Response(body=await asyncio.to_thread(openapi_document), content_type="application/json")
-
-
-def openapi_document() -> bytes:
-    """The OpenAPI document of this interface, as JSON."""
-    from nomad.master.http import openapi
-
-    for view in (*vars(views).values(), *globals().values()):  # the docstrings of their fields are the descriptions
-        if isinstance(view, type) and is_dataclass(view):
-            with_config(ConfigDict(use_attribute_docstrings=True))(view)
-    return openapi.document(
-        [*api.operations, *health.operations],
-        title="Nomad",
-        version=__version__,
-        description="Pipelines of asyncio actors over edge, fog and cloud.",
-        open_paths=OPEN_PATHS,
-    )
 
 
 def _pins(given: list[str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from nomad.errors import ApiError, ApiNotFound
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api, Json
 from nomad.kubernetes.certificates import Certificates
-from nomad.master import api as rest
+from nomad.master import webapp
 from nomad.master.assembly import Secrets
 from nomad.master.enact import Keys
 from nomad.master.kubestore import KubernetesStore
@@ -71,7 +71,7 @@ async def serve_in_cluster(
         sock = listen(settings.rest)
         stack.callback(sock.close)
         waiting = await stack.enter_async_context(AsyncExitStack())
-        await waiting.enter_async_context(answering(rest.standby(), sock.dup()))
+        await waiting.enter_async_context(answering(webapp.standby(), sock.dup()))
 
         def reach(name: str) -> AbstractAsyncContextManager[Connection]:
             return _reached(settings, api, name)

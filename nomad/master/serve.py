@@ -20,7 +20,7 @@ from aiohttp import web
 
 from nomad.credentials import LOOPBACK_NAMES
 from nomad.errors import UsageError
-from nomad.master import api
+from nomad.master import webapp
 from nomad.master.app import Master
 from nomad.master.http import server
 from nomad.master.store import Store
@@ -54,14 +54,14 @@ async def serve(
 ) -> AsyncIterator[Served]:
     """Run a master until the block ends, with its own `runtime` and `store` unless they are given.
 
-    `sock`: what it listens on, if that is open already. `other_tokens`: see `api.application`. Raises `UsageError` when
-    the port is taken or the host is none of this machine's, and what `Master` raises.
+    `sock`: what it listens on, if that is open already. `other_tokens`: see `webapp.application`. Raises `UsageError`
+    when the port is taken or the host is none of this machine's, and what `Master` raises.
     """
     sock = sock or listen(settings.rest)
     try:
         async with Master(settings, topology, runtime=runtime, store=store) as master:
             loopback = settings.rest.host in LOOPBACK_NAMES
-            app = api.application(
+            app = webapp.application(
                 master,
                 token=master.token,
                 hosts=LOOPBACK_NAMES if loopback else None,

@@ -21,7 +21,7 @@ from nomad import bundle
 from nomad.delivery import codec
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
 from nomad.fanout import Fanout
-from nomad.master import api
+from nomad.master import webapp
 from nomad.master.app import Master
 from nomad.master.http import server
 from nomad.master.views import (
@@ -372,7 +372,7 @@ async def serve(master: Master, **options: Any) -> AsyncIterator[str]:
     """The REST interface of `master` at a URL that the block gets."""
     if isinstance(master, FakeMaster):
         master.loop = asyncio.get_running_loop()
-    runner = server.runner(api.application(master, token=TOKEN, **options))
+    runner = server.runner(webapp.application(master, token=TOKEN, **options))
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -20,7 +20,7 @@ from nomad import bundle
 from nomad.credentials import LOOPBACK_NAMES
 from nomad.delivery import codec
 from nomad.errors import EnvironmentMismatch, StateError
-from nomad.master import api
+from nomad.master import api, webapp
 from nomad.master.http import server
 from nomad.master.views import PipelineView
 from nomad.pipeline import build
@@ -83,7 +83,7 @@ async def rest() -> AsyncIterator[Api]:
 
 def routes() -> list[tuple[str, str]]:
     """Every method and path that the application knows, with something in the place of each parameter."""
-    app = api.application(FakeMaster(), token=TOKEN)
+    app = webapp.application(FakeMaster(), token=TOKEN)
     found = []
     for route in app.router.routes():
         assert route.resource is not None
@@ -96,7 +96,7 @@ def routes() -> list[tuple[str, str]]:
 
 
 async def test_every_route_but_the_health_checks_needs_the_token() -> None:
-    asked = [(method, path) for method, path in routes() if path not in api.OPEN_PATHS]
+    asked = [(method, path) for method, path in routes() if path not in webapp.OPEN_PATHS]
     assert len(asked) > 30
     async with serve(FakeMaster()) as url, aiohttp.ClientSession(url) as session:
         for method, path in asked:
@@ -144,7 +144,7 @@ async def test_a_wrong_token_is_told_from_a_missing_one() -> None:
 
 def test_an_empty_token_is_refused() -> None:
     with pytest.raises(ValueError, match="empty token"):
-        api.application(FakeMaster(), token="")
+        webapp.application(FakeMaster(), token="")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:30000", "", "127.0.0.1.evil.example", "[", "[::2]"])
@@ -233,7 +233,7 @@ async def test_a_compressed_body_is_not_inflated(rest: Api) -> None:
 
 
 async def test_the_limit_is_64_mib() -> None:
-    assert api.MAX_BODY == bundle.MAX_BUNDLE == 64 << 20
+    assert webapp.MAX_BODY == bundle.MAX_BUNDLE == 64 << 20
 
 
 @pytest.mark.parametrize(
@@ -584,7 +584,7 @@ async def test_an_error_in_mid_stream_is_told(rest: Api, monkeypatch: pytest.Mon
 async def test_open_streams_dont_hold_the_end_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SHUTDOWN", 300.0)
     master = FakeMaster()
-    runner = server.runner(api.application(master, token=TOKEN))
+    runner = server.runner(webapp.application(master, token=TOKEN))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"

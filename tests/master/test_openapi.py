@@ -17,7 +17,7 @@ from openapi_pydantic import OpenAPI
 from nomad import bundle
 from nomad import topology as topologies
 from nomad.fanout import Fanout, Subscription
-from nomad.master import api
+from nomad.master import webapp
 from nomad.master.app import Master
 from nomad.master.views import EventView, LogLine, TailItem
 from nomad.pipeline import build
@@ -132,17 +132,17 @@ async def test_the_document_is_valid_and_complete() -> None:
     OpenAPI.model_validate_json(text)
     document = json.loads(text)
     described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
-    app = api.application(FakeMaster(), token=TOKEN)
+    app = webapp.application(FakeMaster(), token=TOKEN)
     known = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None}
     assert described == {pair for pair in known if pair[0] != "HEAD"} - {("GET", "/openapi.json")}
 
 
 async def test_the_document_says_who_may_ask_and_what_fields_mean() -> None:
-    document = json.loads(api.openapi_document())
+    document = json.loads(webapp.openapi_document())
     assert document["security"] == [{"token": []}]
     for path, item in document["paths"].items():
         for operation in item.values():
-            assert (operation.get("security") == []) == (path in api.OPEN_PATHS), path
+            assert (operation.get("security") == []) == (path in webapp.OPEN_PATHS), path
             assert operation["summary"]
     schemas = document["components"]["schemas"]
     assert schemas["NodeView"]["properties"]["speed"]["description"].startswith("Reference-seconds")
