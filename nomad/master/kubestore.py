@@ -241,11 +241,12 @@ class KubernetesStore:
         await self._pipelines.write(held, lambda found: kubechanges.complete(found, wanted, content), USER)
         await self._owned.make(held, wanted.link_key, USER)
         await self._pipelines.write_status(held, accept, USER)
+        if not held.gone:
+            held.known = True
+            with suppress(StateError):  # who watches Pipelines does it again
+                await self.unmark(held)
         if held.gone:
             raise StateError(f"pipeline {wanted.spec.id!r} was deleted while it was submitted")
-        held.known = True
-        with suppress(StateError):  # who watches Pipelines does it again
-            await self.unmark(held)
 
     async def set_goal(self, pipeline: str, goal: Goal) -> None:
         held = self._taken_on(pipeline)

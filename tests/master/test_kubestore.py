@@ -14,7 +14,7 @@ from nomad.master.state import Goal, Outcome
 from tests.clock import VirtualClock
 from tests.contract.store import BUNDLE, wanted
 from tests.master.fakeapi import FakeApi
-from tests.master.kubestores import HISTORY, LINK, MOVE, PAST, PIPELINE, held_up, opened, until
+from tests.master.kubestores import HISTORY, LINK, MOVE, PAST, PIPELINE, Slow, held_up, opened, until
 
 # Users wait for some seconds, whatever else waits
 
@@ -128,3 +128,20 @@ async def test_a_master_doesnt_begin_without_the_api(
     with pytest.raises(StateError, match="API doesn't answer"):
         async with opened(api, clock) as again:
             await again.pipelines()
+
+
+# What goes while it is taken on
+
+
+async def test_a_pipeline_that_goes_before_it_is_taken_on_is_not_taken_on(api: FakeApi, store: KubernetesStore) -> None:
+    """Otherwise it would run, and nobody could see it."""
+    slow = Slow(api, "patch", PIPELINE)  # by which its mark is taken away, last of all
+    adding = asyncio.create_task(store.add_pipeline(wanted(), BUNDLE))
+    await slow.arrived(1)
+    (held,) = store.known()
+    api.drop(PIPELINE)
+    store.lost(held.name, held.uid)
+    slow.end()
+    with pytest.raises(StateError, match="was deleted while it was submitted"):
+        await adding
+    assert not store.known()
