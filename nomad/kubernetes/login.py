@@ -7,6 +7,7 @@ kubeconfig does, see `nomad.kubernetes.kubeconfig`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import ssl
@@ -15,7 +16,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
-from weakref import WeakSet
 
 import aiohttp
 from aiohttp.connector import Connection
@@ -133,14 +133,21 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._made: WeakSet[asyncio.Transport] = WeakSet()
+        self._made: set[asyncio.Transport] = set()  # that aren't closed yet; uvloop's can't be referred to weakly
 
     async def connect(self, *args: Any, **options: Any) -> Connection:
         """As in the base class."""
         connection = await super().connect(*args, **options)
-        if connection.transport is not None:
-            self._made.add(connection.transport)
+        transport, closed = connection.transport, getattr(connection.protocol, "closed", None)  # from aiohttp 3.12 on
+        if transport is not None and closed is not None and transport not in self._made:
+            self._made.add(transport)
+            closed.add_done_callback(functools.partial(self._closed_one, transport))
         return connection
+
+    def _closed_one(self, transport: asyncio.Transport, closed: asyncio.Future[None]) -> None:
+        self._made.discard(transport)
+        if not closed.cancelled():
+            closed.exception()  # whoever used it was told
 
     async def end(self) -> None:
         """Have no socket of them left. Call it after `close`."""
