@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import random
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,16 +18,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-from nomad import bundle, setaside
+from nomad import bundle
 from nomad.clock import Clock, SystemClock
-from nomad.control import Shape
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
 from nomad.master import moves, peers, show
-from nomad.master.assembly import Parts, assemble, declare_profile, overrides
+from nomad.master.asides import Asides, understood
+from nomad.master.assembly import Parts, assemble, declare_profile
+from nomad.master.emulation import Emulation
 from nomad.master.follow import follow
 from nomad.master.metrics import Metrics
 from nomad.master.moves import under_way
@@ -51,13 +51,11 @@ from nomad.master.views import (
     TailItem,
 )
 from nomad.pipeline import PipelineSpec, check_profile
-from nomad.runtime.base import Emulated, Runtime
+from nomad.runtime.base import Runtime
 from nomad.scheduler.sustain import describe_at_most
 from nomad.settings import Settings
 from nomad.topology import Topology
 from nomad.units import milliseconds
-
-T = TypeVar("T")
 
 
 class Master:
@@ -158,20 +156,12 @@ class Master:
         None leaves a field as it is; `unlimited` takes the bandwidth limit away. Seconds, bytes per second.
         Raises `NotFoundError`, `InvalidRequestError`, and `ConflictError` where links are real.
         """
-        topology = self._emulated("the links of this cluster are real: they are measured, and can't be set")
+        emulation = self._emulated("the links of this cluster are real: they are measured, and can't be set")
         self._check_node(source)
         self._check_node(target)
-        if source == target:
-            raise InvalidRequestError("a link leads from one node to another; inside a node there is none", status=422)
-        desired = self._parts.desired
-        given = {"latency": latency, "jitter": jitter, "bandwidth": bandwidth, "loss": loss}
-        shape = replace(desired.shape(source, target), **{k: v for k, v in given.items() if v is not None})
-        if unlimited:
-            shape.bandwidth = None
-        _check_shape(shape)
-        before = desired.shapes.get((source, target))
-        desired.shapes[source, target] = shape
-        await self._keep_overrides(topology, lambda: _put_back(desired.shapes, (source, target), before))
+        await emulation.set_link(
+            source, target, latency=latency, jitter=jitter, bandwidth=bandwidth, loss=loss, unlimited=unlimited
+        )
         self._parts.events.add(
             "link.changed", f"the link from {source} to {target} was changed", data={"source": source, "target": target}
         )
@@ -182,14 +172,9 @@ class Master:
 
         Raises `NotFoundError`, `InvalidRequestError`, and `ConflictError` where nodes are real.
         """
-        topology = self._emulated("the nodes of this cluster are real: their speed is measured, and can't be set")
+        emulation = self._emulated("the nodes of this cluster are real: their speed is measured, and can't be set")
         self._check_node(node)
-        if not 0 < speed < float("inf"):
-            raise InvalidRequestError(f"speed must be a number above 0, not {speed:g}", status=422)
-        speeds = self._parts.desired.speeds
-        before = speeds.get(node)
-        speeds[node] = speed
-        await self._keep_overrides(topology, lambda: _put_back(speeds, node, before))
+        await emulation.set_speed(node, speed)
         self._parts.events.add("node.changed", f"the speed of {node} is now {speed:g}", data={"node": node})
         return self.node(node)
 
@@ -206,14 +191,11 @@ class Master:
 
     async def _emulate(self, node: str, *, lost: bool) -> NodeView:
         refusal = "the nodes of this cluster are real: they can't be made to fail"
-        topology, runtime = self._emulated(refusal), self._parts.runtime
-        if not isinstance(runtime, Emulated):
+        emulation = self._emulated(refusal)
+        if not emulation.loses_nodes:
             raise ConflictError(refusal, status=409)
         self._check_node(node)
-        desired = self._parts.desired
-        before, desired.lost = desired.lost, desired.lost | {node} if lost else desired.lost - {node}
-        await self._keep_overrides(topology, lambda: setattr(desired, "lost", before))
-        (runtime.lose_node if lost else runtime.restore_node)(node)
+        await emulation.set_lost(node, lost=lost)
         text, change = ("is made to fail", "lose") if lost else ("is made to come back", "restore")
         self._parts.events.add("node.changed", f"node {node} {text}", data={"node": node, "change": change})
         return self.node(node)
@@ -269,7 +251,7 @@ class Master:
         Raises `NotFoundError`, `ConflictError`, `RequestError`.
         """
         last = self._wanted(id).spec.operators[-1].name
-        samples = _understood(SAMPLES, await self._ask(id, last, "samples", after=after))
+        samples = understood(SAMPLES, await self._ask(id, last, "samples", after=after))
         return [LatencyView(time, latency) for time, latency in samples]
 
     # pipelines
@@ -295,7 +277,7 @@ class Master:
         """
         parts = self._parts
         found = await asyncio.to_thread(bundle.read, data, bundle.public_key(parts.signing_key))
-        images = self._settings.kubernetes.images.keys() if parts.topology is None else None
+        images = self._settings.kubernetes.images.keys() if parts.emulation is None else None
         warnings = await asyncio.to_thread(bundle.check_environment, found, images)
         lacking = await parts.runtime.missing_secrets({name for op in found.operators for name in op.secrets.values()})
         if lacking:
@@ -466,29 +448,15 @@ class Master:
 
         Raises `NotFoundError`, `RequestError` with status 503 while the operator is being restarted.
         """
-        left = self._left_behind(id, operator)
-        if left is not None:
-            return _understood(_RECORDS, await asyncio.to_thread(_read_set_aside, left))
-        found: dict[str, SetAsideView] = {}
-        room, after = setaside.MOST_BYTES, "0"
-        while room > 0 and len(found) <= setaside.MOST_MESSAGES:
-            page = _understood(_RECORDS, await self._ask(id, operator, "set_aside", after=after))
-            if not page or page[0].id in found:  # all at once, by a pod of an earlier version
-                break
-            found |= {view.id: view for view in page}
-            room, after = room - sum(len(view.value) for view in page), page[-1].id
-        return list(found.values())
+        return await self._asides(id, operator).records()
 
     async def rerun(self, id: str, operator: str, ids: Sequence[str] | None = None) -> dict[str, Any]:
         """{"ran": n, "failed": n}; None runs all of them."""
-        return _understood(_COUNTS, await self._ask(id, operator, "rerun", ids=_numbers(ids)))
+        return await self._asides(id, operator).rerun(ids)
 
     async def drop(self, id: str, operator: str, ids: Sequence[str] | None = None) -> dict[str, Any]:
         """{"dropped": n}; None drops all of them."""
-        if (left := self._left_behind(id, operator)) is not None:
-            numbers = _numbers(ids)
-            return await asyncio.to_thread(_drop_set_aside, left, numbers)
-        return _understood(_COUNTS, await self._ask(id, operator, "drop", ids=_numbers(ids)))
+        return await self._asides(id, operator).drop(ids)
 
     async def cut(self, id: str, operator: str) -> None:
         """Break an operator's data connections, as a fault of the network would; for tests of what that does."""
@@ -570,12 +538,11 @@ class Master:
         have = self._parts.loop.requested.pipelines.get(id)
         return have.operators[operator].pod if have is not None else None
 
-    def _left_behind(self, id: str, operator: str) -> Path | None:
-        """The file with what an ended operator set aside; None while its pipeline runs, or where no file survives."""
+    def _asides(self, id: str, operator: str) -> Asides:
         (name,) = self._names(id, operator)
-        there = self._parts.observed.folders_follow and self._parts.loop.is_over(id)
-        folder = self._parts.runtime.workdir(id, name) if there else ""
-        return Path(folder) / setaside.FILE if folder else None
+        left = self._parts.observed.folders_follow and self._parts.loop.is_over(id)
+        folder = self._parts.runtime.workdir(id, name) if left else ""
+        return Asides(functools.partial(self._ask, id, operator), Path(folder) if folder else None)
 
     async def _ask(self, id: str, operator: str, method: str, **args: Any) -> Any:
         (name,) = self._names(id, operator)
@@ -591,84 +558,17 @@ class Master:
         self._parts.loop.caused(id, self._parts.events.add(kind, message, pipeline=id, data=data))
         self._parts.woken.set()
 
-    def _emulated(self, refusal: str) -> Topology:
-        """The topology of a cluster that is emulated. Raises `ConflictError` on any other."""
-        if self._parts.topology is None:
+    def _emulated(self, refusal: str) -> Emulation:
+        """Of a cluster that is emulated. Raises `ConflictError` on any other."""
+        if self._parts.emulation is None:
             raise ConflictError(refusal, status=409)
-        return self._parts.topology
-
-    async def _keep_overrides(self, topology: Topology, undo: Any) -> None:
-        try:
-            await self._parts.store.set_meta("overrides", overrides(self._parts.desired, topology))
-        except BaseException:
-            undo()
-            raise
-        self._parts.woken.set()
+        return self._parts.emulation
 
     def _new_id(self) -> str:
         while True:
             id = f"{random.choice(_ADJECTIVES)}-{random.choice(_NOUNS)}-{random.randrange(100, 1000)}"
             if id not in self._parts.desired.pipelines:
                 return id
-
-
-def _read_set_aside(path: Path) -> list[dict[str, Any]]:
-    store = setaside.SetAside(str(path))
-    try:
-        return [record.as_data() for record in store.records()]
-    finally:
-        store.close()
-
-
-def _drop_set_aside(path: Path, ids: list[int] | None) -> dict[str, int]:
-    store = setaside.SetAside(str(path))
-    try:
-        return {"dropped": store.remove(ids, {})}
-    finally:
-        store.close()
-
-
-_RECORDS = TypeAdapter(list[SetAsideView], config=ConfigDict(coerce_numbers_to_str=True))
-_COUNTS = TypeAdapter(dict[str, int])
-
-
-def _understood(adapter: TypeAdapter[T], reply: Any) -> T:
-    """A pod's reply; users' code runs there, so that it may be anything."""
-    try:
-        return adapter.validate_python(reply)
-    except ValidationError as exc:
-        raise RequestError("the operator's process gave an answer that isn't valid", status=503) from exc
-
-
-def _numbers(ids: Sequence[str] | None) -> list[int] | None:
-    if ids is None:
-        return None
-    wrong = [id for id in ids if not (id.isascii() and id.isdigit() and len(id) < 20)]
-    if wrong:
-        raise InvalidRequestError(f"{wrong[0]!r} is no id of a message that was set aside", status=422)
-    return [int(id) for id in ids]
-
-
-def _check_shape(shape: Shape) -> None:
-    """Raises `InvalidRequestError` that says what isn't possible."""
-    if not 0 <= shape.latency < float("inf"):
-        problem = f"latency can't be {shape.latency:g} s"
-    elif not 0 <= shape.jitter <= shape.latency:
-        problem = f"jitter ({shape.jitter:g} s) must be between 0 and the latency ({shape.latency:g} s); set both"
-    elif shape.bandwidth is not None and not 0 < shape.bandwidth < float("inf"):
-        problem = f"bandwidth can't be {shape.bandwidth:g} bytes per second"
-    elif not 0 <= shape.loss < 1:
-        problem = f"loss must be from 0 to below 1, not {shape.loss:g}"
-    else:
-        return
-    raise InvalidRequestError(problem, status=422)
-
-
-def _put_back(values: dict[Any, Any], key: Any, before: Any) -> None:
-    if before is None:
-        values.pop(key, None)
-    else:
-        values[key] = before
 
 
 _ADJECTIVES = ("amber", "brave", "calm", "dusty", "eager", "fair", "gentle", "happy", "icy", "jolly", "keen", "lucky")

@@ -10,48 +10,42 @@ normal end it is the same, but that pods were stopped first (unless they are to 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 from nomad import bundle, credentials
 from nomad.clock import Clock
-from nomad.control import Shape
 from nomad.delivery.relay import Relay as RelayServer
 from nomad.errors import RequestError, StateError
 from nomad.handout import key_of
+from nomad.master.emulation import OVERRIDES, Emulation
 from nomad.master.enact import Enactor, Keys
 from nomad.master.events import EventLog
 from nomad.master.gathered import STEER_SECONDS, Way
 from nomad.master.judge import Judge
 from nomad.master.loop import Loop
 from nomad.master.measuring import measure, measure_machines, seen
-from nomad.master.moves import MoveLog, resumed, story
+from nomad.master.moves import MoveLog
 from nomad.master.observe import Observer
 from nomad.master.pace import Pace
 from nomad.master.pods import PodPort
 from nomad.master.rehome import Homes
 from nomad.master.replan import Replanner
+from nomad.master.restoring import give_up_moves, miss, restore, where_found
 from nomad.master.sqlite import SqliteStore
 from nomad.master.state import (
     Desired,
-    History,
     Observed,
     Relay,
-    Requested,
-    RequestedMove,
-    RequestedOperator,
-    RequestedPipeline,
     operator_id,
 )
-from nomad.master.store import Store, StoredPipeline
+from nomad.master.store import Store
 from nomad.master.tally import Tallier
-from nomad.master.views import MoveState, MoveView, PlacementView
+from nomad.master.views import MoveView
 from nomad.master.words import say_words
 from nomad.measure.book import Book
 from nomad.measure.remote import KIND as AGENTS
@@ -69,17 +63,13 @@ RELAY = "relay"
 """What the relay calls itself, whose key is made of that."""
 
 
-ADOPT_EACH = 0.05
-"""Seconds that a restarted master waits for each pod of its predecessor: thousands can't all report at once."""
-
-
 @dataclass(slots=True)
 class Parts:
     """A master's parts, wired."""
 
     settings: Settings
     clock: Clock
-    topology: Topology | None
+    emulation: Emulation | None
     """None: the cluster is real."""
     store: Store
     runtime: Runtime
@@ -151,8 +141,10 @@ async def assemble(
         stack.push_async_callback(_last_events, events)
         desired, observed, woken = Desired(), Observed(), asyncio.Event()
         desired.epoch_floor = int(meta.get("epoch_floor", b"0"))
+        emulation = None
         if topology is not None:
-            restore_overrides(desired, topology, meta.get("overrides"), shaped=settings.pods.shaped)
+            emulation = Emulation(topology, desired, runtime, store, woken.set)
+            emulation.restore(meta.get(OVERRIDES), shaped=settings.pods.shaped)
         if isinstance(runtime, Emulated):
             for node in sorted(desired.lost):
                 runtime.lose_node(node)
@@ -170,7 +162,7 @@ async def assemble(
         pace = Pace(settings.heartbeats, clock)
         observer = Observer(observed, book, clock, woken.set, pace)
         moves = MoveLog(store, events, clock, settings.reconcile.moving.kept)
-        requested = _restore(desired, observer, moves, await store.pipelines(), clock)
+        requested = restore(desired, observer, moves, await store.pipelines(), clock)
         desired.unread = store.unread
         for wanted in desired.pipelines.values():
             declare_profile(book, wanted.spec, clock.now())
@@ -223,8 +215,8 @@ async def assemble(
         changes = runtime.watch()
         for pod in await runtime.list():
             observer.runtime(pod)
-        _miss(requested, observed, observer)
-        loop.requested = requested = await _where_found(requested, desired, observed, store)
+        miss(requested, observed, observer)
+        loop.requested = requested = await where_found(requested, desired, observed, store)
         control = await port.listen(listen)
         if topology is None:
             control = settings.kubernetes.control
@@ -263,7 +255,7 @@ async def assemble(
         parts = Parts(
             settings=settings,
             clock=clock,
-            topology=topology,
+            emulation=emulation,
             store=store,
             runtime=runtime,
             desired=desired,
@@ -291,7 +283,7 @@ async def assemble(
             measuring.start(work, name="measure")
         text = f"a master started, with {len(desired.pipelines)} pipelines and {len(requested.pods)} pods"
         started = events.add("master.started", text)
-        await _give_up_moves(desired, moves, events, started, clock)
+        await give_up_moves(desired, moves, events, started, clock)
         for id in desired.pipelines:
             judge.restore(id, moves.list(id), clock.now(), clock.wall())
         watches = _watch(changes, observer, port, clock), _watch_nodes(parts)
@@ -348,37 +340,6 @@ def declare_profile(book: Book, spec: PipelineSpec, now: float) -> None:
         )
 
 
-def overrides(desired: Desired, topology: Topology) -> bytes:
-    """What was changed of the topology while it ran, to be kept."""
-    declared = {(link.source, link.target): link.shape for link in topology.links}
-    content = {
-        "topology": _digest(topology),
-        "shapes": [[*pair, asdict(shape)] for pair, shape in desired.shapes.items() if declared.get(pair) != shape],
-        "speeds": desired.speeds,
-        "lost": sorted(desired.lost),
-    }
-    return json.dumps(content).encode()
-
-
-def restore_overrides(desired: Desired, topology: Topology, kept: bytes | None, *, shaped: bool) -> None:
-    """Declared links, nodes that are lost, and the changes that were made to them; a topology that was edited since
-    counts as it is. Unless `shaped`, the links are as the network makes them.
-    """
-    content = json.loads(kept) if kept is not None else {}
-    if content.get("topology") != _digest(topology):
-        content = {}
-    if shaped:
-        desired.shapes = {(link.source, link.target): link.shape for link in topology.links}
-        desired.shapes |= {(source, target): Shape(**shape) for source, target, shape in content.get("shapes", ())}
-    desired.speeds = dict(content.get("speeds", {}))
-    desired.lost = set(content.get("lost", ()))
-
-
-def _digest(topology: Topology) -> str:
-    text = repr(([(node.id, node.speed) for node in topology.nodes], topology.links))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 async def _key(store: Store, name: str, make: Callable[[], bytes]) -> bytes:
     text = await store.secret(name, lambda: make().hex())
     try:
@@ -388,108 +349,6 @@ async def _key(store: Store, name: str, make: Callable[[], bytes]) -> bytes:
     if len(key) != 32:
         raise StateError(f"the master's secret {name} must be 64 hex digits; delete it to have a new one made")
     return key
-
-
-def _restore(
-    desired: Desired, observer: Observer, moves: MoveLog, stored: list[StoredPipeline], clock: Clock
-) -> Requested:
-    """What an earlier master knew. Its pods are asked for as if by this one, and given time to report.
-
-    A move whose switch was stored goes on from there: the old instance is nobody's any more, and ended as such.
-    """
-    pipelines, now = {}, clock.now()
-    grace = ADOPT_EACH * sum(op.pod is not None for pipeline in stored for op in pipeline.operators)
-    for pipeline in stored:
-        id, wanted = pipeline.wanted.spec.id, pipeline.wanted
-        desired.pipelines[id] = wanted
-        first = RequestedOperator(epoch=wanted.epoch_floor, highest=wanted.epoch_floor)
-        operators = {op.name: first for op in wanted.spec.operators}
-        for op in pipeline.operators:
-            operators[op.name] = RequestedOperator(
-                epoch=op.epoch,
-                highest=max(op.epoch, op.highest),
-                node=wanted.node_of(op.name),
-                pod=op.pod,
-                last_pod=op.last_pod,
-                asked_at=now,
-                adopted=op.pod is not None,
-                grace=grace,
-                restarts=op.restarts,
-            )
-            observer.restore(operator_id(id, op.name), History(op.totals, op.failure))
-        moves.restore(pipeline.moves)
-        move = None
-        for view in pipeline.moves:
-            order = resumed(view)
-            present = operators[view.operator]
-            # An epoch may also be above the new instance's because the old one was restarted where it was.
-            moved = view.state is MoveState.STOPPING or wanted.node_of(view.operator) != view.source
-            if not view.state.final and (present.epoch == view.epoch or (0 < view.epoch < present.epoch and moved)):
-                move = RequestedMove(order, view.source, MoveState.SWITCHING, now, switch_at=now, switched=True)
-            elif view.state is not MoveState.PLANNED:
-                continue
-            elif view.source == view.target:
-                order = replace(order, relieves=present.pod or present.last_pod)
-            wanted.orders.append(order)
-        pipelines[id] = RequestedPipeline(
-            operators,
-            move,
-            outcome=pipeline.outcome,
-            reason=pipeline.reason,
-            stored=pipeline.outcome is not None,
-            # Nobody wrote it down. Where each has had a pod, and a master didn't end them all, it was at work.
-            was_running=all(op.last_pod for op in operators.values()) and any(op.pod for op in operators.values()),
-        )
-    return Requested(pipelines)
-
-
-async def _give_up_moves(desired: Desired, moves: MoveLog, events: EventLog, cause: int, clock: Clock) -> None:
-    """Moves that an earlier master left before the switch: the old instance went on, the new one is nobody's."""
-    for id, wanted in desired.pipelines.items():
-        known = {order.id for order in wanted.orders}
-        for view in [view for view in moves.list(id) if not view.state.final and view.id not in known]:
-            error = "the master was restarted before the switch"
-            ended = replace(view, state=MoveState.ROLLED_BACK, finished=clock.wall(), error=error)
-            moves.restore([ended])
-            try:
-                await moves.save(view.id)
-            except StateError as exc:
-                log.warning("that move %s was rolled back can't be written down: %s", view.id, exc)
-            text, data = story(ended), {"move": view.id, "source": view.source, "target": view.target}
-            events.add("move.rolled_back", text, pipeline=id, operator=view.operator, cause=cause, data=data)
-
-
-def _miss(requested: Requested, observed: Observed, observer: Observer) -> None:
-    """Pods that were asked for and that the runtime knows nothing of never ran."""
-    for pipeline in requested.pipelines.values():
-        for op in pipeline.operators.values():
-            if op.pod is not None and op.pod not in observed.pods:
-                observer.runtime(ObservedPod(op.pod, PodPhase.EXITED, "", op.epoch))
-
-
-async def _where_found(requested: Requested, desired: Desired, observed: Observed, store: Store) -> Requested:
-    """Pods are where the runtime has them. An earlier master that had chosen another node may not have come so far as
-    to start the operator there: where its pod works, it stays.
-    """
-    pipelines = dict(requested.pipelines)
-    for id, have in requested.pipelines.items():
-        wanted, placement, operators = desired.pipelines[id], {}, dict(have.operators)
-        for name, op in have.operators.items():
-            state = observed.pods.get(op.pod or "")
-            node = state.runtime.node if state is not None and state.runtime is not None else ""
-            if state is None or node in ("", op.node):
-                continue
-            operators[name] = replace(op, node=node)
-            if observed.usable(node) and not state.ended:
-                placement[name] = PlacementView(node, "its pod was found there")
-        if placement:
-            wanted.placement = {**wanted.placement, **placement}
-            try:
-                await store.set_placement(id, wanted.placement)
-            except StateError as exc:
-                log.warning("where the operators of %s are can't be written down: %s", id, exc)
-        pipelines[id] = replace(have, operators=operators)
-    return replace(requested, pipelines=pipelines)
 
 
 async def _watch(changes: AsyncIterator[ObservedPod], observer: Observer, port: PodPort, clock: Clock) -> None:

@@ -315,11 +315,11 @@ async def test_real_nodes_cannot_be_made_to_fail(cluster: Cluster) -> None:
             return getattr(cluster.runtime, name)
 
     async with cluster.run() as master:
-        parts = master._parts
-        runtime, parts.runtime = parts.runtime, Real()  # type: ignore[assignment]
+        emulation = master._parts.emulation
+        assert emulation is not None
+        emulation._runtime = Real()  # type: ignore[assignment]
         with pytest.raises(ConflictError, match="are real"):
             await master.lose_node("fog")
-        parts.runtime = runtime
 
 
 @pytest.mark.parametrize("operator", ["sink", "square"])
