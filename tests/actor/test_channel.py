@@ -83,6 +83,14 @@ async def test_a_master_that_hangs_up_is_not_dialled_on_and_on(here: Master) -> 
     assert time.monotonic() - began > 0.05 * (1 + 2 + 4 + 8 + 16), "each attempt waits twice as long as the one before"
 
 
+async def test_a_pod_whose_master_falls_silent_dials_again(here: Master) -> None:
+    pod = await ready(here, pipeline.build([endless, print]), 0)
+    pod.tell({"type": "word", "within": 1.0})
+    await pod.says("ready", times=2)
+    assert pod.connections == 2
+    assert pod.process.poll() is None
+
+
 async def test_without_a_master_it_stops_by_itself(here: Master) -> None:
     lonely = here.start("p.lonely-e1", control=f"unix:{here.folder}/nobody", master_timeout=0.1)
     here.key = bytes(32)  # and a master that can't prove itself is none
