@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import yaml
 from aiohttp import web
 
+from nomad.actor.threads import new_loop
 from nomad.errors import ApiUnauthorized, UsageError
 from nomad.kubernetes import kubeconfig, login
 from nomad.kubernetes.api import Api
@@ -265,17 +266,26 @@ class Mute:
         writer.transport.pause_reading()  # type: ignore[attr-defined]
 
 
-async def test_a_watch_that_is_given_up_leaves_no_socket(authority: Authority, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, new_loop], ids=["asyncio", "as masters have it"])
+def test_a_watch_that_is_given_up_leaves_no_socket(
+    loop: Callable[[], asyncio.AbstractEventLoop], authority: Authority, tmp_path: Path
+) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*authority.issue("server", "server", addresses=["127.0.0.1"]))
-    async with Mute(context) as server:
-        write_kubeconfig(tmp_path / "config", f"https://127.0.0.1:{server.port}", authority.certificate, {"token": "t"})
-        async with Api.open(tmp_path / "config") as api:
-            events = api.watch("/things", None, "1")
-            assert (await anext(events))["type"] == "ADDED"
-            assert len(sockets(server.port)) == 1
-            await events.aclose()  # type: ignore[attr-defined]
-        assert sockets(server.port) == []
+
+    async def give_up() -> None:
+        async with Mute(context) as server:
+            url = f"https://127.0.0.1:{server.port}"
+            write_kubeconfig(tmp_path / "config", url, authority.certificate, {"token": "t"})
+            async with Api.open(tmp_path / "config") as api:
+                events = api.watch("/things", None, "1")
+                assert (await anext(events))["type"] == "ADDED"
+                assert len(sockets(server.port)) == 1
+                await events.aclose()  # type: ignore[attr-defined]
+            assert sockets(server.port) == []
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(give_up())
 
 
 def sockets(port: int) -> list[Any]:
