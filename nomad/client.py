@@ -157,8 +157,8 @@ class Cluster:
     def _bundle(self, pipeline: Pipeline) -> bytes:
         if self._signing_key is None:
             raise AuthenticationError(
-                f"No key is known to sign operator code for {self.url}. It is looked for in NOMAD_SIGNING_KEY, then in "
-                f"{credentials.credentials_path()} (`nomad up` writes it there).",
+                f"No key is known to sign operator code for {self.url}. "
+                + credentials.where_looked("It", "NOMAD_SIGNING_KEY", self.url),
                 status=401,
             )
         return bundle.make(pipeline, self._signing_key)

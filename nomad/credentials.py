@@ -112,11 +112,11 @@ def save(url: str, token: str, signing_key: bytes) -> None:
     _change(enter)
 
 
-def where_tokens_are(url: str) -> str:
-    """A sentence for errors: where a token for the master at `url` is looked for, and who writes it there."""
+def where_looked(what: str, variable: str, url: str) -> str:
+    """A sentence for errors: where a token or key for the master at `url` is looked for, and who writes it there."""
     login = "nomad login --kubernetes" + ("" if url == DEFAULT_MASTER else f" --url {url}")
     return (
-        f"A token is looked for in NOMAD_TOKEN, then in {credentials_path()} "
+        f"{what} is looked for in {variable}, then in {credentials_path()} "
         f"(`nomad up` writes it there; for a master on Kubernetes, `{login}`)."
     )
 

@@ -154,7 +154,7 @@ class Rest:
     def _error(self, status: int, problem: Any) -> RequestError:
         detail = str(problem.get("detail") or problem.get("title") or HTTPStatus(status).phrase)
         if status == 401:
-            detail = f"{detail} {credentials.where_tokens_are(self.url)}"
+            detail = f"{detail} {credentials.where_looked('A token', 'NOMAD_TOKEN', self.url)}"
         return _ERRORS.get(status, RequestError)(detail, status=status, problem=problem)
 
     @contextmanager

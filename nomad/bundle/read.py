@@ -94,7 +94,10 @@ def _envelope(data: bytes) -> dict[str, Any]:
     try:
         envelope = msgpack.unpackb(data, max_map_len=10_000, max_array_len=0, max_ext_len=0)
     except (ValueError, msgpack.UnpackException) as exc:
-        raise BundleError(f"this is not a Nomad bundle, or not all of it: {exc}") from exc
+        raise BundleError(
+            "this is not a Nomad bundle (`nomad bundle` makes them; a file with Python code ends in .py), "
+            f"or not all of it: {exc}"
+        ) from exc
     if not isinstance(envelope, dict) or "nomad" not in envelope:
         raise BundleError("this is not a Nomad bundle: make one with `nomad bundle FILE` or nomad.bundle.make")
     version = envelope["nomad"]

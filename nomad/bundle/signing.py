@@ -32,7 +32,8 @@ def verify(data: bytes, signature: bytes, verify_key: bytes) -> None:
     except InvalidSignature:
         raise BundleTampered(
             "the bundle's signature doesn't match: it was changed on its way, or signed with a key that this cluster "
-            "doesn't know. Sign with the key in the credentials file that `nomad up` wrote, or set NOMAD_SIGNING_KEY"
+            "doesn't know. Sign with the key that `nomad up` or `nomad login` wrote to the credentials file, or set "
+            "NOMAD_SIGNING_KEY"
         ) from None
 
 
