@@ -200,15 +200,13 @@ class Survey:
         started = self._round_at > 0
         if (not started or self._needed()) and now >= self._round_at + COORDINATE_ROUND and not self._round:
             self._round_at = now
-            ways = (  # those of one node in a row: they are asked for together
-                (node, other)
+            self._round = {  # those of one node in a row: they are asked for together
+                (node, other): None
                 for node in self._random.sample(nodes, len(nodes))
                 for other in self._random.sample(nodes, min(NEIGHBOURS + 1, len(nodes)))[:NEIGHBOURS]
                 if other != node
-            )
-            self._round = dict.fromkeys(ways)
-        ready = (way for way in self._round if not self._budget.wait(*way, self._bandwidth(*way), now))
-        return list(itertools.islice(ready, self._most))
+            }
+        return list(self._round)
 
     # -- one probe
 
