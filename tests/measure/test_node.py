@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from nomad import control
+from nomad.actor.channel import Channel
 from nomad.clock import Clock, SystemClock
 from nomad.delivery.driver import shake_dialer, shake_listener
 from nomad.errors import TransportError
@@ -28,6 +29,7 @@ from nomad.measure.node import Processors, memory_free_mb
 from nomad.runtime.base import NodeInfo
 from nomad.runtime.fake import FakeRuntime
 from nomad.settings import Settings
+from nomad.tasks import Tasks
 from nomad.transport import certificates, registry
 from nomad.transport.base import Connection
 from nomad.transport.trunk import Trunk, carries
@@ -125,6 +127,11 @@ async def test_agents_measure_nodes_and_links_for_a_master(site: Site) -> None:
         agents = master._parts.agents
         assert agents is not None
         assert agents.address("edge").startswith(f"{site.scheme}://127.0.0.1:")
+        agents._agents["fog"].address = "tcp://127.0.0.1:1"
+        away, seconds = await agents.round_trips("edge", ["fog", "cloud"])
+        assert away is None, "nobody is there"
+        assert seconds is not None
+        assert 0 < seconds < 10
 
         # One ends as it is asked to; what is known of its node stays.
         assert site.kill("fog", signal.SIGTERM) == 0
@@ -213,6 +220,72 @@ async def test_a_master_that_hangs_is_dialled_anew_and_pods_learn_of_its_words(t
         await pod.close()
         running.cancel()
         await asyncio.wait([running])
+        await master.close()
+
+
+class Side:
+    """A pod that has nothing to say."""
+
+    ending = False
+
+    def hello(self) -> dict[str, Any]:
+        return {}
+
+    def met(self) -> None: ...
+
+    def heard(self, message: dict[str, Any]) -> None: ...
+
+    async def do(self, method: str, args: dict[str, Any]) -> Any: ...
+
+    def abandoned(self, seconds: float) -> None: ...
+
+
+async def test_pods_of_an_agent_that_hangs_come_directly(site: Site) -> None:
+    """The agent's process is stopped: its machine goes on answering for it, and it passes no words on."""
+    key, tasks = bytes(32), Tasks()
+    agents: list[Connection] = []
+    pods: list[Connection] = []
+
+    async def serve(conn: Connection) -> None:
+        with suppress(TransportError):
+            name, _, frames = await shake_listener(conn, lambda name: key, lambda name, hello: {})
+            (agents if name.startswith(remote.KIND) else pods).append(conn)
+            trunk = Trunk(conn, lambda conn: tasks.start(serve(conn), name="a pod that comes by the agent") and None)
+            while True:
+                for frame in frames:
+                    if carries(frame):
+                        trunk.received(frame)
+                frames = await conn.recv()
+
+    async def say_words() -> None:
+        while True:
+            for conn in (*agents, *(pod for pod in pods if "#" not in pod.peer)):
+                with suppress(TransportError):
+                    conn.write([(control.pack({"type": "word", "within": 2.0}),)])
+            await asyncio.sleep(0.2)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        listening = f"{site.scheme}://127.0.0.1:{free.getsockname()[1]}"
+    master = await registry.listen(site.control, serve)
+    (site.folder / "boot").write_text(json.dumps({"control": site.control, "key": key.hex()}))
+    site.start("edge", NOMAD_LISTEN=listening)
+    tasks.start(say_words(), name="say words")
+    channel = Channel(site.control, "one", key, 3600.0, Side(), SystemClock())
+    tasks.start(channel.keep(), name="keep")
+    try:
+        await until(lambda: pods and agents, "both are there")
+        pods[0].write([(control.pack({"type": "via", "address": listening, "key": key_of(key, "one")}),)])
+        await until(lambda: len(pods) == 2, "it comes by way of the agent")
+        assert "#" in pods[1].peer
+        began = len(agents)
+        site.agents["edge"].send_signal(signal.SIGSTOP)
+        await until(lambda: len(pods) == 3, "it misses the agent")
+        assert "#" not in pods[2].peer
+        assert len(agents) == began, "the agent's connection stands"
+        assert not agents[-1].closed
+    finally:
+        await tasks.close()
+        await channel.close()
         await master.close()
 
 
