@@ -4,8 +4,8 @@ Make before break: a second instance of the operator is started on the target be
 hands with it, and only then is it the one. Up to that point, which is written down before anything of it is
 said, whatever goes wrong is rolled back and the old instance goes on; from there on there is only forward.
 
-Called by `reconcile` with the facts of the moment, as often as it likes: the table is level-triggered. Pure: no clock,
-no I/O, no await. How pods are started, told and ended is `reconcile`'s; `docs/moves.md` says what is promised.
+Called by `movesteps` with the facts of the moment, as often as it likes: the table is level-triggered. Pure: no clock,
+no I/O, no await. How pods are started, told and ended is `podsteps`'s; `docs/moves.md` says what is promised.
 """
 
 from __future__ import annotations

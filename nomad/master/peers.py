@@ -1,7 +1,7 @@
 """What each pod of a pipeline is to know of its neighbours and of itself: a pure function of what was asked for.
 
-Called by `reconcile` only, which tells pods what they don't know yet. During a move the operator that moves has two
-pods: the present one, and a second that is to take over or has been taken over from (`state.RequestedMove`).
+Called by `podsteps` and `movesteps`, which tell pods what they don't know yet. During a move the operator that moves
+has two pods: the present one, and a second that is to take over or has been taken over from (`state.RequestedMove`).
 """
 
 from __future__ import annotations
