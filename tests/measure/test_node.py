@@ -129,11 +129,6 @@ async def test_agents_measure_nodes_and_links_for_a_master(site: Site) -> None:
         assert agents.address("edge").startswith(f"{site.scheme}://127.0.0.1:")
         found = await agents.round_trips("edge", ["fog", "nowhere", "cloud"])
         assert [seconds is not None and 0 < seconds < 10 for seconds in found] == [True, False, True]
-        agents._agents["fog"].address = "tcp://127.0.0.1:1"
-        away, seconds = await agents.round_trips("edge", ["fog", "cloud"])
-        assert away is None, "nobody is there"
-        assert seconds is not None
-        assert 0 < seconds < 10
 
         # One ends as it is asked to; what is known of its node stays.
         assert site.kill("fog", signal.SIGTERM) == 0
