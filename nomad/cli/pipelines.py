@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +26,9 @@ from nomad.cli.common import (
 if TYPE_CHECKING:
     from nomad.client import Cluster
     from nomad.master.views import LogLine, MoveView, OperatorView, PipelineView
+
+QUIET_SECONDS = 5.0
+"""When `tail` says that nothing has come: a last operator that returns nothing puts out nothing."""
 
 
 @click.command("ls")
@@ -191,8 +197,10 @@ async def tail(cluster: Cluster, out: Out, pipeline: str, operator: str, limit: 
     """Show the outputs of OPERATOR live, until PIPELINE is over. One value a line, as JSON."""
     handle = await cluster.pipeline(pipeline)
     count = skipped = 0
-    async with handle.outputs(operator, decode=False) as outputs:
+    quiet = f"({operator} has put out nothing yet. What it prints is in `nomad logs {pipeline} {operator}`.)"
+    async with handle.outputs(operator, decode=False) as outputs, _unless_done(QUIET_SECONDS, quiet) as heard:
         async for value in outputs:
+            heard()
             if outputs.skipped > skipped:
                 click.echo(f"({outputs.skipped - skipped} left out: this reader is slower than the operator)", err=True)
                 skipped = outputs.skipped
@@ -200,6 +208,16 @@ async def tail(cluster: Cluster, out: Out, pipeline: str, operator: str, limit: 
             count += 1
             if count == limit:
                 break
+
+
+@asynccontextmanager
+async def _unless_done(seconds: float, text: str) -> AsyncIterator[Callable[[], None]]:
+    """Say `text` once the block has taken so long, unless it has called what it gets, or is over."""
+    timer = asyncio.get_running_loop().call_later(seconds, partial(click.echo, text, err=True))
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
 
 
 @click.command("set-aside", short_help="Show messages that failed; rerun or drop them.")

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -338,6 +340,27 @@ def test_tail(test_pipeline: Nomad) -> None:
         result = test_pipeline("tail", "test", "square")
     assert result.stdout == '{"name": "Jürgen", "data": {"$bytes": "eA=="}}\n16\n'
     assert result.stderr.startswith("(2 left out")
+
+
+def test_tail_of_a_silent_operator_says_so(test_pipeline: Nomad, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    echo = click.echo
+
+    def noted(text: str, **options: Any) -> None:
+        said.append(text)
+        echo(text, **options)
+
+    async def put_out(master: FakeMaster) -> None:
+        await until(lambda: bool(said))
+        master.emit("test", "square", 4)
+        master.finish("test")
+
+    monkeypatch.setattr("nomad.cli.pipelines.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(click, "echo", noted)
+    with test_pipeline.meanwhile(put_out):
+        result = test_pipeline("tail", "test", "square")
+    assert result.stderr == "(square has put out nothing yet. What it prints is in `nomad logs test square`.)\n"
+    assert result.stdout == "4\n"
 
 
 def test_tail_ends_after_as_many_as_asked(test_pipeline: Nomad) -> None:
