@@ -74,12 +74,15 @@ class LinkSamples:
         self._bandwidths: list[float] = []
         self._reported_at: float | None = None
         self._reported_bytes = 0
+        self._news: list[tuple[int, int, float]] = []
+        """What `sent` was told and hasn't been worked out yet: that can wait until something comes back."""
         self._sends: deque[_Send] = deque(maxlen=MOST_SENDS)
         self.opened(0)
 
     def opened(self, peer_epoch: int) -> None:
         """A new connection, to the receiver of this epoch: what is known of the old one's way holds no more."""
         self.peer_epoch = peer_epoch
+        self._news.clear()
         self._sends.clear()
         self._bytes = 0
         """Sent on this connection."""
@@ -111,8 +114,11 @@ class LinkSamples:
 
         A small batch times the way by itself, unless acknowledgements stay away since nothing is settled.
         """
+        if self._asked_at is not None or now < self._told_at + ASK_SECONDS:
+            return False
+        self._catch_up()
         unheard = bool(self._sends) and self._sends[0].at < now - ASK_SECONDS
-        if self._asked_at is not None or now < self._told_at + ASK_SECONDS or not (nbytes > SMALL or unheard):
+        if not (nbytes > SMALL or unheard):
             return False
         self._asked_at, self._asked_wait = now, self._wait(now)
         return True
@@ -128,16 +134,11 @@ class LinkSamples:
 
     def sent(self, end: int, nbytes: int, now: float) -> None:
         """A batch goes out whose last message has number `end - 1`."""
-        wait = self._wait(now)
-        self._bytes += nbytes
-        if nbytes > SMALL:
-            self._large_end = self._bytes
-        if self._rate is not None:
-            self._free = now + wait + nbytes / self._rate
-        self._sends.append(_Send(end, now, nbytes, self._bytes, wait))
+        self._news.append((end, nbytes, now))
 
     def acknowledged(self, echo: int, held: float, now: float) -> None:
         """An acknowledgement: `held` seconds ago the receiver had all messages numbered below `echo`."""
+        self._catch_up()
         first = last = None
         while self._sends and self._sends[0].end <= echo:
             last = self._sends.popleft()
@@ -176,6 +177,18 @@ class LinkSamples:
         )
 
     # -- inside
+
+    def _catch_up(self) -> None:
+        """Work out what `sent` was told."""
+        for end, nbytes, at in self._news:
+            wait = self._wait(at)
+            self._bytes += nbytes
+            if nbytes > SMALL:
+                self._large_end = self._bytes
+            if self._rate is not None:
+                self._free = at + wait + nbytes / self._rate
+            self._sends.append(_Send(end, at, nbytes, self._bytes, wait))
+        self._news.clear()
 
     def _wait(self, now: float) -> float:
         """Seconds until the link is done with what was sent; where that can't be known, for ever or not at all."""

@@ -135,6 +135,14 @@ def test_another_connection_starts_anew() -> None:
     assert link.samples.report(link.now) == LinkReport(2, None, None, None)
 
 
+def test_what_went_out_over_the_connection_before_is_not_acknowledged_on_this_one() -> None:
+    samples = LinkSamples()
+    samples.sent(1, 100, 1.0)
+    samples.opened(2)
+    samples.acknowledged(1, 0.0, 2.0)
+    assert samples.newest is None
+
+
 def test_an_acknowledgement_of_what_is_not_remembered_times_nothing() -> None:
     samples = LinkSamples()
     samples.acknowledged(5, 0.0, 1.0)
