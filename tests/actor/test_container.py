@@ -19,6 +19,7 @@ from nomad import pipeline
 from nomad.actor.host import boot_from
 from nomad.control import assignment_from, peer_from
 from tests.actor.pods import Master, assignment, master
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -54,8 +55,7 @@ async def test_a_process_that_waits_becomes_an_operator(here: Master) -> None:
 
     greeting = pipeline.operator(environment={"GREETING": "hello "})(tells)
     built = pipeline.build([endless, greeting, print])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     folder = here.folder / "kept"
     folder.mkdir()
     pod = here.start(

@@ -33,6 +33,7 @@ from nomad.master.views import MoveState, OperatorState, Phase, PipelineView
 from nomad.pipeline import build
 from nomad.rest import view
 from tests.master.facade import SIGNING_KEY, TOKEN, FakeMaster
+from tests.ports import free_port
 
 
 @dataclass
@@ -183,14 +184,8 @@ async def test_a_missing_signing_key_says_where_it_is_looked_for(url: str, monke
     assert (await submitted(connect(url))).id == "test"
 
 
-def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 async def test_no_master_says_what_to_run() -> None:
-    port = closed_port()
+    port = free_port()
     with pytest.raises(MasterUnreachable) as caught:
         await connect(f"http://127.0.0.1:{port}").nodes()
     assert f"No master answers at http://127.0.0.1:{port} (connection refused). " in str(caught.value)

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -33,6 +32,7 @@ from nomad.transport import certificates as tls
 from tests.kubernetes.cluster.envtest import Envtest
 from tests.kubernetes.kubelet import Json, Kubelet, make_node
 from tests.master.fakepods import Pod, Pods
+from tests.ports import free_port
 
 INIT = Path(__file__).parents[2] / "images" / "k8s" / "manifests" / "1-init.yaml"
 DEADLINE = 60.0
@@ -160,8 +160,7 @@ class World:
         self.folder = folder
         self.masters: list[MasterProcess] = []
         self.nodes = [f"{tier}-{namespace}" for tier in ("edge", "fog", "cloud")]
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.control = f"tls://127.0.0.1:{free.getsockname()[1]}"
+        self.control = f"tls://127.0.0.1:{free_port()}"
 
     async def prepare(self) -> None:
         await asyncio.to_thread(self.env.apply, *init_objects(self.namespace))
@@ -173,8 +172,7 @@ class World:
         """A master; with an identity, in a pod of that name."""
         if identity:
             await self.master_pod(identity)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         log = self.folder / f"master-{len(self.masters)}.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.kubernetes.cluster.envtest import Envtest, Request
 from tests.kubernetes.masters import Host, World, container, init_objects, world
 from tests.kubernetes.proxy import Proxy
 from tests.master.fakepods import OPERATORS
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(240)]
 
@@ -114,11 +114,6 @@ def with_account(namespace: str, account: str) -> list[dict[str, Any]]:
             made.append(item)
     body = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": namespace}}
     return [body, *made]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 async def test_one_that_is_lost_with_its_node_is_followed_in_ten_seconds(there: tuple[World, Host]) -> None:

@@ -20,9 +20,10 @@ import nomad
 from benchmarks.kubernetes import Count, counted, numbers, until, work
 from tests.kubernetes.cluster import binaries
 from tests.kubernetes.cluster.envtest import Control
-from tests.kubernetes.cluster.processes import free_port, wait_until
+from tests.kubernetes.cluster.processes import wait_until
 from tests.kubernetes.cluster.real import Real
 from tests.kubernetes.installed import Installed, provide_images
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(400)]
 

@@ -24,7 +24,8 @@ import yaml
 
 from tests.kubernetes.cluster import binaries
 from tests.kubernetes.cluster.pki import Authority, signing_key
-from tests.kubernetes.cluster.processes import ClusterError, Processes, free_port
+from tests.kubernetes.cluster.processes import ClusterError, Processes
+from tests.ports import free_port
 
 CONTROLLERS = (
     "namespace-controller",

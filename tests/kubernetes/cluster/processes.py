@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -143,12 +142,6 @@ def ended(process: psutil.Process) -> bool:
     except (psutil.NoSuchProcess, ChildProcessError):
         pass
     return True
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(ready: Callable[[], bool], what: str, timeout: float = 60.0) -> None:

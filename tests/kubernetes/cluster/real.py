@@ -32,7 +32,8 @@ from tests.kubernetes.cluster.envtest import (
 from tests.kubernetes.cluster.network import CONTROL_ADDRESS, Place
 from tests.kubernetes.cluster.node import DNS_ADDRESS, DOMAIN, Node
 from tests.kubernetes.cluster.pki import Authority
-from tests.kubernetes.cluster.processes import ClusterError, Processes, free_port, wait_until
+from tests.kubernetes.cluster.processes import ClusterError, Processes, wait_until
+from tests.ports import free_port
 
 FOLDER = Path("/tmp/nomad-real")
 """Of the cluster that the command line and the tests bring up."""
