@@ -69,6 +69,8 @@ class Login:
         read = account if inside else config
         try:
             return cls(await read(), read, TOKEN_SECONDS if inside else float("inf"))
+        except UsageError:  # a ValueError, that says it already
+            raise
         except (OSError, ValueError) as exc:  # ssl.SSLError is one of them
             raise UsageError(f"there is no Kubernetes cluster to be reached: {exc}") from exc
 

@@ -75,7 +75,7 @@ def test_secrets_for_registries(options: list[str], variables: dict[str, str], m
 def test_without_a_cluster(command: list[str]) -> None:
     found = CliRunner().invoke(cli, command)
     assert found.exit_code == 2
-    assert "there is no Kubernetes cluster to be reached" in found.output
+    assert found.output.count("there is no Kubernetes cluster to be reached") == 1
 
 
 @pytest.mark.parametrize(("token", "code"), [(TOKEN, 0), ("another one's", 2)])
