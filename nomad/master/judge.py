@@ -144,11 +144,16 @@ class Judge:
     def situation(self, scene: Scene, now: float) -> Situation:
         """What there is to decide about."""
         spec = scene.spec
-        levels: dict[drift.Signal, float] = {}
         errors: dict[drift.Signal, float] = {}
-        knowledge = Knowledge(self._book, levels)
-        for signal, level in self._tracks.levels(now):
-            levels[signal], errors[signal] = level.value, level.error
+
+        def level(signal: drift.Signal) -> float | None:
+            found = self._tracks.level(*signal, now)
+            if found is None:
+                return None
+            errors[signal] = found.error
+            return found.value
+
+        knowledge = Knowledge(self._book, level)
         overloaded = self.overloaded(spec)
         problem = build(
             spec,

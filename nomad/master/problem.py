@@ -10,8 +10,8 @@ as on any cluster, that has to be measured.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nomad import needs
@@ -57,8 +57,8 @@ class Knowledge:
     """What there is to know."""
 
     book: Book
-    levels: Mapping[Signal, float] = field(default_factory=dict)
-    """What is to be counted on instead of the estimates, by kind and what it is of."""
+    level: Callable[[Signal], float | None] = lambda signal: None
+    """What is to be counted on instead of the estimate, if there is such, by kind and what it is of."""
 
     def operator(self, spec: PipelineSpec, number: int) -> Operator:
         """The operator at this place of a pipeline."""
@@ -96,7 +96,7 @@ class Knowledge:
         return latency, max(bandwidth, 1.0)
 
     def _of(self, kind: str, key: tuple[str, ...], estimate: Estimate | None, otherwise: float) -> float:
-        level = self.levels.get((kind, key))
+        level = self.level((kind, key))
         if level is not None:
             return level
         return estimate.value if estimate is not None else otherwise

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 WINDOW = 60
@@ -58,6 +58,11 @@ FLOORS = {
     "selectivity": 0.02,
 }
 """The kinds that are tracked, and the least deviation of each in its own unit."""
+
+MOST_OF_NODES = 30_000
+"""Tracks of nodes and links that are kept. Where there are more, on clusters of hundreds of nodes, those are forgotten
+of which nothing came within `RESTLESS` seconds: such links are measured now and then, by chance.
+"""
 
 OF_NODES = ("latency", "bandwidth", "speed")
 """Kinds whose keys are nodes; those of all others are a pipeline and an operator."""
@@ -127,6 +132,11 @@ class Track:
     def value(self) -> float:
         """The newest sample."""
         return self._recent[-1]
+
+    @property
+    def fed_at(self) -> float:
+        """When that was taken."""
+        return self._long_at if self._long_at is not None else -math.inf
 
     def feed(self, value: float, now: float) -> None:
         """Take in a sample."""
@@ -212,6 +222,7 @@ class Tracks:
         self._tracks: dict[tuple[str, tuple[str, ...]], Track] = {}
         self._lately: dict[tuple[str, tuple[str, ...]], Track] = {}
         """Those that have changed since the time that was asked for last."""
+        self._of_nodes = 0
 
     def feed(self, samples: Iterable[tuple[str, tuple[str, ...], float, float]]) -> set[tuple[str, tuple[str, ...]]]:
         """Take in (kind, key, value, time); what has changed by that."""
@@ -222,6 +233,8 @@ class Tracks:
                 continue
             track = self._tracks.get((kind, key))
             if track is None:
+                if kind in OF_NODES:
+                    self._make_room(time)
                 track = self._tracks[kind, key] = Track(floor)
             before = track.changed_at
             track.feed(value, time)
@@ -230,10 +243,10 @@ class Tracks:
                 changed.add((kind, key))
         return changed
 
-    def levels(self, now: float) -> Iterator[tuple[tuple[str, tuple[str, ...]], Level]]:
-        """Of all."""
-        for name, track in self._tracks.items():
-            yield name, track.level(now)
+    def level(self, kind: str, key: tuple[str, ...], now: float) -> Level | None:
+        """What to count on now; None for what was never measured."""
+        track = self._tracks.get((kind, key))
+        return track.level(now) if track is not None else None
 
     def changed(self, since: float) -> list[tuple[str, tuple[str, ...], Track]]:
         """What changed after this time; of what was before one that was asked for earlier, nothing is known."""
@@ -246,3 +259,12 @@ class Tracks:
         for tracks in (self._tracks, self._lately):
             for kind, key in [name for name in tracks if name[0] not in OF_NODES and name[1][0] == pipeline]:
                 del tracks[kind, key]
+
+    def _make_room(self, now: float) -> None:
+        """For another one of nodes."""
+        self._of_nodes += 1
+        if self._of_nodes > MOST_OF_NODES:
+            for tracks in (self._tracks, self._lately):
+                for name in [n for n, t in tracks.items() if n[0] in OF_NODES and t.fed_at < now - RESTLESS]:
+                    del tracks[name]
+            self._of_nodes = 1 + sum(name[0] in OF_NODES for name in self._tracks)

@@ -6,13 +6,15 @@ from nomad.master.placing import place
 from nomad.master.problem import Knowledge, build
 from nomad.measure.book import Book
 from nomad.runtime.base import NodeInfo
+from nomad.scheduler.drift import Signal
 from tests.master.worlds import wanted
 
 
 def test_a_bandwidth_counts_once_several_samples_agree() -> None:
     book = Book()
     book.declare_link("a", "b", 0.0, latency=0.01, bandwidth=1e7)
-    knowledge = Knowledge(book, {("bandwidth", (source, "b")): 2e6 for source in "ac"})
+    levels: dict[Signal, float] = {("bandwidth", (source, "b")): 2e6 for source in "ac"}
+    knowledge = Knowledge(book, lambda signal: levels.get(signal))
     for k in range(3):
         for source in "ac":
             book.link_sample(source, "b", float(k), bandwidth=1e6)

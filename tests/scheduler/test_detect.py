@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from nomad.scheduler import detect
 from nomad.scheduler.detect import FLOORS, MOVING, Track, Tracks
 
 
@@ -69,17 +70,23 @@ def test_what_was_restless_can_step_and_become_calm() -> None:
     assert (calm.level(720.0).state, calm.level(720.0).value) == ("calm", pytest.approx(0.05))
 
 
+def names(tracks: Tracks) -> list[tuple[str, tuple[str, ...]]]:
+    """Of all that something is known of."""
+    assert all(tracks.level(*name, 1.0) for name in tracks._tracks)
+    return list(tracks._tracks)
+
+
 def test_tracks_know_their_kinds_and_forget() -> None:
     tracks = Tracks()
     samples = [("latency", ("a", "b"), 0.01, 1.0), ("work", ("p", "x"), 0.1, 1.0), ("busy", ("p", "x"), 0.5, 1.0)]
     tracks.feed(samples)
-    assert {name for name, _ in tracks.levels(1.0)} == {("latency", ("a", "b")), ("work", ("p", "x"))}
+    assert names(tracks) == [("latency", ("a", "b")), ("work", ("p", "x"))]
     assert "busy" not in FLOORS
     tracks.feed([("latency", ("a", "b"), value, at) for at, value in enumerate([0.01] * 10 + [0.1] * 2)])
     assert [(kind, key) for kind, key, _ in tracks.changed(5.0)] == [("latency", ("a", "b"))]
     assert tracks.changed(20.0) == []
     tracks.forget("p")
-    assert {name for name, _ in tracks.levels(1.0)} == {("latency", ("a", "b"))}
+    assert names(tracks) == [("latency", ("a", "b"))]
 
 
 def test_a_pipeline_may_be_called_as_a_node_or_another_ones_operator() -> None:
@@ -87,4 +94,19 @@ def test_a_pipeline_may_be_called_as_a_node_or_another_ones_operator() -> None:
     kept = [("latency", ("a", "p")), ("speed", ("p",)), ("work", ("q", "p"))]
     tracks.feed([(kind, key, 0.01, 1.0) for kind, key in [*kept, ("work", ("p", "x"))]])
     tracks.forget("p")
-    assert [name for name, _ in tracks.levels(1.0)] == kept
+    assert names(tracks) == kept
+
+
+def test_of_links_that_are_measured_by_chance_only_the_latest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "MOST_OF_NODES", 100)
+    tracks = Tracks()
+    for number in range(1000):
+        tracks.feed(
+            [("work", ("p", f"o{number}"), 1.0, float(number)), ("latency", ("a", f"n{number}"), 1.0, float(number))]
+        )
+        tracks.feed([("latency", ("a", "used"), 1.0, float(number))])
+    assert tracks.level("latency", ("a", "used"), 1000.0) is not None
+    assert tracks.level("latency", ("a", "n999"), 1000.0) is not None
+    assert tracks.level("latency", ("a", "n0"), 1000.0) is None
+    assert tracks.level("work", ("p", "o0"), 1000.0) is not None, "what pipelines do is kept as long as they are there"
+    assert sum(kind == "latency" for kind, _ in names(tracks)) <= 100
