@@ -162,9 +162,7 @@ async def test_pods_of_a_leader_that_hangs_come_to_the_next_one(there: tuple[Wor
         async with asyncio.timeout(30):
             while await listed(here) != ["master-b"]:
                 await asyncio.sleep(0.1)
-        there_before = service.connections
         await asyncio.sleep(2 * Heartbeats().word)  # all have heard a word
-        assert service.connections == there_before
         first.process.send_signal(signal.SIGSTOP)
         stopped = time.monotonic()
         await here.until(lambda: second.leads)
