@@ -1,7 +1,7 @@
 # Needs make and Python 3.11 or newer, nothing else: each goal sets up what it needs, once, in .venv.
 #
 #   make demo     a face-recognition pipeline over an edge, a fog and a cloud node, for half a minute
-#   make test     the tests, in two processes; PYTEST_ARGS=--cov shows their coverage, and takes half as long again
+#   make test     the tests, in two processes; PYTEST_ARGS=--cov shows their coverage, too
 #   make test-kubernetes  the tests on Kubernetes: an API server alone (test-kubernetes-api), and with nodes
 #                 (test-kubernetes-nodes): a thousand faked ones, and a real cluster of three that it brings up (as root
 #                 on Debian; the first time that takes 15 minutes more). With KUBECONFIG set, the cluster that it
