@@ -27,7 +27,7 @@ from nomad.errors import (
     NotFoundError,
     PipelineError,
 )
-from nomad.kubernetes import paths
+from nomad.kubernetes import answers, paths
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import FINALIZER
 from nomad.kubernetes.reflector import Reflector
@@ -102,7 +102,7 @@ class PipelineWatch:
     @staticmethod
     def _take(found: Json) -> Json:
         found["metadata"].pop("managedFields", None)
-        return found
+        return answers.shared(found)
 
     def _changed(self, old: Json | None, new: Json | None) -> None:
         if old is not None and (new is None or _uid(old) != _uid(new)):

@@ -205,3 +205,13 @@ async def test_who_may_write_no_more_sends_nothing_again(api: Api, server: Serve
     assert server.asked == 1
     server.answers = [web.json_response({"is": "there"})]
     assert await api.get("/thing") == {"is": "there"}
+
+
+def test_objects_that_are_kept_share_their_strings() -> None:
+    found = {"items": [{"name": "operator-1", "text": "x" * 1000, "number": 1.5, "nothing": None}]}
+    one, other = (answers.shared(json.loads(json.dumps(found))) for _ in range(2))
+    assert one == other == found
+    (first,), (second,) = one["items"], other["items"]
+    assert [id(key) for key in first] == [id(key) for key in second]
+    assert first["name"] is second["name"]
+    assert first["text"] is not second["text"]
