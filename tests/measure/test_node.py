@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -35,6 +34,7 @@ from nomad.transport.base import Connection
 from nomad.transport.trunk import Trunk, carries
 from tests.certificates import authority, put
 from tests.clock import VirtualClock
+from tests.ports import free_port
 
 DEADLINE = 30.0
 
@@ -55,8 +55,7 @@ class Site:
     def __init__(self, folder: Path, scheme: str) -> None:
         self.folder = folder
         self.scheme = scheme
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.control = f"{scheme}://127.0.0.1:{free.getsockname()[1]}"
+        self.control = f"{scheme}://127.0.0.1:{free_port()}"
         self.runtime = Machines([NodeInfo(id) for id in ("edge", "fog", "cloud")])
         self.agents: dict[str, subprocess.Popen[bytes]] = {}
         self.tls = folder / "tls"
@@ -261,8 +260,7 @@ async def test_pods_of_an_agent_that_hangs_come_directly(site: Site) -> None:
                     conn.write([(control.pack({"type": "word", "within": 5.0}),)])
             await asyncio.sleep(0.2)
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listening = f"{site.scheme}://127.0.0.1:{free.getsockname()[1]}"
+    listening = f"{site.scheme}://127.0.0.1:{free_port()}"
     master = await registry.listen(site.control, serve)
     (site.folder / "boot").write_text(json.dumps({"control": site.control, "key": key.hex()}))
     site.start("edge", NOMAD_LISTEN=listening)
