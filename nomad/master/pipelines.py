@@ -102,7 +102,8 @@ class PipelineWatch:
     @staticmethod
     def _take(found: Json) -> Json:
         found["metadata"].pop("managedFields", None)
-        return answers.shared(found)
+        kept: Json = answers.shared(found)
+        return kept
 
     def _changed(self, old: Json | None, new: Json | None) -> None:
         if old is not None and (new is None or _uid(old) != _uid(new)):

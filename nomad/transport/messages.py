@@ -23,6 +23,7 @@ from nomad.transport import base
 from nomad.transport.base import HIGH_WATER, MAX_FRAME_BYTES, MAX_PARTS, Buffer, Frame
 from nomad.transport.endpoint import Endpoint
 from nomad.transport.framing import FRAME_OVERHEAD, check, cost_of
+from nomad.transport.waiting import Once
 
 WINDOW = 4 << 20
 """Cost (bytes, and `FRAME_OVERHEAD` per frame) that may be on the way, or waiting for `recv`."""
@@ -51,7 +52,7 @@ class MessageConnection(Endpoint):
         self._sent = 0  # cost of all frames sent
         self._sent_taken = 0  # cost of those that the peer's recv has given out
         self._said_bye = False
-        self.gone = asyncio.Event()
+        self.gone = Once()
         """Set by the owner when what it released is closed."""
 
     # Connection

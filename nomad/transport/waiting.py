@@ -48,3 +48,28 @@ class Waiter:
         self._telling = False
         if self.callback is not None:
             self.callback()
+
+
+class Once:
+    """What happens once, if it does: an `asyncio.Event` in small, as there are thousands of connections."""
+
+    __slots__ = ("_happened", "_waiter")
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._waiter: Waiter | None = None
+
+    def set(self) -> None:
+        """It has happened."""
+        self._happened = True
+        if self._waiter is not None:
+            self._waiter.wake()
+
+    def is_set(self) -> bool:
+        return self._happened
+
+    async def wait(self) -> None:
+        """Returns at once when it has happened already."""
+        if not self._happened:
+            self._waiter = self._waiter or Waiter()
+            await self._waiter.wait()
