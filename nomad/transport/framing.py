@@ -141,7 +141,7 @@ class Splitter:
         """All buffers of one frame together; may be changed at any time, and counts for frames that begin then."""
         self._refused: tuple[float, str] | None = None
         """What the frame that was refused would need as limit, and why it was."""
-        self._pool = Pool()
+        self._pool: Pool | None = None  # where nothing large has come there is none
         self._scratch = fresh(FIRST_BYTES)
         self._stage = _Stage.PREFIX
         self._want = PREFIX.size  # bytes of the piece that comes next
@@ -213,6 +213,7 @@ class Splitter:
                 if want >= IN_PLACE_BYTES:
                     # With room for what comes before the next payload, which saves a read for it alone.
                     tail = min(_TAIL_BYTES, self._small_ahead()) if self._stage is _Stage.BUFFERS else 0
+                    self._pool = self._pool or Pool()
                     self._target = self._pool.take(want + tail)
                     self._filled = end - start
                     self._target[: self._filled] = scratch[start:end]

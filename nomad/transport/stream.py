@@ -16,6 +16,7 @@ from nomad.transport import base
 from nomad.transport.base import HIGH_WATER, Frame
 from nomad.transport.endpoint import Endpoint
 from nomad.transport.framing import END, FRAME_OVERHEAD, SCRATCH_BYTES, Ended, Splitter, encode
+from nomad.transport.waiting import Once
 
 RECEIVE_LIMIT = 2 << 20
 """Bytes of received frames waiting for `recv` above which nothing more is read."""
@@ -45,7 +46,7 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         self._refused = False
         """A frame over the limit is next, and those before it are still to be taken."""
         self._gathers = False
-        self._lost = asyncio.Event()  # the stream is gone
+        self._lost = Once()  # the stream is gone
         self._released = False
 
     # Connection
