@@ -148,10 +148,12 @@ class Bench:
         await voices.stdin.drain()
 
     async def _quiet(self) -> None:
-        """Until what follows a start is over, or it seems never to be."""
+        """Until what follows a start is over (the states of hundreds of pipelines are shown a few at a time), or it seems
+        never to be.
+        """
         user = f"system:serviceaccount:{NAMESPACE}:nomad-master"
         began = time.monotonic()
-        while time.monotonic() - began < self._steady * 3:
+        while time.monotonic() - began < PATIENCE:
             since = self._env.audit_size()
             await asyncio.sleep(11)
             if not [r for r in self._env.requests(since, user) if r.verb != "watch" and r.resource != "leases"]:
