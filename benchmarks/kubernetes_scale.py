@@ -148,8 +148,8 @@ class Bench:
         await voices.stdin.drain()
 
     async def _quiet(self) -> None:
-        """Until what follows a start is over (the states of hundreds of pipelines are shown a few at a time), or it seems
-        never to be.
+        """Until what follows a start is over, or it seems never to be: the states of hundreds of pipelines are shown a
+        few at a time.
         """
         user = f"system:serviceaccount:{NAMESPACE}:nomad-master"
         began = time.monotonic()
