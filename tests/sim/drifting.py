@@ -95,8 +95,9 @@ class World:
         for op in self.spec.operators:
             size = self.output_bytes.get(op.name, 1024.0)
             book.declare_operator("p", op.name, 0.0, work=self.work(op.name, at), output_bytes=size)
-        levels = {("departure", ("p", self.spec.operators[0].name)): self.rate}
-        return build(self.spec, Knowledge(book, levels), self.nodes, pins=self.pins)
+        wanted = ("departure", ("p", self.spec.operators[0].name))
+        knowledge = Knowledge(book, lambda signal: self.rate if signal == wanted else None)
+        return build(self.spec, knowledge, self.nodes, pins=self.pins)
 
     def best(self, at: float) -> dict[str, str]:
         """The best static placement for the conditions at this time."""
