@@ -19,7 +19,7 @@ from nomad.clock import Clock
 from nomad.errors import NomadError
 from nomad.measure.agent import Probe
 from nomad.measure.book import Book
-from nomad.measure.probes import PROBE_BYTES, Budget
+from nomad.measure.probes import ASSUMED_BANDWIDTH, PROBE_BYTES, Budget
 from nomad.measure.vivaldi import Coordinates
 from nomad.tasks import Tasks
 
@@ -230,10 +230,10 @@ class Survey:
         cost = nbytes + (0 if self._prober.connected(*way) else HANDSHAKE_BYTES)
         return self._budget.take(*way, cost, self._bandwidth(*way), now, probes)
 
-    def _bandwidth(self, source: str, target: str) -> float | None:
-        """Bytes per second that the link carries, as far as that is known."""
+    def _bandwidth(self, source: str, target: str) -> float:
+        """Bytes per second that the link carries, as far as that is known; what it has reached is only a bound."""
         link = self._book.link(source, target)
-        return link.bandwidth.value if link.bandwidth is not None else link.reached
+        return link.bandwidth.value if link.bandwidth is not None else max(link.reached or 0.0, ASSUMED_BANDWIDTH)
 
     async def _probe(self, way: tuple[str, str], state: _Way, nbytes: int, tries: int) -> None:
         try:
@@ -271,6 +271,8 @@ class Survey:
                 del self._round[way]
                 self._under_way += 1
                 begun.setdefault(way[0], []).append(way[1])
+            elif self._budget.wait(*way, self._bandwidth(*way), now) > COORDINATE_ROUND:
+                del self._round[way]  # the next round begins when nothing is left of this one
         for source, targets in begun.items():
             self._tasks.start(self._round_trips(source, targets), name=f"probe {source} to {len(targets)} others")
 

@@ -144,6 +144,19 @@ async def test_a_large_cluster_needs_few_probes_and_knows_all_pairs() -> None:
                 assert latency.value == pytest.approx(0.01, rel=0.6)
 
 
+@pytest.mark.parametrize("known", ["reached", "bandwidth"])
+async def test_a_quiet_or_a_slow_link_holds_up_nobody_on_a_large_cluster(known: str) -> None:
+    """Its hundredth is a byte per second: what a probe costs is owed for 18 minutes."""
+    world = World(70)
+    for other in world.nodes[1:]:
+        world.book.link_sample("n0", other, world.clock.now(), **{known: 100.0})
+    world.needed = True
+    await world.run(180)
+    assert len(await world.run(60)) > 2_000, "nearly as many as may be begun"
+    again = max(Counter(target for _, source, target, _ in world.network.probes if source == "n0").values()) > 1
+    assert again == (known == "reached"), "a lower bound is no limit"
+
+
 async def test_a_large_cluster_of_which_few_nodes_are_left_is_measured_all_the_same() -> None:
     world = World(65)
     await world.run(1)
