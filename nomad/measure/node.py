@@ -206,7 +206,7 @@ class NodeAgent:
             else:
                 raise NomadError(f"an agent doesn't know the request {method!r}")
             reply = {"type": "reply", "id": number, "ok": True, "value": value}
-        except (NomadError, ValueError, KeyError) as exc:
+        except (NomadError, ValueError, KeyError, TypeError) as exc:
             reply = {"type": "reply", "id": number, "ok": False, "error": describe(exc)}
         if conn is self._conn:  # else it would answer what another master has asked, with the same number
             self._say(reply)

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nomad.clock import Clock
-from nomad.errors import ConnectionBroken, NomadError
+from nomad.errors import ConflictError, ConnectionBroken, NomadError
 from nomad.measure.agent import IDLE_SECONDS, TIMEOUT, Probe
 from nomad.measure.book import Book
+from nomad.measure.survey import one_by_one
 
 KIND = "agent"
 """Agents call themselves `agent:<node>`; they all have the key of this name."""
@@ -151,7 +152,10 @@ class RemoteAgents:
         for target in others:
             self._used.pop((source, target), None)
         request = {"ways": [(target, other.address) for target, other in others.items()]}
-        said = await asked.channel.ask("round_trips", request, 2 * TIMEOUT)
+        try:
+            said = await asked.channel.ask("round_trips", request, 2 * TIMEOUT)
+        except ConflictError:  # one of a release before, which knows only "probe": agents are replaced after the master
+            return await one_by_one(self, source, targets)
         if not isinstance(said, list) or len(said) != len(others):
             raise ConnectionBroken(f"the agent of {source} gave an answer that isn't valid")
         found = dict(zip(others, map(_amount, said), strict=True))

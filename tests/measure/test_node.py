@@ -219,6 +219,37 @@ async def test_a_master_that_hangs_is_dialled_anew_and_pods_learn_of_its_words(t
         await master.close()
 
 
+@pytest.mark.parametrize("asked", [{"ways": None}, {"ways": [3]}, {"ways": [["a"]]}, {}, [], "ways"])
+async def test_a_request_that_is_not_understood_is_answered_at_once(asked: Any, tmp_path: Path) -> None:
+    key, replies = bytes(32), asyncio.Queue[dict[str, Any]]()
+
+    async def calibrated(clock: Clock, rounds: int) -> float:
+        return 1.0
+
+    async def serve(conn: Connection) -> None:
+        _, _, frames = await shake_listener(conn, lambda name: key, lambda name, hello: {})
+        conn.write([(control.pack({"type": "request", "id": 7, "method": "round_trips", "args": asked}),)])
+        with suppress(TransportError):
+            while True:
+                for message in (control.unpack(bytes(frame[0])) for frame in frames):
+                    if message["type"] == "reply":
+                        replies.put_nowait(message)
+                frames = await conn.recv()
+
+    master = await registry.listen("inproc:", serve)
+    boot = node.Boot("edge", master.reachable, key, "tcp://127.0.0.1:0", None, tmp_path / "packages", 1 << 30)
+    agent = asyncio.create_task(node.NodeAgent(boot, VirtualClock(), calibrated).run())
+    try:
+        async with asyncio.timeout(DEADLINE):
+            reply = await replies.get()
+        assert (reply["id"], reply["ok"]) == (7, False)
+        assert reply["error"]["message"]
+    finally:
+        agent.cancel()
+        await asyncio.wait([agent])
+        await master.close()
+
+
 class Side:
     """A pod that has nothing to say."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nomad.errors import ConnectionBroken, RequestError
+from nomad.errors import ConflictError, ConnectionBroken, RequestError
 from nomad.measure.agent import IDLE_SECONDS
 from nomad.measure.book import Book
 from nomad.measure.remote import SILENT_SECONDS, RemoteAgents
@@ -20,9 +20,13 @@ class Channel:
         self.away = away
         self.answer: Any = {"round_trip": 0.01, "transfer": None}
         self.answers: Any = None
+        self.old = False
+        """Of a release before."""
 
     async def ask(self, method: str, args: dict[str, Any], timeout: float) -> Any:
         if method == "round_trips":
+            if self.old:
+                raise ConflictError(f"an agent doesn't know the request {method!r}", status=409)
             return self.answers or [None if address in self.away else 0.01 for _, address in args["ways"]]
         assert method == "probe"
         if args["address"] in self.away:
@@ -161,3 +165,12 @@ async def test_several_are_probed_by_one_request() -> None:
             await world.agents.round_trips("a", ["b"])
     with pytest.raises(ConnectionBroken, match="isn't there"):
         await world.agents.round_trips("d", ["b"])
+
+
+async def test_an_agent_of_a_release_before_is_asked_one_by_one() -> None:
+    world = World("a", "b", "c")
+    world.come("a", "b", "c")
+    world.away.add("c")
+    world.channels["a"].old = True
+    assert await world.agents.round_trips("a", ["d", "c", "b"]) == [None, None, 0.01]
+    assert world.agents.connected("a", "b")
