@@ -245,7 +245,11 @@ class Fenced(DeliveryError):
 def describe(exc: BaseException, *, limit: int = 20_000) -> dict[str, str]:
     """`exc` as data: its type, message and traceback text (the last `limit` characters)."""
     text = "".join(_traceback.format_exception(exc))
-    return {"type": type(exc).__qualname__, "message": message_of(exc), "traceback": text[-limit:]}
+    return {
+        "type": _packable(type(exc).__qualname__),
+        "message": message_of(exc),
+        "traceback": _packable(text[-limit:]),
+    }
 
 
 def message_of(exc: BaseException, *, limit: int = 4_000) -> str:
@@ -254,4 +258,9 @@ def message_of(exc: BaseException, *, limit: int = 4_000) -> str:
         text = str(exc)
     except Exception as failure:  # noqa: BLE001 - the user's own code, which may raise anything
         return f"(its message can't be shown: str() of it raises {type(failure).__qualname__})"
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+    return _packable(text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)")
+
+
+def _packable(text: str) -> str:
+    """`text` with its lone surrogates, which UTF-8 can't hold, as escapes: it is to be sent, and kept in files."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -342,11 +342,13 @@ class Host:
 
     def _fail(self, exc: BaseException, code: Exit) -> None:
         cause = exc.__cause__ if isinstance(exc, (OperatorFailed, SetupFailed)) and exc.__cause__ is not None else exc
-        error = {**describe(cause), "message": message_of(exc)}
-        print(error["traceback"], file=sys.stderr, flush=True)
-        self._reports.say_stats()
-        self._channel.say({"type": "failed", "error": error, "fatal": code in (Exit.CODE, Exit.FAILED)})
-        self._end(code)
+        try:
+            error = {**describe(cause), "message": message_of(exc)}
+            print(error["traceback"], file=sys.stderr, flush=True)
+            self._reports.say_stats()
+            self._channel.say({"type": "failed", "error": error, "fatal": code in (Exit.CODE, Exit.FAILED)})
+        finally:
+            self._end(code)  # also one that can't be told of: a process without its operator is of no use
 
     def _stop(self, drain: bool, grace: float) -> None:
         instance = self._instance

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from nomad import pipeline
+from nomad.actor.channel import Channel
+from nomad.actor.host import Exit, Host
 from nomad.delivery.codec import decode_one
 from tests.actor.pods import Master, Pod, assignment, endless, master, peers, ready
 
@@ -294,7 +296,7 @@ async def test_a_failed_operator_says_why(here: Master) -> None:
 
     def broken() -> Iterator[int]:
         yield 1
-        raise ConnectionError("the camera is gone")
+        raise ConnectionError("the camera is gone" + chr(0xD83D))  # half of an emoji, which UTF-8 can't hold
 
     built = pipeline.build([source, strict])
     pod, source_pod = await asyncio.gather(ready(here, built, 1), ready(here, built, 0))
@@ -313,7 +315,29 @@ async def test_a_failed_operator_says_why(here: Master) -> None:
     failed = await pod.says("failed")
     assert failed["fatal"] is False, "a source that raised is started again"
     assert failed["error"]["type"] == "ConnectionError"
+    assert failed["error"]["message"] == r"the camera is gone\ud83d"
     assert await pod.ended() == 1
+
+
+async def test_a_pod_that_cannot_say_why_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is started again, which one that hangs isn't."""
+
+    async def breaks(self: Channel) -> None:
+        raise RuntimeError("it broke")
+
+    def unspeakable(exc: BaseException) -> dict[str, str]:
+        raise RecursionError
+
+    monkeypatch.setattr(Channel, "keep", breaks)
+    monkeypatch.setattr("nomad.actor.host.describe", unspeakable)
+    host = Host({"pod": "p.one-e1", "verify_key": "", "key": "", "master_timeout": 1.0, "control": "inproc:nobody"})
+    try:
+        async with asyncio.timeout(30):
+            assert await host.run() is Exit.CRASHED
+    finally:
+        assert host.close()
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            asyncio.get_running_loop().remove_signal_handler(number)
 
 
 async def test_an_object_is_set_up_before_its_pod_says_that_it_is_ready(here: Master) -> None:
