@@ -272,7 +272,7 @@ class Api:
         pause = 0.1
         renewed = False
         for attempt in range(1, ATTEMPTS + 1):
-            shown = self._login.authorization
+            shown = self._login.access
             if method != "GET" and not self.may_write():  # each time: it may have waited for long in between
                 raise ApiUnavailable(f"this process may change nothing in the cluster any more: {method} {path}")
             try:
@@ -295,7 +295,7 @@ class Api:
     async def _stream(
         self, path: str, params: Mapping[str, Any] | None, timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        shown = self._login.authorization
+        shown = self._login.access
         try:
             async with self._send("GET", path, params, None, "application/json", timeout) as response:
                 _keep_alive(response)

@@ -13,6 +13,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -49,9 +50,8 @@ class Login:
         self._loop = asyncio.get_running_loop()
         self._read_at = self._loop.time()
         self._reading = asyncio.Lock()
-        self._tls = _tls(access) if access.server.startswith("https") else None
-        self._connector = _Connector(limit=CONNECTIONS, ssl=self._tls or True)
-        self._session = aiohttp.ClientSession(connector=self._connector, trust_env=True, read_bufsize=BUFFER)
+        self._session = _Session(access)
+        self._former: list[_Session] = []  # with earlier certificates; what is under way there goes on
 
     @classmethod
     async def open(cls, file: str | Path | None, context: str | None) -> Login:
@@ -79,25 +79,23 @@ class Login:
         return self._access.server
 
     @property
-    def authorization(self) -> str:
-        """What requests prove themselves by, beside certificates."""
-        return self._access.authorization
+    def access(self) -> Access:
+        """What requests prove themselves by now."""
+        return self._access
 
-    async def renew(self, refused: str | None = None) -> None:
+    async def renew(self, refused: Access | None = None) -> None:
         """Read the credentials again, or have them made again, unless that was done since they were `refused`.
 
         Raises `ApiUnauthorized`.
         """
         async with self._reading:
-            if refused is not None and refused != self.authorization:
+            before = self._access
+            if refused is not None and refused is not before:
                 return
             try:
                 found = await self._read()
-                if self._tls is not None and (found.certificate, found.key) != (
-                    self._access.certificate,
-                    self._access.key,
-                ):
-                    _show(self._tls, found)
+                if replace(found, authorization="") != replace(before, authorization=""):
+                    await self._leave(_Session(found))
             except (UsageError, OSError, ValueError) as exc:
                 raise ApiUnauthorized(f"the credentials for {self.server} can't be renewed: {exc}", status=401) from exc
             self._access, self._read_at = found, self._loop.time()
@@ -124,7 +122,27 @@ class Login:
 
     async def close(self) -> None:
         """Close all connections, those too that are given up and still say goodbye to the server."""
-        await self._session.close()
+        for session in (self._session, *self._former):
+            await session.end()
+
+    async def _leave(self, session: _Session) -> None:
+        """Connect anew from now on."""
+        former, self._former, self._session = self._former, [self._session], session
+        for session in former:
+            await session.end()
+
+
+class _Session:
+    """Connections that trust the same CA and show the same certificate."""
+
+    def __init__(self, access: Access) -> None:
+        tls = _tls(access) if access.server.startswith("https") else True
+        self._connector = _Connector(limit=CONNECTIONS, ssl=tls)
+        self._http = aiohttp.ClientSession(connector=self._connector, trust_env=True, read_bufsize=BUFFER)
+        self.request = self._http.request
+
+    async def end(self) -> None:
+        await self._http.close()
         await self._connector.end()
 
 
@@ -175,22 +193,22 @@ def service_account(folder: Path) -> Access:
 
 
 def _tls(access: Access) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=access.authority or None)
+    context = ssl.create_default_context(cadata=_ascii(access.authority) if access.authority else None)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # Python 3.13 asks more of a CA than kubectl does
     if not access.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    _show(context, access)
-    return context
-
-
-def _show(context: ssl.SSLContext, access: Access) -> None:
-    """Have new connections show the user's certificate, which Python takes from a file only."""
     if access.certificate:
-        with tempfile.NamedTemporaryFile("w", prefix="nomad-") as file:
+        with tempfile.NamedTemporaryFile("w", prefix="nomad-") as file:  # Python takes it from one only
             file.write(f"{access.key}\n{access.certificate}")
             file.flush()
             context.load_cert_chain(file.name)
+    return context
+
+
+def _ascii(pem: str) -> str:
+    """What stands between its blocks may be in any language."""
+    return pem.encode("ascii", "ignore").decode()
 
 
 def _named(given: str | Path | None) -> str:

@@ -16,7 +16,7 @@ import yaml
 from aiohttp import web
 
 from nomad.actor.threads import new_loop
-from nomad.errors import ApiUnauthorized, UsageError
+from nomad.errors import ApiUnauthorized, ApiUnavailable, UsageError
 from nomad.kubernetes import kubeconfig, login
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.kubeconfig import PACKAGE, Access
@@ -29,6 +29,7 @@ class Server:
 
     def __init__(self, authority: Authority, folder: Path) -> None:
         self.tokens = {"Bearer right"}
+        self.refused: set[str] = set()
         self.asked: list[dict[str, Any]] = []
         self.port = 0
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.certificate))
@@ -57,7 +58,7 @@ class Server:
         by = {key: value for part in (shown or {}).get("subject", ()) for key, value in part}.get("commonName")
         token = request.headers.get("Authorization", "")
         self.asked.append({"by": by, "token": token, "query": dict(request.query)})
-        if token not in self.tokens and by is None:
+        if (token not in self.tokens and by is None) or by in self.refused:
             return web.json_response({"message": "who are you?"}, status=401)
         return web.json_response({"by": by, "body": await request.text()})
 
@@ -179,6 +180,35 @@ async def test_a_certificate_proves_who_asks(server: Server, authority: Authorit
     assert (found["by"], json.loads(found["body"])) == ("somebody", {"a": 1})
 
 
+async def test_a_certificate_that_is_made_anew_is_shown_at_once_and_made_once_for_all(
+    server: Server, authority: Authority, tmp_path: Path, alone: None
+) -> None:
+    made = {name: [str(path) for path in authority.issue(name, name)] for name in ("late", "somebody")}
+    code = f"""
+import json, pathlib
+count = pathlib.Path({str(tmp_path / "count")!r})
+number = int(count.read_text()) if count.exists() else 0
+count.write_text(str(number + 1))
+certificate, key = {list(made.values())!r}[min(number, 1)]
+status = {{"clientCertificateData": open(certificate).read(), "clientKeyData": open(key).read()}}
+print(json.dumps({{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}}))
+"""
+    cluster = {"server": server.url, "certificate-authority": str(authority.certificate)}
+    server.refused = {"late"}
+    file = config(tmp_path / "config", cluster, plugin(tmp_path / "plugin.py", code))
+    async with Api.open(file) as api:
+        found = await asyncio.gather(*(api.get("/thing") for _ in range(5)))
+    assert {one["by"] for one in found} == {"somebody"}
+    assert (tmp_path / "count").read_text() == "2"
+
+
+async def test_a_ca_may_have_remarks_in_any_language(server: Server, authority: Authority, tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("# Főtanúsítvány\n" + authority.certificate.read_text())
+    write_kubeconfig(tmp_path / "config", server.url, tmp_path / "ca.crt", {"token": "right"})
+    async with Api.open(tmp_path / "config") as api:
+        await api.get("/thing")
+
+
 @pytest.fixture
 def account(server: Server, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of this process's service account."""
@@ -219,6 +249,19 @@ async def test_a_token_is_replaced_before_it_runs_out(
         (account / "token").write_text("newer")
         await api.get("/thing")
     assert [asked["token"] for asked in server.asked] == ["Bearer right", "Bearer newer"]
+
+
+async def test_a_ca_that_is_replaced_is_trusted(
+    server: Server, account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login, "TOKEN_SECONDS", 0.0)
+    right = (account / "ca.crt").read_bytes()
+    (account / "ca.crt").write_bytes(Authority(tmp_path / "another").certificate.read_bytes())
+    async with Api.open() as api:
+        with pytest.raises(ApiUnavailable, match="certificate"):
+            await api.get("/thing")
+        (account / "ca.crt").write_bytes(right)
+        await api.get("/thing")
 
 
 async def test_half_a_service_account_is_none(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
