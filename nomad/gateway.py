@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from nomad.control import VIA
+from nomad.control import MOST_SAID, VIA
 from nomad.delivery.driver import first_of
 from nomad.delivery.handshake import DIALER_SAYS
 from nomad.errors import ConnectionBroken, TransportError
 from nomad.handout import key_of
 from nomad.transport.base import Connection, Frame
-from nomad.transport.trunk import Trunk
+from nomad.transport.trunk import HEAD_BYTES, Trunk
 
 PATIENCE = 8.0
 """Seconds that a pod waits at an agent for the master; below the time that a handshake may take."""
@@ -71,6 +71,7 @@ class Gateway:
 
         Raises `TransportError`.
         """
+        conn.limit(MOST_SAID - HEAD_BYTES)  # else a frame would break the trunk, the way of all pods
         ways = self._ways.setdefault(name, [])
         if len(ways) >= EACH:
             ways.pop(0).abort()

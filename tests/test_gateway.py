@@ -206,6 +206,17 @@ async def test_a_pod_has_two_ways_at_most_whatever_it_does(here: Here) -> None:
         await until(lambda: here.there("one") and here.carried == 3)
 
 
+async def test_the_largest_frame_of_a_pod_breaks_its_own_way_alone(here: Here) -> None:
+    async with here.connected():
+        one = await here.dial("one")
+        await here.dial("other")
+        await until(lambda: here.there("one") and here.there("other"))
+        one.write([(bytes(control.MOST_SAID),)])
+        await until(lambda: not here.there("one"))
+        assert here.there("other")
+        assert here.port.connections == {"direct": 0, "agent": 1}
+
+
 async def test_neither_the_agent_nor_the_master_takes_anybody(here: Here) -> None:
     async with here.connected():
         route = Route("tcp://127.0.0.1:1", "one")

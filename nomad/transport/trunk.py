@@ -21,6 +21,8 @@ MOST = 1024
 """Connections over one trunk: several times the pods that a node may have."""
 
 _HEAD = struct.Struct("<cI")
+HEAD_BYTES = _HEAD.size
+"""That a frame is longer by on the trunk."""
 
 
 def carries(frame: Frame) -> bool:
