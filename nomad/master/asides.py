@@ -47,7 +47,7 @@ class Asides:
             if not page or page[0].id in found:  # all at once, by a pod of an earlier version
                 break
             found |= {view.id: view for view in page}
-            room, after = room - sum(len(view.value) for view in page), page[-1].id
+            room, after = room - sum(map(_size, page)), page[-1].id
         return list(found.values())
 
     async def rerun(self, ids: Sequence[str] | None) -> dict[str, int]:
@@ -68,6 +68,10 @@ def understood(adapter: TypeAdapter[T], reply: Any) -> T:
         return adapter.validate_python(reply)
     except ValidationError as exc:
         raise RequestError("the operator's process gave an answer that isn't valid", status=503) from exc
+
+
+def _size(view: SetAsideView) -> int:
+    return len(view.value) + sum(map(len, view.error.values()))
 
 
 def _numbers(ids: Sequence[str] | None) -> list[int] | None:
