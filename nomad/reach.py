@@ -61,6 +61,10 @@ class Silence:
         """From now on it is about this connection, on which no word was heard yet."""
         self._conn, self._within = conn, None
 
+    def resume(self, conn: Connection) -> None:
+        """The connection that it was about before `end` is read again: words that were heard on it still count."""
+        self._conn, self._looks = conn, 0
+
     def end(self) -> None:
         """Nobody reads the connection any more."""
         self._conn = None

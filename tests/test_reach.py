@@ -81,6 +81,20 @@ async def test_a_new_connection_is_another_matter() -> None:
         assert conn.closed
 
 
+async def test_who_is_listened_to_again_has_said_its_word() -> None:
+    """As long as nobody listened, it could say nothing."""
+    clock = VirtualClock()
+    async with listening(clock) as (silence, conn):
+        silence.word(word(10.0))
+        silence.end()
+        await clock.advance(60)
+        silence.resume(conn)
+        await clock.advance(10)
+        assert not conn.closed
+        await clock.advance(1.1)
+        assert conn.closed
+
+
 async def test_a_large_frame_that_takes_long_is_no_silence() -> None:
     """It comes over a slow link, and words wait behind it."""
     clock, tasks, amid, conns = VirtualClock(), Tasks(), [], []

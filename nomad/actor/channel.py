@@ -160,7 +160,7 @@ class Channel:
             await self._meet(fresh, TURN_SECONDS)
         except (TransportError, DeliveryError) as exc:
             log.debug("no other way to the master: %s", exc)
-            self._silence.begin(conn)
+            self._silence.resume(conn)
             return conn
         finally:
             if fresh is not None and fresh is not self._conn:

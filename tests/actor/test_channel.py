@@ -233,6 +233,18 @@ async def test_a_pod_whose_agent_hangs_comes_directly(monkeypatch: pytest.Monkey
         assert side.told == ["met", "met", "met"]
 
 
+async def test_a_master_that_hangs_once_another_way_has_led_nowhere_is_dialled_anew() -> None:
+    clock = VirtualClock()
+    async with listening("inproc:") as master, kept(master.listening, clock):
+        await until(lambda: master.conns)
+        master.say(type="word", within=10.0)
+        master.say(type="via", address="inproc:nobody", key=bytes(32))
+        await clock.advance(9)
+        assert len(master.conns) == 1
+        await clock.advance(3)
+        await until(lambda: len(master.conns) == 2)
+
+
 async def test_an_agent_that_leads_nowhere_takes_no_time_from_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the pod tries another way, nothing is heard over the one that it has: that is no silence."""
     monkeypatch.setattr("nomad.actor.route.DIAL_SECONDS", 0.2)
