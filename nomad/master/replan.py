@@ -130,6 +130,8 @@ class Replanner:
         """Ids of pipelines, those first that weren't looked at for longest."""
         self._changed: dict[str, None] = {}
         """Of those that something has changed for since they were looked at, the first ones first."""
+        self._missed: dict[str, None] = {}
+        """Of those, the ones that were about to change themselves when it was their turn: they are noted again."""
         self._changed_next = False
         self._around: Around | None = None
         """None: to be looked up."""
@@ -143,17 +145,18 @@ class Replanner:
             await self._heard.wait()
             self._heard.clear()
             self._around = None
-            with self._allowance.taken():
-                self._listen()
+            self._listen()  # isn't charged: the more there was to hear, the less would be looked at, at last nothing
             if not self._allowance.pause():
                 await self._look_at_all()
             await self._clock.sleep(ROUND)
 
     async def _look_at_all(self) -> None:
         """Or at some of them, as far as the allowance goes."""
+        noted = set(self._changed)
         for id, wanted in self._in_turn():
             try:
-                await self._look(id, wanted)
+                if not await self._look(id, wanted) and id in noted:
+                    self._missed[id] = None
                 self._troubles.pop(id, None)
             except NomadError as exc:
                 self._trouble(id, str(exc), None)
@@ -232,6 +235,8 @@ class Replanner:
         self._turn = deque(
             dict.fromkeys((*(there.keys() - self._known.keys()), *(id for id in self._turn if id in there)))
         )
+        self._changed |= self._missed
+        self._missed.clear()
         self._changed |= {id: None for id, wanted in there.items() if changes.concern(id, _nodes(wanted))}
         self._known.update(there)
 
@@ -254,35 +259,39 @@ class Replanner:
                     done.add(id)
                     yield id, wanted
 
-    async def _look(self, id: str, wanted: DesiredPipeline) -> None:
+    async def _look(self, id: str, wanted: DesiredPipeline) -> bool:
+        """False: not now, as an operator is on its way or doesn't run."""
         now = self._clock.now()
         if wanted.orders:
             self._moving.add(id)
-            return
+            return False
         if id in self._moving:
             self._moving.discard(id)
             self._judge.case(id).history.finished(now)
         with self._allowance.taken():
-            if not wanted.moves or not self._runs(id, wanted):
-                return
+            if not wanted.moves:
+                return True
+            if not self._runs(id, wanted):
+                return False
             scene = self._scene(wanted)
             cause = self._judge.cause(scene, now)
             if cause is None:
-                return
+                return True
             situation = self._judge.situation(scene, now)
         decision = await asyncio.to_thread(self._decide, scene, situation, now)
         self._around = None
         if self._desired.pipelines.get(id) is not wanted:
-            return  # it was removed meanwhile
+            return True  # it was removed meanwhile
         self._judge.looked(scene, now)
         self._looks[id] = Look(self._clock.wall(), cause, decision)
         if decision.order is None:
             log.debug("%s stays as it is (%s): %s", id, cause, decision.text)
-            return
+            return True
         changed = wanted.orders or not wanted.moves
         if not changed and self._scene(wanted).placement == scene.placement:
             await self._order(wanted, decision.order, situation, cause)
             self._around = None
+        return True
 
     def _decide(self, scene: Scene, situation: Situation, now: float) -> Decision:
         with self._allowance.taken():

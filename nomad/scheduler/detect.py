@@ -222,7 +222,7 @@ class Tracks:
         self._tracks: dict[tuple[str, tuple[str, ...]], Track] = {}
         self._lately: dict[tuple[str, tuple[str, ...]], Track] = {}
         """Those that have changed since the time that was asked for last."""
-        self._of_nodes = 0
+        self._of_nodes, self._room = 0, MOST_OF_NODES
 
     def feed(self, samples: Iterable[tuple[str, tuple[str, ...], float, float]]) -> set[tuple[str, tuple[str, ...]]]:
         """Take in (kind, key, value, time); what has changed by that."""
@@ -263,8 +263,9 @@ class Tracks:
     def _make_room(self, now: float) -> None:
         """For another one of nodes."""
         self._of_nodes += 1
-        if self._of_nodes > MOST_OF_NODES:
+        if self._of_nodes > self._room:
             for tracks in (self._tracks, self._lately):
                 for name in [n for n, t in tracks.items() if n[0] in OF_NODES and t.fed_at < now - RESTLESS]:
                     del tracks[name]
             self._of_nodes = 1 + sum(name[0] in OF_NODES for name in self._tracks)
+            self._room = max(MOST_OF_NODES, self._of_nodes * 5 // 4)  # else the next one would go through all again

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
-from nomad.master import show
+import pytest
+
+from nomad.master import replan, show
 from nomad.master.judge import Judge, Scene
 from nomad.master.loop import Loop
 from nomad.master.moves import MoveLog
 from nomad.master.problem import MOST_NODES, Knowledge, Placed, build
-from nomad.master.replan import BURST, SHARE, Allowance, Replanner
-from nomad.master.state import Desired, Observed
+from nomad.master.replan import BURST, ROUND, SHARE, Allowance, Replanner
+from nomad.master.state import Desired, DesiredPipeline, Observed
 from nomad.measure.book import Book
 from nomad.pipeline import Kind, OperatorSpec, PipelineSpec
 from nomad.runtime.base import NodeInfo
@@ -106,12 +109,16 @@ def test_of_many_nodes_a_change_concerns_those_who_are_there() -> None:
             assert any(True for _ in judge._changed(scene, 20.0)) == (node in concerned)
 
 
+def planner(book: Book, desired: Desired, clock: VirtualClock | None = None) -> Replanner:
+    return Replanner(
+        Judge(book, Windows()), desired=desired, observed=Observed(), loop=cast(Loop, None), moves=cast(MoveLog, None),
+        heard=asyncio.Event(), clock=clock or VirtualClock(),
+    )  # fmt: skip
+
+
 def test_pipelines_take_turns_and_where_something_changed_sooner() -> None:
     book, desired = Book(), Desired(pipelines={f"p{number}": wanted_pipeline(f"p{number}") for number in range(10)})
-    replanner = Replanner(
-        Judge(book, Windows()), desired=desired, observed=Observed(), loop=cast(Loop, None), moves=cast(MoveLog, None),
-        heard=asyncio.Event(), clock=VirtualClock(),
-    )  # fmt: skip
+    replanner = planner(book, desired)
 
     def looked_at(count: int) -> list[str]:
         replanner._listen()
@@ -130,3 +137,46 @@ def test_pipelines_take_turns_and_where_something_changed_sooner() -> None:
     assert set(every[:2]) < set(order), "and keep nobody from their turn"
     del desired.pipelines[every[9]]
     assert set(looked_at(9)) == set(every[:9])
+
+
+async def test_however_long_listening_takes_there_are_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes more than the share of looking here, all the time."""
+    clock = VirtualClock()
+    replanner = planner(Book(), Desired(pipelines={"p": wanted_pipeline("p")}), clock)
+    now, rounds, looks = 0.0, 0, 0
+
+    def listen() -> None:
+        nonlocal now, rounds
+        now, rounds = now + 2 * SHARE * ROUND, rounds + 1
+        replanner._turn.extend({"p"} - {*replanner._turn})
+        replanner._heard.set()
+
+    async def look(id: str, wanted: DesiredPipeline) -> bool:
+        nonlocal now, looks
+        with replanner._allowance.taken():
+            now, looks = now + SHARE * ROUND, looks + 1
+        return True
+
+    monkeypatch.setattr(replan, "time", SimpleNamespace(thread_time=lambda: now))
+    monkeypatch.setattr(replanner, "_listen", listen)
+    monkeypatch.setattr(replanner, "_look", look)
+    replanner._heard.set()
+    running = asyncio.create_task(replanner.run())
+    async with asyncio.timeout(30):
+        while rounds < 2000:
+            await clock.advance(ROUND)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert looks > 0.9 * rounds
+
+
+async def test_what_changed_while_an_operator_started_is_looked_at_after_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    desired = Desired(pipelines={"p": wanted_pipeline("p"), "q": wanted_pipeline("q")})
+    replanner = planner(Book(), desired)
+    monkeypatch.setattr(replanner, "_runs", lambda id, wanted: False)
+    replanner._listen()
+    replanner._changed["p"] = None
+    await replanner._look_at_all()
+    assert not replanner._changed
+    replanner._listen()
+    assert list(replanner._changed) == ["p"], "it is still to be looked at, and what hasn't changed isn't"

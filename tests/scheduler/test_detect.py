@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,24 @@ def test_a_pipeline_may_be_called_as_a_node_or_another_ones_operator() -> None:
     tracks.feed([(kind, key, 0.01, 1.0) for kind, key in [*kept, ("work", ("p", "x"))]])
     tracks.forget("p")
     assert names(tracks) == kept
+
+
+def test_where_none_can_go_not_every_new_one_is_a_reason_to_look_through_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "MOST_OF_NODES", 100)
+    looks = 0
+
+    class Counted(dict[tuple[str, tuple[str, ...]], Track]):
+        def items(self) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().items()
+
+    tracks = Tracks()
+    tracks._tracks = Counted()
+    for number in range(1000):
+        tracks.feed([("latency", ("a", f"n{number}"), 1.0, 1.0)])
+    assert tracks.level("latency", ("a", "n0"), 1.0) is not None
+    assert 1 <= looks <= 12, "a fifth more each time"
 
 
 def test_of_links_that_are_measured_by_chance_only_the_latest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
