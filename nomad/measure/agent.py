@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,15 +22,20 @@ from typing import Protocol
 from nomad.clock import Clock
 from nomad.control import Shape
 from nomad.delivery.driver import shake_dialer, shake_listener, shaped
-from nomad.errors import ConnectionBroken, DeliveryError, TransportError
+from nomad.errors import ConnectionBroken, DeliveryError, NomadError, TransportError
 from nomad.transport import registry
 from nomad.transport.base import Connection, Frame, Listener
+
+log = logging.getLogger(__name__)
 
 PROBE, ANSWER, TRANSFER = 1, 2, 3
 _HEAD = struct.Struct("<BQ")
 
 TIMEOUT = 10.0
 """Seconds until a probe has failed: no link that is of any use takes as long."""
+
+NEXT_SECONDS = 0.1
+"""Of several round trips each is begun when the one before it is over, or has taken so long."""
 
 IDLE_SECONDS = 15.0
 """A connection that hasn't been used for so long is closed."""
@@ -111,6 +117,20 @@ class Agent:
             self._drop(node)
             raise ConnectionBroken(f"the agent of {node} at {address} hasn't answered for {TIMEOUT:g} s") from exc
 
+    async def round_trips(self, ways: Sequence[tuple[str, str]]) -> list[float | None]:
+        """Time the ways to several nodes, each with its address, and back; None for those that aren't reached.
+
+        All are connected to before the first is timed, and hardly two are timed together: what this process does
+        for one, handshakes most of all, would count as a part of another's round trip. Takes up to twice `TIMEOUT`.
+        """
+        await asyncio.gather(*(self._meet(node, address) for node, address in ways))
+        async with asyncio.TaskGroup() as group:
+            timed = []
+            for node, address in ways:
+                timed.append(group.create_task(self._round_trip(node, address)))
+                await asyncio.wait(timed[-1:], timeout=NEXT_SECONDS)
+        return [task.result() for task in timed]
+
     async def close(self) -> None:
         """End all connections."""
         for node in list(self._peers):
@@ -128,6 +148,23 @@ class Agent:
                 self._drop(node)
 
     # -- asking
+
+    async def _meet(self, node: str, address: str) -> None:
+        """Connect to it, if that can be done."""
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                peer = self._peers.get(node) or await self._connect(node, address)
+                peer.used_at = self._clock.now()
+        except (NomadError, TimeoutError) as exc:
+            log.debug("%s isn't reached: %r", node, exc)
+
+    async def _round_trip(self, node: str, address: str) -> float | None:
+        """Of one that was met."""
+        try:
+            return (await self.probe(node, address)).round_trip if node in self._peers else None
+        except NomadError as exc:
+            log.debug("%s doesn't answer: %s", node, exc)
+            return None
 
     async def _connect(self, node: str, address: str) -> _Peer:
         raw = await registry.connect(address)

@@ -199,7 +199,7 @@ class NodeAgent:
             value: Any
             if method == "round_trips":
                 ways = [(str(node), str(address)) for node, address in args["ways"]]
-                value = await asyncio.gather(*(self._round_trip(node, address) for node, address in ways))
+                value = await self._agent.round_trips(ways)
             elif method == "probe":
                 probe = await self._agent.probe(str(args["node"]), str(args["address"]), int(args["nbytes"]))
                 value = {"round_trip": probe.round_trip, "transfer": probe.transfer}
@@ -210,13 +210,6 @@ class NodeAgent:
             reply = {"type": "reply", "id": number, "ok": False, "error": describe(exc)}
         if conn is self._conn:  # else it would answer what another master has asked, with the same number
             self._say(reply)
-
-    async def _round_trip(self, node: str, address: str) -> float | None:
-        try:
-            return (await self._agent.probe(node, address)).round_trip
-        except NomadError as exc:
-            log.debug("%s isn't reached: %s", node, exc)
-            return None
 
     # -- the node
 

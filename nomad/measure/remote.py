@@ -153,7 +153,7 @@ class RemoteAgents:
             self._used.pop((source, target), None)
         request = {"ways": [(target, other.address) for target, other in others.items()]}
         try:
-            said = await asked.channel.ask("round_trips", request, 2 * TIMEOUT)
+            said = await asked.channel.ask("round_trips", request, 3 * TIMEOUT)
         except ConflictError:  # one of a release before, which knows only "probe": agents are replaced after the master
             return await one_by_one(self, source, targets)
         if not isinstance(said, list) or len(said) != len(others):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from nomad.clock import SystemClock
 from nomad.control import Shape
+from nomad.delivery.driver import shake_dialer
 from nomad.errors import ConnectionBroken, HandshakeError
 from nomad.measure import agent as agents
 from nomad.measure.agent import Agent
 from nomad.measure.local import LocalAgents
+from nomad.transport.base import Connection
 from tests.clock import VirtualClock, settle
 
 KEY = bytes(32)
@@ -99,3 +102,47 @@ async def test_idle_connections_are_closed() -> None:
     finally:
         await a.close()
         await b.close()
+
+
+async def test_handshakes_are_no_part_of_the_round_trips_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = VirtualClock()
+
+    async def shake(conn: Connection, key: bytes, identity: str, hello: dict[str, Any]) -> dict[str, Any]:
+        welcome = await shake_dialer(conn, key, identity, hello)
+        clock._now += 1.0  # which it takes this process to do it
+        return welcome
+
+    monkeypatch.setattr(agents, "shake_dialer", shake)
+    asking, others = Agent("a", KEY, clock), [Agent(f"b{k}", KEY, clock) for k in range(6)]
+    try:
+        ways = [(other.node, await other.listen("inproc:")) for other in others]
+        assert await asking.round_trips(ways) == [0.0] * 6
+        assert clock.now() == 1006.0
+        assert await asking.round_trips(ways) == [0.0] * 6
+        assert clock.now() == 1006.0, "connections that stand are used again"
+    finally:
+        for agent in (asking, *others):
+            await agent.close()
+
+
+async def test_of_several_ways_those_that_fail_or_are_slow_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "TIMEOUT", 0.5)
+    monkeypatch.setattr(agents, "NEXT_SECONDS", 0.01)
+    shapes = {"slow": Shape(latency=0.2), "silent": Shape(latency=30.0)}
+    asking = Agent("a", KEY, SystemClock())
+    others = [Agent(id, KEY, SystemClock(), lambda _, id=id: shapes.get(id, Shape())) for id in ("slow", "silent", "b")]
+    try:
+        ways = [("nobody", "inproc:nobody-listens-here")]
+        ways += [(other.node, await other.listen("inproc:")) for other in others]
+        nobody, slow, silent, found = await asking.round_trips(ways)
+        assert nobody is None
+        assert slow is not None
+        assert slow >= 0.2
+        assert silent is None
+        assert found is not None
+        assert found < 0.2
+        assert [asking.connected(node) for node, _ in ways] == [False, True, False, True]
+        assert await asking.round_trips([]) == []
+    finally:
+        for agent in (asking, *others):
+            await agent.close()
