@@ -9,6 +9,7 @@ What the messages mean, the `Side` knows, which is the `host`. Lives in the main
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Protocol
@@ -118,6 +119,7 @@ class Channel:
         while True:
             try:
                 conn, patience = await self._route.dial(self._clock.now() - alone_since)
+                met_at = math.inf
                 try:
                     await self._meet(conn, patience)
                     met_at, self._turned = self._clock.now(), False
@@ -128,13 +130,15 @@ class Channel:
                             conn = await self._turn(conn)
                 finally:
                     self._silence.end()
-                    if self._conn is conn:
+                    if self._conn is not conn:  # it wasn't met, or is what was turned away from
+                        conn.abort()
+                    if self._conn is not None:
                         alone_since = self._clock.now()
                         if alone_since - met_at >= STEADY:
                             backoff = BACKOFF_FIRST
-                    if self._conn is not conn or not self._side.ending:  # else there is something left to say over it
-                        self._conn = None
-                        conn.abort()
+                        if not self._side.ending:  # else there is something left to say over it
+                            self._conn.abort()
+                            self._conn = None
             except (TransportError, DeliveryError) as exc:
                 log.debug("no master: %s", exc)
             except (ValueError, KeyError, TypeError) as exc:
@@ -152,7 +156,10 @@ class Channel:
         self._side.met()
 
     async def _turn(self, conn: Connection) -> Connection:
-        """Come the way that the master asks for: the new connection, or the present one if that leads nowhere."""
+        """Come the way that the master asks for: the new connection, or the present one if that leads nowhere.
+
+        Whatever this raises, `_conn` is the one of them that is met.
+        """
         fresh = None
         self._silence.end()  # it isn't listened to
         try:

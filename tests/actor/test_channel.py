@@ -22,6 +22,7 @@ from nomad.measure.agent import Agent
 from nomad.tasks import Tasks
 from nomad.transport import registry
 from nomad.transport.base import Connection, Frame
+from nomad.transport.inproc import InprocConnection
 from nomad.transport.registry import transport_for
 from nomad.transport.trunk import Trunk
 from tests.actor.pods import POD_KEY, Master, endless, master, ready
@@ -108,16 +109,17 @@ async def test_without_a_master_it_stops_by_itself(here: Master) -> None:
 class Side:
     """A pod that has nothing to say."""
 
-    ending = False
-
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.ending = False
+        self.at_met: Callable[[], None] = lambda: None
 
     def hello(self) -> dict[str, Any]:
         return {}
 
     def met(self) -> None:
         self.told.append("met")
+        self.at_met()
 
     def heard(self, message: dict[str, Any]) -> None:
         self.told.append(message["type"])
@@ -243,6 +245,63 @@ async def test_a_master_that_hangs_once_another_way_has_led_nowhere_is_dialled_a
         assert len(master.conns) == 1
         await clock.advance(3)
         await until(lambda: len(master.conns) == 2)
+
+
+async def test_nonsense_said_before_a_turn_ends_both_connections() -> None:
+    clock = VirtualClock()
+    async with (
+        listening("inproc:") as master,
+        listening("inproc:", bytes(32)) as agent,
+        kept(master.listening, clock) as side,
+    ):
+        await until(lambda: master.conns)
+        side.at_met = lambda: master.say(type="word", within="long")
+        master.say(type="via", address=agent.listening, key=bytes(32))
+        await until(lambda: agent.conns and agent.conns[0].closed and master.conns[0].closed)
+        side.at_met = lambda: None
+        await clock.advance(0.1)
+        await until(lambda: len(agent.conns) == 2)
+        assert not agent.conns[1].closed
+
+
+async def test_a_pod_that_is_about_to_end_keeps_the_connection_that_it_has_turned_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its last words go there."""
+    clock, side, tasks, closing = VirtualClock(), Side(), Tasks(), asyncio.Event()
+
+    async def clogged(self: Connection) -> None:
+        closing.set()
+        await asyncio.Event().wait()
+
+    async with listening("inproc:") as master, listening("inproc:", bytes(32)) as agent:
+        channel = Channel(master.listening, "p.one-e1", POD_KEY, 3600.0, side, clock)
+        tasks.start(channel.keep(), name="keep")
+        await until(lambda: master.conns)
+        with monkeypatch.context() as patched:
+            patched.setattr(InprocConnection, "close", clogged)
+            master.say(type="via", address=agent.listening, key=bytes(32))
+            await closing.wait()
+            side.ending = True
+            await tasks.close()
+        channel.say({"type": "last"})
+        await channel.close()
+        assert [control.unpack(bytes(frame[0]))["type"] for frame in await agent.conns[0].recv()] == ["last"]
+        assert master.conns[0].closed
+
+
+async def test_what_fails_as_a_master_is_met_is_what_is_raised() -> None:
+    clock, side = VirtualClock(), Side()
+
+    def unready() -> None:
+        raise RuntimeError("unready")
+
+    side.at_met = unready
+    async with listening("inproc:") as master:
+        channel = Channel(master.listening, "p.one-e1", POD_KEY, 3600.0, side, clock)
+        with pytest.raises(RuntimeError, match="unready"):
+            await channel.keep()
+        assert not channel.connected
 
 
 async def test_an_agent_that_leads_nowhere_takes_no_time_from_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
