@@ -63,6 +63,14 @@ def pytest_report_header() -> str:
     return f"random seed: {SEED} (NOMAD_TEST_SEED={SEED} repeats it), hypothesis profile: {PROFILE}"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A run that ended before all tests had run isn't made good by running those again that had failed by then."""
+    cache = session.config.cache
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and cache is not None:
+        cache.set("cache/lastfailed", {})
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """This run's seed, different for every test."""
