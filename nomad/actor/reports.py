@@ -131,21 +131,28 @@ class Reports:
 
 
 class Taps:
-    """Outputs on their way to somebody who looks on; from the data thread to the main one."""
+    """Outputs on their way to somebody who looks on; from the data thread to the main one.
+
+    Less than `TAP_BYTES` + `control.MOST_SHOWN` waits, however the threads overlap, as each counter is written by one
+    of them alone: one message can carry it.
+    """
 
     def __init__(self) -> None:
         self.waiting = asyncio.Event()
         """Set, in the main loop, when there is something to take."""
         self._loop = asyncio.get_running_loop()
         self._items: deque[bytes] = deque()
-        self._bytes = 0
+        self._put_bytes = 0
+        self._taken_bytes = 0
         self._skipped = 0
+        self._skipped_before = 0
+        """As last taken."""
         self._told = False
 
     def put(self, values: list[Any], codec: Codec) -> None:
         """Keep what there is room for, encoded."""
         for number, value in enumerate(values):
-            if len(self._items) >= TAP_ITEMS or self._bytes >= TAP_BYTES:
+            if len(self._items) >= TAP_ITEMS or self._put_bytes - self._taken_bytes >= TAP_BYTES:
                 self._skipped += len(values) - number
                 break
             try:
@@ -157,7 +164,7 @@ class Taps:
                 self._skipped += 1
                 continue
             self._items.append(data)
-            self._bytes += len(data)
+            self._put_bytes += len(data)
         # Last, and `take` forgets it first: whatever is put while the other thread takes is told of again.
         if not self._told:
             self._told = True
@@ -168,8 +175,10 @@ class Taps:
         self._told = False
         self.waiting.clear()
         items = [self._items.popleft() for _ in range(len(self._items))]
-        skipped, self._skipped, self._bytes = self._skipped, 0, 0
-        return items, skipped
+        self._taken_bytes += sum(map(len, items))
+        skipped = self._skipped
+        before, self._skipped_before = self._skipped_before, skipped
+        return items, skipped - before
 
 
 def _last_output(instance: Instance) -> bytes | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,31 @@ async def test_what_is_too_large_for_one_message_is_counted(monkeypatch: pytest.
     items, skipped = taps.take()
     assert [decode_one(i) for i in items] == ["x" * 900, "last"]
     assert skipped == 1
+
+
+async def test_what_is_put_while_others_are_taken_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else more and more of it could wait."""
+    monkeypatch.setattr("nomad.actor.reports.TAP_BYTES", 2000)
+    amid: list[Callable[[], None]] = []
+
+    class Items(deque[bytes]):
+        def popleft(self) -> bytes:
+            item = super().popleft()
+            if amid:
+                amid.pop()()
+            return item
+
+    monkeypatch.setattr("nomad.actor.reports.deque", Items)
+    taps = Taps()
+    values = ["x" * 900] * 4
+    taps.put(values[:1], Codec())
+    amid.append(lambda: taps.put(values, Codec()))
+    items, skipped = taps.take()
+    assert (len(items), skipped) == (1, 2), "what is being taken still has its room"
+    taps.put(values, Codec())
+    items, skipped = taps.take()
+    assert (len(items), skipped) == (3, 3)
+    assert taps.take() == ([], 0)
 
 
 async def test_taps_are_told_of_everything_whatever_overlaps() -> None:
