@@ -286,7 +286,9 @@ async def test_a_pod_that_is_about_to_end_keeps_the_connection_that_it_has_turne
             await tasks.close()
         channel.say({"type": "last"})
         await channel.close()
-        assert [control.unpack(bytes(frame[0]))["type"] for frame in await agent.conns[0].recv()] == ["last"]
+        async with asyncio.timeout(30):
+            frames = await agent.conns[0].recv()
+        assert [control.unpack(bytes(frame[0]))["type"] for frame in frames] == ["last"]
         assert master.conns[0].closed
 
 
