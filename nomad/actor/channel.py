@@ -91,8 +91,13 @@ class Channel:
         """Whether there is anybody to tell something."""
         return self._conn is not None
 
+    @property
+    def writable(self) -> bool:
+        """Whether what is said goes out, and doesn't wait in this process behind what was said before."""
+        return self._conn is not None and not self._conn.closed and self._conn.writable
+
     def say(self, message: dict[str, Any]) -> None:
-        """Tell the master, if it is there."""
+        """Tell the master, if it is there. What comes again and again is only to be said while `writable`."""
         if self._conn is not None and not self._conn.closed:
             try:
                 self._conn.write([(control.pack(message),)])

@@ -2,7 +2,7 @@
 
 Used by `host`, in the main thread's loop; `Taps` and news of the status come from the data thread. Nothing is said
 before the operator is `ready`. What is said goes over the `channel`, if there is anybody to hear it: what counts is
-said again to the next master.
+said again to the next master. Over a way that is too slow, heart-beats are left out and outputs wait, within bounds.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Reports:
         """Seconds between two heart-beats."""
         self._paced = asyncio.Event()
         """The pace has changed."""
+        self._late = False
+        """A heart-beat was left out."""
         self._taps = Taps()
 
     def begin(self, instance: Instance, address: str | None) -> None:
@@ -59,7 +61,7 @@ class Reports:
 
     async def beat(self) -> None:
         """The first heart-beat at another pace comes at any moment within it: the pods of a master, which are all told
-        at once, are not to speak all at once.
+        at once, are not to speak all at once. One that couldn't go out is left out: the next says more.
         """
         wait = self._pace
         while True:
@@ -69,15 +71,23 @@ class Reports:
                 self._paced.clear()
                 wait = random.uniform(0.0, self._pace)
             except TimeoutError:
-                self.say_stats()
+                self._late = not self._channel.writable
+                if not self._late:
+                    self.say_stats()
                 wait = self._pace
 
     async def forward(self) -> None:
-        """Send outputs that somebody looks at."""
+        """Send outputs that somebody looks at, and before them a heart-beat that was left out, as they may fill the way
+        again for as long.
+        """
         while True:
             await self._taps.waiting.wait()
             await asyncio.sleep(TAP_EVERY)
-            self.say_outputs()
+            if self._channel.writable:
+                if self._late:
+                    self.say_stats()
+                    self._late = False
+                self.say_outputs()
 
     def say_all(self) -> None:
         """How the operator stands, for a master that may know nothing of it."""

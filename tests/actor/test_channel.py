@@ -21,7 +21,7 @@ from nomad.handout import key_of
 from nomad.measure.agent import Agent
 from nomad.tasks import Tasks
 from nomad.transport import registry
-from nomad.transport.base import Connection, Frame
+from nomad.transport.base import HIGH_WATER, Connection, Frame
 from nomad.transport.inproc import InprocConnection
 from nomad.transport.registry import transport_for
 from nomad.transport.trunk import Trunk
@@ -245,6 +245,23 @@ async def test_a_master_that_hangs_once_another_way_has_led_nowhere_is_dialled_a
         assert len(master.conns) == 1
         await clock.advance(3)
         await until(lambda: len(master.conns) == 2)
+
+
+async def test_a_way_that_is_full_is_not_writable() -> None:
+    side, tasks = Side(), Tasks()
+    async with listening("inproc:") as master:
+        channel = Channel(master.listening, "p.one-e1", POD_KEY, 3600.0, side, VirtualClock())
+        assert not channel.writable, "there is nobody"
+        tasks.start(channel.keep(), name="keep")
+        await until(lambda: master.conns)
+        assert channel.writable
+        channel.say({"type": "outputs", "items": [bytes(HIGH_WATER)]})
+        assert not channel.writable
+        await master.conns[0].recv()
+        assert channel.writable
+        master.conns[0].abort()
+        await until(lambda: not channel.writable)
+        await tasks.close()
 
 
 async def test_nonsense_said_before_a_turn_ends_both_connections() -> None:

@@ -8,12 +8,16 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from nomad import pipeline
-from nomad.actor.reports import Taps
+from nomad.actor.reports import Reports, Taps
+from nomad.control import PodStats
 from nomad.delivery.codec import Codec, decode_one
+from nomad.tasks import Tasks
 from tests.actor.pods import Master, endless, master, ready
 
 
@@ -39,6 +43,64 @@ async def test_a_pod_sends_heart_beats_as_often_as_it_is_told(here: Master) -> N
         await pod.until(lambda connections=number + 2: pod.connections == connections, "it asks for a better master")
     before = len(pod.all("heartbeat"))
     await pod.until(lambda: len(pod.all("heartbeat")) >= before + 4, "after a connect it is as ever")
+
+
+class Clogged:
+    """A channel over which nothing goes for a while."""
+
+    connected = True
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+        self.open = False
+        self.looks = 0
+
+    @property
+    def writable(self) -> bool:
+        self.looks += 1
+        return self.open
+
+    def say(self, message: dict[str, Any]) -> None:
+        self.said.append(message)
+        self.open = False
+
+
+async def test_over_a_way_that_is_too_slow_little_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heart-beats and outputs would fill the memory; neither keeps the other back for ever."""
+    monkeypatch.setattr("nomad.actor.reports.TAP_ITEMS", 3)
+    monkeypatch.setattr("nomad.actor.reports.TAP_EVERY", 0.0)
+    channel, tasks, meter = Clogged(), Tasks(), SimpleNamespace(last=None, last_error=None)
+    outbox = SimpleNamespace(output_bytes=None)
+    instance = SimpleNamespace(stats=PodStats, codec=Codec(), meter=meter, outbox=outbox)
+    reports = Reports(cast(Any, channel))
+    reports.begin(cast(Any, instance), None)
+
+    async def until(condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    reports.set_pace(0.001)
+    beating = tasks.start(reports.beat(), name="beat")
+    await until(lambda: channel.looks > 5)
+    assert channel.said == [], "what would wait is left out"
+    channel.open = True
+    await until(lambda: channel.said)
+    looks = channel.looks
+    await until(lambda: channel.looks > looks + 1)
+    beating.cancel()
+
+    tasks.start(reports.forward(), name="forward")
+    reports.tap([1, 2, 3, 4, 5])
+    looks = channel.looks
+    await until(lambda: channel.looks > looks + 5)
+    assert [m["type"] for m in channel.said] == ["heartbeat"]
+    channel.open = True
+    await until(lambda: len(channel.said) == 3)
+    assert [m["type"] for m in channel.said] == ["heartbeat", "heartbeat", "outputs"]
+    assert [decode_one(item) for item in channel.said[-1]["items"]] == [1, 2, 3]
+    assert channel.said[-1]["skipped"] == 2
+    await tasks.close()
 
 
 async def test_taps_keep_what_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
