@@ -66,7 +66,7 @@ def pytest_report_header() -> str:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A run that ended before all tests had run isn't made good by running those again that had failed by then."""
-    cache = session.config.cache
+    cache: pytest.Cache | None = getattr(session.config, "cache", None)  # there is none without its plugin
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and cache is not None:
         cache.set("cache/lastfailed", {})
 
