@@ -104,9 +104,11 @@ class Control:
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=yaml.safe_dump_all(objects))
 
     def create_namespace(self, name: str, labels: dict[str, str] | None = None) -> None:
-        """A namespace in which pods can be made: it has its service account `default`."""
+        """A namespace in which pods can be made: it has its service account `default`. That takes a minute at times, where
+        the API server was away and the controllers don't ask it again yet.
+        """
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}})
-        self.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=60s")
+        self.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=100s")
 
     def kubeconfig_for(self, service_account: str, namespace: str, *, server: str = "") -> Path:
         """A kubeconfig with a token of that (existing) service account, from the TokenRequest API."""
