@@ -104,8 +104,8 @@ class Control:
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=yaml.safe_dump_all(objects))
 
     def create_namespace(self, name: str, labels: dict[str, str] | None = None) -> None:
-        """A namespace in which pods can be made: it has its service account `default`. That takes a minute at times, where
-        the API server was away and the controllers don't ask it again yet.
+        """A namespace in which pods can be made: it has its service account `default`. That takes a minute at times:
+        where the API server was away, controllers don't ask it again at once.
         """
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}})
         self.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=100s")
