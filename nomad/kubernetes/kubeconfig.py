@@ -81,6 +81,7 @@ async def _ask(file: str, context: str | None) -> Access:
 
 async def _load(file: str, context: str | None) -> Access:
     """Here."""
+    import yaml
     from kubernetes_asyncio import config
     from kubernetes_asyncio.client import Configuration
 
@@ -99,6 +100,10 @@ async def _load(file: str, context: str | None) -> Access:
             server_name=configuration.tls_server_name,
             proxy=configuration.proxy,
         )
+    except (AttributeError, TypeError, KeyError, UnicodeError, yaml.YAMLError) as exc:  # it reads on, whatever it finds
+        raise UsageError(
+            f"it isn't a kubeconfig, or not all of one (`kubectl config view` looks at it): {exc}"
+        ) from exc
     except Exception as exc:  # plugins that make credentials fail in their own ways
         raise UsageError(str(exc) or type(exc).__name__) from exc
 

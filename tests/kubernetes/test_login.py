@@ -160,6 +160,15 @@ async def test_what_is_wrong_with_a_kubeconfig_is_said(
         await kubeconfig.read(str(file), "nowhere")
 
 
+@pytest.mark.parametrize(
+    "content", [b"hello", b"a: [1,", b"\xff\xfe", b"clusters: 3\ncontexts: 4\ncurrent-context: x\n"]
+)
+async def test_a_file_that_is_no_kubeconfig_is_said_to_be_none(tmp_path: Path, content: bytes, alone: None) -> None:
+    (tmp_path / "config").write_bytes(content)
+    with pytest.raises(UsageError, match=r"no Kubernetes cluster to be reached by .*config: it isn't a kubeconfig"):
+        await kubeconfig.read(str(tmp_path / "config"), None)
+
+
 async def test_credentials_of_a_plugin_are_made_again_once_for_all_that_were_refused(
     server: Server, authority: Authority, tmp_path: Path, alone: None
 ) -> None:
