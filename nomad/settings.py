@@ -110,7 +110,7 @@ class Heartbeats:
     """Words per second, of all connections together: one over TLS takes 25 µs, all of them less than 1 % of a core."""
     silence: float = 10.0
     """Pods and agents that have heard nothing for so long, or for 2.5 times that pause if that is longer, dial again.
-    By then another one leads, where there is one (8 s, `master.election.SILENCE`), and waits for them for another
+    By then another one leads, where there is one (8 s, `master.kube.election.SILENCE`), and waits for them for another
     `Reconcile.adopt_grace`; and a master that a busy machine holds up for a few seconds keeps its connections.
     """
     gather_from: int = 500

@@ -11,7 +11,7 @@ import pytest
 from nomad import control, reach
 from nomad.clock import Clock
 from nomad.errors import TransportError
-from nomad.master.election import SILENCE
+from nomad.master.kube.election import SILENCE
 from nomad.reach import PATIENCE_LEAST, PATIENCE_MOST, Silence, patience
 from nomad.settings import Heartbeats, Kubernetes, Reconcile
 from nomad.tasks import Tasks

@@ -27,7 +27,7 @@ async def export(cluster: Cluster, out: Out, pipeline: str, namespace: str | Non
     import yaml
 
     from nomad import bundle
-    from nomad.master import resource
+    from nomad.master.kube import resource
 
     handle = await cluster.pipeline(pipeline)
     data = await handle.bundle()

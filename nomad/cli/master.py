@@ -293,7 +293,7 @@ def master(
     if token_review and not (allow_user or allow_group):
         raise click.UsageError("--token-review lets nobody in without --allow-user or --allow-group")
     from nomad.actor.threads import new_loop
-    from nomad.master.incluster import listens
+    from nomad.master.kube.incluster import listens
     from nomad.settings import Pods, Rest, Settings
 
     output = logging.StreamHandler(sys.stdout)
@@ -341,7 +341,7 @@ async def _run(
     from nomad.clock import SystemClock
     from nomad.kubernetes.api import Api
     from nomad.kubernetes.reviews import TokenReviews
-    from nomad.master.incluster import serve_in_cluster
+    from nomad.master.kube.incluster import serve_in_cluster
 
     over, loop = asyncio.Event(), asyncio.get_running_loop()
     serving = asyncio.current_task()

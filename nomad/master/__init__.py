@@ -6,10 +6,8 @@ what it does           loop, reconcile (podsteps, movesteps, migration: pure), a
 where operators live   placing (at first), problem, judge, replan (while they run), moves, tally;
                        measuring, estimates
 its end of channels    pods, gathered (by way of agents), pace, words; follow and asides for who looks on
-what it remembers      store: sqlite and secret, or kubestore with kubeobjects, kubechanges, kubeowned, kubepast,
-                       kubestate and kubewrites; bundlecache, kubebundles, events
-Pipelines as objects   resource, pipelines, kubereport
-which one leads        election (pure), leader, standby, incluster
+what it remembers      store: sqlite and secret, or kube/; bundlecache, events
+on Kubernetes          kube/: its store there, Pipelines as objects, which of several masters leads
 what users call        app: `Master`, emulation; api, forms, webapp, http/: over REST; views, show, metrics
 all of it together     assembly, serve
 """

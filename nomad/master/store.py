@@ -1,7 +1,7 @@
 """What a master remembers over restarts: the records, and what every store of them offers.
 
 Called by the facade (what users want) and the loop (what was asked for). `sqlite.SqliteStore` keeps them in a folder of
-this machine, `kubestore.KubernetesStore` in the cluster itself. Writes to one pipeline take effect in the order of the
+this machine, `kube.store.KubernetesStore` in the cluster itself. Writes to one pipeline take effect in the order of the
 calls, and are kept for good once the call has returned. Every failure is a `StateError`. No store decides anything.
 """
 

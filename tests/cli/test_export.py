@@ -10,7 +10,7 @@ import yaml
 
 from nomad import bundle, credentials
 from nomad.errors import BundleTampered
-from nomad.master import resource
+from nomad.master.kube import resource
 from tests.cli.conftest import Nomad
 from tests.master.facade import SIGNING_KEY
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from nomad import credentials
 from nomad.cli.main import cli
 from nomad.cli.master import _JsonLines
-from nomad.master.incluster import listens
+from nomad.master.kube.incluster import listens
 from nomad.settings import Settings
 from tests.cli.conftest import Nomad
 from tests.master.facade import SIGNING_KEY, TOKEN

@@ -33,7 +33,7 @@ from nomad.kubernetes.api import Api
 from nomad.kubernetes.certificates import Certificates
 from nomad.master.assembly import Secrets
 from nomad.master.enact import Keys
-from nomad.master.kubestore import KubernetesStore
+from nomad.master.kube.store import KubernetesStore
 from nomad.master.state import DesiredPipeline
 from nomad.master.store import StoredOperator
 from nomad.master.views import DataLinkView, PlacementView

@@ -14,7 +14,7 @@ import pytest
 from nomad.clock import SystemClock
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api
-from nomad.master.leader import LeadershipLost, leading
+from nomad.master.kube.leader import LeadershipLost, leading
 from nomad.settings import Kubernetes
 from tests.kubernetes.cluster.envtest import Envtest
 

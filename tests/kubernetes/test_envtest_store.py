@@ -14,7 +14,7 @@ from nomad.control import PodStats
 from nomad.errors import StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
-from nomad.master.kubestore import KubernetesStore
+from nomad.master.kube.store import KubernetesStore
 from nomad.master.state import Goal, Outcome
 from nomad.master.store import StoredOperator
 from nomad.master.views import EventView, FailureView, MoveState, MoveView, PlacementView

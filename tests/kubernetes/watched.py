@@ -15,10 +15,10 @@ import yaml
 
 from nomad import bundle, pipeline
 from nomad.kubernetes.api import Api
-from nomad.master import resource
 from nomad.master.app import Master
-from nomad.master.kubestore import KubernetesStore
-from nomad.master.pipelines import PipelineWatch
+from nomad.master.kube import resource
+from nomad.master.kube.pipelines import PipelineWatch
+from nomad.master.kube.store import KubernetesStore
 from nomad.pipeline import PipelineSpec
 from nomad.tasks import alongside
 from tests.kubernetes.cluster.envtest import Envtest

@@ -9,7 +9,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nomad.master.election import SILENCE, Election, Lease, Step
+from nomad.master.kube.election import SILENCE, Election, Lease, Step
 
 SECONDS, RENEW = 13.0, 10.0
 TICK = 0.25

@@ -30,8 +30,8 @@ from nomad.errors import ApiConflict, ApiError, NomadError
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api, Json
 from nomad.kubernetes.reflector import Reflector
-from nomad.master.election import SILENCE, Election, Lease, MasterPod, Step, holder_name, is_dead, pod_of
-from nomad.master.standby import Door, Reach, attend
+from nomad.master.kube.election import SILENCE, Election, Lease, MasterPod, Step, holder_name, is_dead, pod_of
+from nomad.master.kube.standby import Door, Reach, attend
 from nomad.settings import Kubernetes
 from nomad.tasks import alongside
 

@@ -8,13 +8,12 @@ import time
 import pytest
 
 from nomad.errors import ApiForbidden, ApiUnavailable, StateError
-from nomad.master import kubeobjects, kubeowned, kubestore
-from nomad.master.kubestore import KubernetesStore
+from nomad.master.kube.store import KubernetesStore
 from nomad.master.state import Goal, Outcome
 from tests.clock import VirtualClock
 from tests.contract.store import BUNDLE, wanted
-from tests.master.fakeapi import FakeApi
-from tests.master.kubestores import HISTORY, LINK, MOVE, PAST, PIPELINE, Slow, held_up, opened, until
+from tests.master.kube.fakeapi import FakeApi
+from tests.master.kube.stores import HISTORY, LINK, MOVE, PAST, PIPELINE, Slow, held_up, opened, until
 
 # Users wait for some seconds, whatever else waits
 
@@ -23,7 +22,7 @@ async def test_a_user_doesnt_wait_as_long_as_the_masters_own_writes(
     api: FakeApi, store: KubernetesStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, own = await held_up(api, store)
-    monkeypatch.setattr(kubestore, "USER", 0.05)
+    monkeypatch.setattr("nomad.master.kube.store.USER", 0.05)
     began = time.monotonic()
     for refused in (
         store.set_goal("p", Goal.STOP),
@@ -46,7 +45,7 @@ async def test_an_order_that_was_refused_is_taken_back(
 ) -> None:
     """It was on its way already, together with a write of the master's own."""
     slow, own = await held_up(api, store)
-    monkeypatch.setattr(kubestore, "USER", 0.3)
+    monkeypatch.setattr("nomad.master.kube.store.USER", 0.3)
     order = asyncio.create_task(store.order_move(MOVE, 3))
     await api.patch(PIPELINE, {"metadata": {"labels": {"team": "vision"}}})  # the first one conflicts
     slow.waiting[0].set()
@@ -117,8 +116,8 @@ async def test_a_master_doesnt_begin_without_the_api(
     """What can't be read now may be there: it isn't made anew."""
     await store.add_pipeline(wanted(), BUNDLE)
     await store.save_operator("p", PAST)
-    for module in (kubestore, kubeobjects, kubeowned):
-        monkeypatch.setattr(module, "LOOP", 0.0)
+    for module in ("store", "objects", "owned"):
+        monkeypatch.setattr(f"nomad.master.kube.{module}.LOOP", 0.0)
 
     async def meet(asked: str, where: str) -> None:
         if (asked, where) == (verb, path):

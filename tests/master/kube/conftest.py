@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nomad.master.kubestore import KubernetesStore
+from nomad.master.kube.store import KubernetesStore
 from tests.clock import VirtualClock
-from tests.master.fakeapi import FakeApi
-from tests.master.kubestores import opened
+from tests.master.kube.fakeapi import FakeApi
+from tests.master.kube.stores import opened
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What is a master's own in its cluster: small facts and the last events in one ConfigMap, and its secrets in a Secret.
 
-A part of `kubestore`.
+A part of `store`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from nomad.errors import ApiConflict, ApiError, ApiExists, ApiNotFound, StateErr
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import GROUP, MASTER_NAME, META_CONFIGMAP
-from nomad.master import kubepast, resource
-from nomad.master.kubeobjects import body_of
-from nomad.master.kubewrites import LOOP, USER, Writes, term_of
-from nomad.master.resource import Json
+from nomad.master.kube import resource
+from nomad.master.kube.objects import body_of
+from nomad.master.kube.past import MOST_EVENTS, is_fact, pack_events, unpack_events
+from nomad.master.kube.resource import Json
+from nomad.master.kube.writes import LOOP, USER, Writes, term_of
 from nomad.master.views import EventView
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class MasterState:
         self._found: Json = {}
         self._lock = asyncio.Lock()
         self._dirty = asyncio.Event()
-        self._keep = kubepast.MOST_EVENTS
+        self._keep = MOST_EVENTS
 
     async def open(self, term: int) -> None:
         """Put this master's name on it, whose number is above `term` and above what was there."""
@@ -72,7 +73,7 @@ class MasterState:
             except ApiConflict:
                 continue
         try:
-            self.events = kubepast.unpack_events(self._found.get("binaryData") or {})
+            self.events = unpack_events(self._found.get("binaryData") or {})
         except StateError as exc:
             log.error("%s", exc)
 
@@ -113,7 +114,7 @@ class MasterState:
                         self._found = await self._create(before, left)
 
     def _with_events(self, state: Json) -> None:
-        state["binaryData"].update(kubepast.pack_events(self.events, self._keep))
+        state["binaryData"].update(pack_events(self.events, self._keep))
 
     async def run(self) -> None:
         """Write events down a little after they came, many at a time."""
@@ -144,7 +145,7 @@ class MasterState:
     def facts(self) -> dict[str, bytes]:
         """By name."""
         data = self._found.get("binaryData") or {}
-        return {key: base64.b64decode(value) for key, value in data.items() if kubepast.is_fact(key)}
+        return {key: base64.b64decode(value) for key, value in data.items() if is_fact(key)}
 
     async def set(self, key: str, value: bytes, patience: float) -> None:
         """Raises `StateError`."""
@@ -178,7 +179,7 @@ class MasterState:
 
     def add(self, events: Sequence[EventView], keep: int) -> None:
         """Append, and drop all but the last `keep`."""
-        self._keep = min(keep, kubepast.MOST_EVENTS)
+        self._keep = min(keep, MOST_EVENTS)
         self.events = [*self.events, *events][-self._keep :]
         self._dirty.set()
 

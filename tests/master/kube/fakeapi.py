@@ -1,4 +1,4 @@
-"""An API server in memory, for what `kubestore` and its like ask of one; tests/kubernetes has them against a real one.
+"""An API server in memory, for what `store` and its like ask of one; tests/kubernetes has them against a real one.
 
 Versions, generations, finalizers, subresources `status` and preconditions are as Kubernetes has them; nothing that was
 owned goes by itself.

@@ -15,17 +15,17 @@ import pytest
 from nomad import bundle
 from nomad.errors import ApiForbidden, ConflictError, NotFoundError
 from nomad.kubernetes import paths
-from nomad.master import resource
-from nomad.master.kubestore import KubernetesStore
-from nomad.master.pipelines import AT_ONCE, PipelineWatch
+from nomad.master.kube import resource
+from nomad.master.kube.pipelines import AT_ONCE, PipelineWatch
+from nomad.master.kube.store import KubernetesStore
 from nomad.master.state import Goal
 from nomad.master.views import EventView
 from nomad.pipeline import build
 from nomad.tasks import alongside
 from tests.clock import VirtualClock, settle
 from tests.contract.store import BUNDLE, wanted
-from tests.master.fakeapi import FakeApi
 from tests.master.fakepods import OPERATORS
+from tests.master.kube.fakeapi import FakeApi
 
 KEY = bytes(range(32))
 PIPELINE = paths.pipelines("nomad", "p")

@@ -1,5 +1,5 @@
 """What has been, as it is kept in ConfigMaps: a pipeline's past moves, its operators' counters, failures and last
-outputs, and the master's last events. Pure packing; `kubestore` reads and writes.
+outputs, and the master's last events. Pure packing; `store` reads and writes.
 
 A ConfigMap holds 1 MiB at most. What doesn't fit is left out in this order: last outputs, the largest first; logs and
 tracebacks; the oldest events.

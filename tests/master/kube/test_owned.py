@@ -12,14 +12,14 @@ import pytest
 
 from nomad.errors import ApiUnavailable, StateError
 from nomad.kubernetes.names import API_VERSION, KIND
-from nomad.master.kubestore import KubernetesStore
-from nomad.master.kubewrites import LOOP
-from nomad.master.resource import LABELS
+from nomad.master.kube.resource import LABELS
+from nomad.master.kube.store import KubernetesStore
+from nomad.master.kube.writes import LOOP
 from nomad.master.views import MoveState
 from tests.clock import VirtualClock, settle
 from tests.contract.store import BUNDLE, wanted
-from tests.master.fakeapi import FakeApi
-from tests.master.kubestores import HISTORY, LINK, MOVE, PAST, PIPELINE, opened
+from tests.master.kube.fakeapi import FakeApi
+from tests.master.kube.stores import HISTORY, LINK, MOVE, PAST, PIPELINE, opened
 
 # What isn't Nomad's
 

@@ -13,9 +13,9 @@ import pytest
 from nomad import control
 from nomad.delivery.driver import shake_dialer, shake_listener
 from nomad.errors import RequestError, TransportError
-from nomad.master.election import SILENCE, Election, Lease, Step
+from nomad.master.kube.election import SILENCE, Election, Lease, Step
+from nomad.master.kube.standby import EVERY, PATIENCE, Door, attend
 from nomad.master.pods import Channel
-from nomad.master.standby import EVERY, PATIENCE, Door, attend
 from nomad.tasks import alongside
 from nomad.transport import registry
 from nomad.transport.base import Connection

@@ -1,19 +1,19 @@
 """The store of a master on Kubernetes: what it must not forget is in the cluster, in objects that people can look at.
 
     Pipeline x              spec: what is wanted. status: what was asked for, placements, moves under way, how it ended
-                            (`kubeobjects`: how it is read and written; `kubechanges`: what changes when; `resource`:
+                            (`objects`: how it is read and written; `changes`: what changes when; `resource`:
                             what it looks like)
-    Secret x-link           what the pods of x prove to each other; owned by the Pipeline, as the next is: `kubeowned`
-    ConfigMap x-history     past moves, counters, failures and last outputs of x: `kubepast`
-    Secrets nomad-bundle-*  code: `kubebundles`
-    Secret nomad-master     token, signing key, pod key: `kubestate`
-    ConfigMap nomad-state   small facts and the last events: `kubestate`
+    Secret x-link           what the pods of x prove to each other; owned by the Pipeline, as the next is: `owned`
+    ConfigMap x-history     past moves, counters, failures and last outputs of x: `past`
+    Secrets nomad-bundle-*  code: `bundles`
+    Secret nomad-master     token, signing key, pod key: `state`
+    ConfigMap nomad-state   small facts and the last events: `state`
 
 Opened once this master leads. Masters count: opening leaves the next number on every Pipeline, and so a new resource
 version. A master that was superseded and doesn't know yet has the old one, so that its next write conflicts; it reads
 again, finds a higher number than its own, and is fenced: `fenced` is set, and all of its writes fail from then on.
 After a conflict with a user's edit a write is made again, on top of it. What changes one Pipeline at the same time is
-written together. While the API doesn't answer, writes wait (see `kubewrites`); reads don't need it.
+written together. While the API doesn't answer, writes wait (see `writes`); reads don't need it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from nomad.clock import Clock, SystemClock
 from nomad.errors import ApiError, ApiNotFound, InvalidRequestError, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
-from nomad.master import kubechanges, resource
-from nomad.master.kubebundles import Bundles
-from nomad.master.kubechanges import ordered, put
-from nomad.master.kubeobjects import Change, Held, Pipelines, owner, same, taken
-from nomad.master.kubeowned import Owned
-from nomad.master.kubepast import PastOperator
-from nomad.master.kubestate import EVENT_GAP, MasterState
-from nomad.master.kubewrites import ALWAYS, LOOP, USER, Writes, term_of
-from nomad.master.resource import Json
+from nomad.master.kube import changes, resource
+from nomad.master.kube.bundles import Bundles
+from nomad.master.kube.changes import ordered, put
+from nomad.master.kube.objects import Change, Held, Pipelines, owner, same, taken
+from nomad.master.kube.owned import Owned
+from nomad.master.kube.past import PastOperator
+from nomad.master.kube.resource import Json
+from nomad.master.kube.state import EVENT_GAP, MasterState
+from nomad.master.kube.writes import ALWAYS, LOOP, USER, Writes, term_of
 from nomad.master.state import DesiredPipeline, Goal, Outcome
 from nomad.master.store import StoredOperator, StoredPipeline
 from nomad.master.views import EventView, MoveView, PlacementView
@@ -166,13 +166,13 @@ class KubernetesStore:
         """Whether a master began to make it, and never came to the end of that. What has another master's mark and was
         made while this one leads is a copy, which a user has made.
         """
-        mark = kubechanges.mark(held.found)
+        mark = changes.mark(held.found)
         return not held.known and mark is not None and (held.early or mark == self._writes.writer)
 
     async def unmark(self, held: Held) -> None:
         """It isn't half-made any more, and neither is a copy of it that a user makes. Raises `StateError`."""
-        if kubechanges.mark(held.found) is not None:
-            await self._pipelines.write(held, kubechanges.unmark, USER)
+        if changes.mark(held.found) is not None:
+            await self._pipelines.write(held, changes.unmark, USER)
 
     async def discard(self, held: Held) -> None:
         """Have a Pipeline gone that no master looks after."""
@@ -236,9 +236,9 @@ class KubernetesStore:
 
     async def _accept(self, held: Held, wanted: DesiredPipeline, content: Json) -> None:
         def accept(status: Json) -> None:
-            kubechanges.accept(status, wanted, held.found["metadata"].get("generation", 0))
+            changes.accept(status, wanted, held.found["metadata"].get("generation", 0))
 
-        await self._pipelines.write(held, lambda found: kubechanges.complete(found, wanted, content), USER)
+        await self._pipelines.write(held, lambda found: changes.complete(found, wanted, content), USER)
         await self._owned.make(held, wanted.link_key, USER)
         await self._pipelines.write_status(held, accept, USER)
         if not held.gone:
@@ -267,13 +267,13 @@ class KubernetesStore:
         """What Nomad may do with the pipeline's operators by itself."""
         if held := self._taken_on(pipeline):
             async with self._writes.turn(held.placing, USER) as left:
-                await self._pipelines.write(held, lambda found: kubechanges.ask_placing(found, moves, pins), left)
+                await self._pipelines.write(held, lambda found: changes.ask_placing(found, moves, pins), left)
                 await self._pipelines.write_status(held, lambda status: put(status, "pins", dict(pins)), left)
 
     async def set_placement(self, pipeline: str, placement: dict[str, PlacementView]) -> None:
         """Where the next pods go."""
         if held := self._taken_on(pipeline):
-            await self._pipelines.write_status(held, lambda status: kubechanges.place(status, placement), LOOP)
+            await self._pipelines.write_status(held, lambda status: changes.place(status, placement), LOOP)
 
     async def set_outcome(self, pipeline: str, outcome: Outcome, reason: str) -> None:
         change = {"outcome": str(outcome), "phase": str(outcome).capitalize(), "reason": reason}
@@ -285,7 +285,7 @@ class KubernetesStore:
         if held := self._taken_on(pipeline):
             # Only what of it has ended counts, so that either may be there without the other.
             await self._owned.keep_operator(held, operator)
-            await self._pipelines.write_status(held, lambda status: kubechanges.save_operator(status, operator), LOOP)
+            await self._pipelines.write_status(held, lambda status: changes.save_operator(status, operator), LOOP)
 
     async def save_switch(
         self, pipeline: str, operator: StoredOperator, placement: dict[str, PlacementView], move: MoveView
@@ -293,9 +293,9 @@ class KubernetesStore:
         """A move's point of no return, all or nothing: another pod, on another node, is the present one."""
 
         def change(status: Json) -> None:
-            kubechanges.place(status, placement)
-            kubechanges.save_operator(status, operator)
-            kubechanges.save_move(status, move)
+            changes.place(status, placement)
+            changes.save_operator(status, operator)
+            changes.save_move(status, move)
 
         if held := self._taken_on(pipeline):
             await self._owned.keep_operator(held, operator)
@@ -358,7 +358,7 @@ class KubernetesStore:
 
     async def _withdraw(self, held: Held, move: MoveView) -> None:
         try:
-            await self._pipelines.undo(held, lambda status: kubechanges.withdraw_move(status, move.id))
+            await self._pipelines.undo(held, lambda status: changes.withdraw_move(status, move.id))
         except (StateError, ApiError) as exc:
             log.warning("move %s of %s was refused, and may be made by the next master: %s", move.id, held.id, exc)
 
@@ -372,7 +372,7 @@ class KubernetesStore:
         await self._owned.keep_moves(held, past, patience)
         await self._pipelines.write_status(
             held,
-            lambda status: kubechanges.save_moves(status, moves, kept - past.keys(), done),
+            lambda status: changes.save_moves(status, moves, kept - past.keys(), done),
             deadline - self._clock.now(),
         )
 

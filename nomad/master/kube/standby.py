@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from nomad import control
 from nomad.clock import Clock
 from nomad.errors import ApiError, CertificateError, ConflictError, DeliveryError, RequestError, TransportError
-from nomad.master.election import RETRY, SILENCE, Election
+from nomad.master.kube.election import RETRY, SILENCE, Election
 from nomad.settings import Backoff
 from nomad.tasks import Tasks
 from nomad.transport.base import Connection

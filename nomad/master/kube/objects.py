@@ -1,4 +1,4 @@
-"""The Pipelines of a namespace as a master knows them, and its writes to them. The lower half of `kubestore`.
+"""The Pipelines of a namespace as a master knows them, and its writes to them. The lower half of `store`.
 
 A write is a merge patch with the resource version that it was made for: what others have changed meanwhile is read
 first, and kept. Statuses carry the writer's name and number; one with a higher number fences this master.
@@ -24,10 +24,10 @@ from nomad.errors import (
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import API_VERSION, FINALIZER, GROUP, KIND
-from nomad.master import resource
-from nomad.master.kubepast import PastOperator
-from nomad.master.kubewrites import ALWAYS, LOOP, USER, Writes
-from nomad.master.resource import LABELS, Json
+from nomad.master.kube import resource
+from nomad.master.kube.past import PastOperator
+from nomad.master.kube.resource import LABELS, Json
+from nomad.master.kube.writes import ALWAYS, LOOP, USER, Writes
 from nomad.master.views import MoveView
 
 Change = Callable[[Json], object]

@@ -16,14 +16,14 @@ from pydantic.alias_generators import to_camel
 
 from nomad.errors import InvalidRequestError
 from nomad.kubernetes import names
-from nomad.master import resource
+from nomad.master.kube import resource
 from nomad.master.state import DesiredPipeline, Goal
 from nomad.master.store import StoredOperator
 from nomad.master.views import MovePhase, MoveState, MoveView, PlacementView
 from nomad.pipeline import OPERATOR_NAME, PIPELINE_ID, Kind, OnError, OperatorSpec, PipelineSpec
 from tests.master.worlds import wanted
 
-CRD = yaml.safe_load((Path(__file__).parents[2] / "images/k8s/crd.yaml").read_text())
+CRD = yaml.safe_load((Path(__file__).parents[3] / "images/k8s/crd.yaml").read_text())
 SCHEMA = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)

@@ -18,11 +18,11 @@ from nomad.errors import ApiError, NomadError, NotFoundError, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import API_VERSION, GROUP, KIND
-from nomad.master import resource
 from nomad.master.app import Master
-from nomad.master.kubeobjects import Held
-from nomad.master.kubestore import KubernetesStore
-from nomad.master.resource import Json
+from nomad.master.kube import resource
+from nomad.master.kube.objects import Held
+from nomad.master.kube.resource import Json
+from nomad.master.kube.store import KubernetesStore
 from nomad.master.views import EventView, OperatorState, Phase, PipelineView
 from nomad.tasks import Tasks, alongside
 

@@ -1,8 +1,8 @@
 """Pipelines as objects of Kubernetes (images/k8s/crd.yaml), and back: pure mapping.
 
-Used by `kubestore`, `pipelines` (which watches them) and `nomad export`. `spec` is what is wanted, as users may write
+Used by `store`, `pipelines` (which watches them) and `nomad export`. `spec` is what is wanted, as users may write
 it; `status` what a master has made of it and must not forget. Fields have the names that the records have, in
-camelCase; what is at its default isn't written. Past moves and counters are elsewhere, see `kubestore`.
+camelCase; what is at its default isn't written. Past moves and counters are elsewhere, see `store`.
 """
 
 from __future__ import annotations

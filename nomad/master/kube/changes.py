@@ -1,6 +1,6 @@
 """What changes of a Pipeline when: its spec, its marks, its status. Pure, on the object or the status in place.
 
-Used by `kubestore`, which has these changes written: a change may be made again, on top of what others have changed
+Used by `store`, which has these changes written: a change may be made again, on top of what others have changed
 meanwhile. What an object looks like says `resource`.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from nomad.kubernetes.names import FINALIZER
-from nomad.master import resource
-from nomad.master.resource import Json
+from nomad.master.kube import resource
+from nomad.master.kube.resource import Json
 from nomad.master.state import DesiredPipeline
 from nomad.master.store import StoredOperator
 from nomad.master.views import MoveView, PlacementView

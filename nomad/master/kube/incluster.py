@@ -26,9 +26,9 @@ from nomad.kubernetes.certificates import Certificates
 from nomad.master import webapp
 from nomad.master.assembly import Secrets
 from nomad.master.enact import Keys
-from nomad.master.kubestore import KubernetesStore
-from nomad.master.leader import LeadershipLost, leading
-from nomad.master.pipelines import PipelineWatch
+from nomad.master.kube.leader import LeadershipLost, leading
+from nomad.master.kube.pipelines import PipelineWatch
+from nomad.master.kube.store import KubernetesStore
 from nomad.master.serve import Served, answering, listen, serve
 from nomad.runtime.kubernetes import KubernetesRuntime
 from nomad.runtime.manifests import Boot

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import pytest
 
 from nomad.errors import ApiError, ApiExists, ApiNotFound, ApiUnavailable, StateError
-from nomad.master import resource
-from nomad.master.kubebundles import AT_ONCE, KEPT, Bundles
-from nomad.master.kubewrites import USER, Writes
+from nomad.master.kube import resource
+from nomad.master.kube.bundles import AT_ONCE, KEPT, Bundles
+from nomad.master.kube.writes import USER, Writes
 from tests.clock import VirtualClock
-from tests.master.fakeapi import FakeApi
+from tests.master.kube.fakeapi import FakeApi
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nomad.master.election import (
+from nomad.master.kube.election import (
     MARGIN,
     SILENCE,
     SPACING,

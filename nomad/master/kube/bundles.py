@@ -21,9 +21,9 @@ from nomad.errors import ApiConflict, ApiExists, ApiNotFound, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import BUNDLE_LABEL, UNUSED_ANNOTATION
-from nomad.master import resource
-from nomad.master.kubewrites import LOOP, Writes
-from nomad.master.resource import CHUNK_KEY, CHUNKS_ANNOTATION, DIGEST_ANNOTATION, SHA256_ANNOTATION, Json
+from nomad.master.kube import resource
+from nomad.master.kube.resource import CHUNK_KEY, CHUNKS_ANNOTATION, DIGEST_ANNOTATION, SHA256_ANNOTATION, Json
+from nomad.master.kube.writes import LOOP, Writes
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """How a master writes to its cluster: again while the API doesn't answer, and never once another master leads.
 
-`Writes` is shared by all that `kubestore` is made of. A call that returned has taken effect; one that raised may have.
+`Writes` is shared by all that `store` is made of. A call that returned has taken effect; one that raised may have.
 """
 
 from __future__ import annotations

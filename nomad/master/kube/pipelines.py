@@ -31,12 +31,12 @@ from nomad.kubernetes import answers, paths
 from nomad.kubernetes.api import Api
 from nomad.kubernetes.names import FINALIZER
 from nomad.kubernetes.reflector import Reflector
-from nomad.master import resource
 from nomad.master.app import Master
-from nomad.master.kubeobjects import Held
-from nomad.master.kubereport import Reporter
-from nomad.master.kubestore import KubernetesStore
-from nomad.master.resource import Json
+from nomad.master.kube import resource
+from nomad.master.kube.objects import Held
+from nomad.master.kube.report import Reporter
+from nomad.master.kube.resource import Json
+from nomad.master.kube.store import KubernetesStore
 from nomad.master.views import Phase, PipelineView
 from nomad.settings import Backoff
 from nomad.tasks import Tasks, alongside, first

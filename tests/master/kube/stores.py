@@ -10,11 +10,11 @@ from typing import Any, cast
 from nomad.clock import Clock
 from nomad.control import PodStats
 from nomad.kubernetes import paths
-from nomad.master.kubestore import KubernetesStore
+from nomad.master.kube.store import KubernetesStore
 from nomad.master.store import StoredOperator
 from nomad.master.views import MoveState, MoveView
 from tests.contract.store import BUNDLE, wanted
-from tests.master.fakeapi import FakeApi
+from tests.master.kube.fakeapi import FakeApi
 
 LINK, HISTORY = paths.secrets("nomad", "p-link"), paths.configmaps("nomad", "p-history")
 PIPELINE = paths.pipelines("nomad", "p")

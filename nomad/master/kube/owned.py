@@ -1,7 +1,7 @@
-"""What goes with a Pipeline, in objects that it owns: the key of its links, and its past. A part of `kubestore`.
+"""What goes with a Pipeline, in objects that it owns: the key of its links, and its past. A part of `store`.
 
 The key of x lies in the Secret x-link. Past moves, counters, failures and last outputs lie in the ConfigMap x-history
-(packed by `kubepast`), and while this master leads in `Held` as well: what couldn't be written down at once is written
+(packed by `past`), and while this master leads in `Held` as well: what couldn't be written down at once is written
 with what comes next. Either may be gone or damaged without the pipeline being lost.
 """
 
@@ -16,12 +16,12 @@ from nomad.control import PodStats
 from nomad.errors import ApiNotFound, StateError
 from nomad.kubernetes import paths
 from nomad.kubernetes.api import Api
-from nomad.master import kubepast, resource
-from nomad.master.kubechanges import ordered
-from nomad.master.kubeobjects import Held, Pipelines, belongs, body_of, foreign, owner
-from nomad.master.kubepast import PastOperator
-from nomad.master.kubewrites import LOOP, Writes
-from nomad.master.resource import Json
+from nomad.master.kube import resource
+from nomad.master.kube.changes import ordered
+from nomad.master.kube.objects import Held, Pipelines, belongs, body_of, foreign, owner
+from nomad.master.kube.past import PastOperator, pack, unpack
+from nomad.master.kube.resource import Json
+from nomad.master.kube.writes import LOOP, Writes
 from nomad.master.store import StoredOperator
 from nomad.master.views import MoveView
 
@@ -87,7 +87,7 @@ class Owned:
             found = await self._writes.patiently(lambda: self._api.get(self._history_path(held)), LOOP)
             if belongs(found, held):
                 held.written = dict(found.get("binaryData") or {})
-                moves, held.past = kubepast.unpack(held.written)
+                moves, held.past = unpack(held.written)
                 held.past_moves = {view.id: view for view in moves}
         except ApiNotFound:
             pass
@@ -114,7 +114,7 @@ class Owned:
         async with self._writes.turn(held.history_lock, patience) as left:
             if held.gone or not held.behind:
                 return
-            data, held.behind = kubepast.pack(ordered(held.past_moves.values()), held.past), False
+            data, held.behind = pack(ordered(held.past_moves.values()), held.past), False
             try:
                 await self._put_past(held, data, left)
             except BaseException as exc:
