@@ -40,7 +40,7 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Moving:
-    """Deadlines of the states of a move, in seconds; `nomad.master.migration` says what happens when one passes."""
+    """Deadlines of the states of a move, in seconds; `master.reconcile.migration` says what happens when one passes."""
 
     plan: float = 30.0
     """How long an order waits for its pipeline to be at work: a restart that is under way takes less."""

@@ -28,7 +28,7 @@ def test_importing_nomad_loads_no_library() -> None:
 
 
 def test_python_may_leave_out_docstrings() -> None:
-    code = "import nomad.actor.host, nomad.cli.main, nomad.master.api"
+    code = "import nomad.actor.host, nomad.cli.main, nomad.master.rest.api"
     subprocess.run([sys.executable, "-OO", "-c", code], check=True)
 
 

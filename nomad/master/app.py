@@ -23,7 +23,7 @@ from typing import Any, Self
 from nomad import bundle
 from nomad.clock import Clock, SystemClock
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
-from nomad.master import moves, peers, show
+from nomad.master import moves, show
 from nomad.master.asides import Asides, understood
 from nomad.master.assembly import Parts, assemble, declare_profile
 from nomad.master.emulation import Emulation
@@ -33,6 +33,7 @@ from nomad.master.moves import under_way
 from nomad.master.placing import check_devices, check_packages, check_pins, place
 from nomad.master.placing import view as placement_view
 from nomad.master.pods import Guests
+from nomad.master.reconcile import peers
 from nomad.master.state import DesiredPipeline, Goal, History, operator_id
 from nomad.master.store import Store
 from nomad.master.tally import SAMPLES

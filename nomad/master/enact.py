@@ -17,7 +17,12 @@ from nomad import handout
 from nomad.clock import Clock
 from nomad.control import Assignment
 from nomad.errors import NomadError, PodStartError, StateError
-from nomad.master.actions import (
+from nomad.master.bundlecache import BundleCache
+from nomad.master.events import EventLog
+from nomad.master.moves import MoveLog
+from nomad.master.observe import Observer
+from nomad.master.pods import PodPort
+from nomad.master.reconcile.actions import (
     Action,
     AskStop,
     Assign,
@@ -34,11 +39,6 @@ from nomad.master.actions import (
     Switch,
     TellPeers,
 )
-from nomad.master.bundlecache import BundleCache
-from nomad.master.events import EventLog
-from nomad.master.moves import MoveLog
-from nomad.master.observe import Observer
-from nomad.master.pods import PodPort
 from nomad.master.relieve import Homes, carry, relieve
 from nomad.master.state import Desired, Goal, History, Observed, Requested, RequestedOperator, operator_id
 from nomad.master.store import Store, StoredOperator

@@ -16,7 +16,12 @@ from collections.abc import Callable
 from nomad.clock import Clock
 from nomad.errors import NomadError, RequestError
 from nomad.master import reconcile
-from nomad.master.actions import (
+from nomad.master.enact import Enactor
+from nomad.master.events import EventLog
+from nomad.master.moves import MoveLog, story
+from nomad.master.observe import Observer
+from nomad.master.pace import Pace
+from nomad.master.reconcile.actions import (
     Action,
     AskStop,
     Assign,
@@ -36,11 +41,6 @@ from nomad.master.actions import (
     Switch,
     TellPeers,
 )
-from nomad.master.enact import Enactor
-from nomad.master.events import EventLog
-from nomad.master.moves import MoveLog, story
-from nomad.master.observe import Observer
-from nomad.master.pace import Pace
 from nomad.master.state import Desired, Observed, Requested, operator_id
 from nomad.settings import Settings
 from nomad.tasks import Tasks

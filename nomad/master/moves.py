@@ -15,9 +15,9 @@ from typing import Any
 
 from nomad.clock import Clock
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
-from nomad.master.actions import Moving
 from nomad.master.events import EventLog
 from nomad.master.problem import missing
+from nomad.master.reconcile.actions import Moving
 from nomad.master.state import ORDERS_KEPT, DesiredPipeline, Goal, MoveOrder, Observed, Requested, Tally
 from nomad.master.store import Store
 from nomad.master.views import MovePhase, MoveState, MoveView, PlacementView

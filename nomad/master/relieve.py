@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 
 from nomad.errors import NomadError
-from nomad.master.actions import Carry, Relieve
 from nomad.master.moves import MoveLog
 from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
+from nomad.master.reconcile.actions import Carry, Relieve
 from nomad.master.state import DesiredPipeline, operator_id
 from nomad.master.views import PlacementView
 

@@ -20,9 +20,9 @@ from aiohttp import web
 
 from nomad.credentials import LOOPBACK_NAMES
 from nomad.errors import UsageError
-from nomad.master import webapp
 from nomad.master.app import Master
-from nomad.master.http import server
+from nomad.master.rest import webapp
+from nomad.master.rest.http import server
 from nomad.master.store import Store
 from nomad.runtime.base import Runtime
 from nomad.settings import Rest, Settings

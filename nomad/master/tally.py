@@ -16,9 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from nomad.clock import Clock
 from nomad.errors import NomadError
-from nomad.master.actions import Measure
 from nomad.master.observe import Observer
 from nomad.master.pods import PodPort
+from nomad.master.reconcile.actions import Measure
 from nomad.master.state import Tally
 from nomad.settings import Moving
 from nomad.tasks import Tasks

@@ -55,7 +55,7 @@ class OperatorState(StrEnum):
 
 
 class MoveState(StrEnum):
-    """Where a move stands; `nomad.master.migration` says what leads from one to the next."""
+    """Where a move stands; `nomad.master.reconcile.migration` says what leads from one to the next."""
 
     PLANNED = "planned"
     """Ordered, and not begun."""

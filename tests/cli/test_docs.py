@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from nomad.cli.main import EXIT_CODES
-from nomad.master import api
+from nomad.master.rest import api
 
 TEXT = (Path(__file__).parents[2] / "docs" / "interfaces.md").read_text()
 

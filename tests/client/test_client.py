@@ -395,7 +395,7 @@ async def test_outputs_that_are_left_early_leave_nothing(cluster: Cluster, maste
 async def test_outputs_that_are_just_dropped_leave_nothing(
     cluster: Cluster, master: FakeMaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nomad.master.http.sse.KEEP_ALIVE", 0.01)
+    monkeypatch.setattr("nomad.master.rest.http.sse.KEEP_ALIVE", 0.01)
     pipeline = await submitted(cluster)
 
     async def first() -> object:

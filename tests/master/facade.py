@@ -21,9 +21,9 @@ from nomad import bundle
 from nomad.delivery import codec
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError
 from nomad.fanout import Fanout
-from nomad.master import webapp
 from nomad.master.app import Master
-from nomad.master.http import server
+from nomad.master.rest import webapp
+from nomad.master.rest.http import server
 from nomad.master.views import (
     BundleView,
     ConsideredView,

@@ -23,12 +23,12 @@ from nomad.errors import ApiError, ApiNotFound
 from nomad.kubernetes import names, paths
 from nomad.kubernetes.api import Api, Json
 from nomad.kubernetes.certificates import Certificates
-from nomad.master import webapp
 from nomad.master.assembly import Secrets
 from nomad.master.enact import Keys
 from nomad.master.kube.leader import LeadershipLost, leading
 from nomad.master.kube.pipelines import PipelineWatch
 from nomad.master.kube.store import KubernetesStore
+from nomad.master.rest import webapp
 from nomad.master.serve import Served, answering, listen, serve
 from nomad.runtime.kubernetes import KubernetesRuntime
 from nomad.runtime.manifests import Boot

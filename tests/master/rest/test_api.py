@@ -20,8 +20,8 @@ from nomad import bundle
 from nomad.credentials import LOOPBACK_NAMES
 from nomad.delivery import codec
 from nomad.errors import EnvironmentMismatch, StateError
-from nomad.master import api, webapp
-from nomad.master.http import server
+from nomad.master.rest import api, webapp
+from nomad.master.rest.http import server
 from nomad.master.views import PipelineView
 from nomad.pipeline import build
 from nomad.rest import EventDecoder
@@ -559,7 +559,7 @@ async def test_logs_are_followed(rest: Api) -> None:
 
 
 async def test_a_reader_that_leaves_is_noticed(rest: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nomad.master.http.sse.KEEP_ALIVE", 0.01)
+    monkeypatch.setattr("nomad.master.rest.http.sse.KEEP_ALIVE", 0.01)
     await rest.submit()
     response = await rest.session.get("/api/v1/pipelines/test/operators/square/outputs")
     await until(lambda: rest.master.readers("test", "square") == 1)

@@ -14,9 +14,10 @@ from pydantic import ConfigDict, with_config
 
 from nomad import __version__
 from nomad.errors import RequestError
-from nomad.master import api, forms, views
+from nomad.master import views
 from nomad.master.app import Master
-from nomad.master.http import guard, problems, sse
+from nomad.master.rest import api, forms
+from nomad.master.rest.http import guard, problems, sse
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 MAX_BODY = 64 << 20
@@ -73,7 +74,7 @@ async def _openapi(request: web.Request) -> web.Response:
 
 def openapi_document() -> bytes:
     """The OpenAPI document of this interface, as JSON."""
-    from nomad.master.http import openapi
+    from nomad.master.rest.http import openapi
 
     for view in (*vars(views).values(), *vars(forms).values()):  # the docstrings of their fields are the descriptions
         if isinstance(view, type) and is_dataclass(view):

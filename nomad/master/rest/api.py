@@ -19,7 +19,7 @@ from nomad.delivery import codec
 from nomad.errors import InvalidRequestError, NotFoundError, RequestError
 from nomad.master import views
 from nomad.master.app import Master
-from nomad.master.forms import (
+from nomad.master.rest.forms import (
     Chosen,
     Dropped,
     EventId,
@@ -40,8 +40,8 @@ from nomad.master.forms import (
     SetAsideMessage,
     ValueView,
 )
-from nomad.master.http import sse
-from nomad.master.http.routing import Routes
+from nomad.master.rest.http import sse
+from nomad.master.rest.http.routing import Routes
 from nomad.scheduler.problem import ProblemForm
 
 PREFIX = "/api/v1"

@@ -7,7 +7,7 @@ import asyncio
 import aiohttp
 import pytest
 
-from nomad.master.http import server
+from nomad.master.rest.http import server
 from tests.master.facade import TOKEN, FakeMaster, serve
 
 AUTH = {"Authorization": f"Bearer {TOKEN}"}

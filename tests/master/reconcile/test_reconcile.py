@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nomad.control import Shape
-from nomad.master.actions import (
+from nomad.master.reconcile.actions import (
     Action,
     AskStop,
     Assign,

@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from nomad.control import Role
-from nomad.master import peers
-from nomad.master.actions import (
+from nomad.master.reconcile import peers
+from nomad.master.reconcile.actions import (
     Action,
     AskStop,
     Assign,

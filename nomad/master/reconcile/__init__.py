@@ -4,16 +4,17 @@
 level-triggered and idempotent: it doesn't matter what happened or how often it is called, and calling it
 with what it returned asks for nothing more. `loop` is its only caller. No await, no clock, no I/O here.
 
-Here is what becomes of whole pipelines; `podsteps` is about one operator's pod, `movesteps` about a move.
+Here is what becomes of whole pipelines; `podsteps` is about one operator's pod, `movesteps` about a move, by the table
+in `migration`. `peers` says what pods are to know of each other, `actions` are what is decided.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nomad.master.actions import Action, Finish, Forget, Kill, Running
-from nomad.master.movesteps import MoveSteps
-from nomad.master.podsteps import Look
+from nomad.master.reconcile.actions import Action, Finish, Forget, Kill, Running
+from nomad.master.reconcile.movesteps import MoveSteps
+from nomad.master.reconcile.podsteps import Look
 from nomad.master.state import Desired, Goal, Observed, Outcome, Requested, RequestedPipeline, pipeline_of
 from nomad.settings import Reconcile
 

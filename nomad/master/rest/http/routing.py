@@ -23,8 +23,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from nomad.master.http import problems, sse
-from nomad.master.http.problems import InvalidInput
+from nomad.master.rest.http import problems, sse
+from nomad.master.rest.http.problems import InvalidInput
 
 JSON = "application/json"
 Function = Callable[..., Any]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nomad.control import LinkStatus
-from nomad.master import migration
-from nomad.master.actions import Carry, Measure, Moving, Rehome, Relieve, Start, Switch, TellPeers
-from nomad.master.migration import TABLE, Facts, advance
+from nomad.master.reconcile import migration
+from nomad.master.reconcile.actions import Carry, Measure, Moving, Rehome, Relieve, Start, Switch, TellPeers
+from nomad.master.reconcile.migration import TABLE, Facts, advance
 from nomad.master.state import Goal, MoveOrder, PodState, RequestedOperator, Tally
 from nomad.master.views import MoveState, PlacementView
 from nomad.runtime.base import NodeInfo, ObservedPod, PodPhase

@@ -10,7 +10,7 @@ import pytest
 
 from nomad.control import LinkPeer, Way
 from nomad.delivery.relay import key_of
-from nomad.master import peers
+from nomad.master.reconcile import peers
 from nomad.master.state import MoveOrder, Relay, RequestedMove, RequestedOperator
 from nomad.master.views import MoveState
 from nomad.runtime.base import NodeInfo

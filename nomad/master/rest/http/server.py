@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from nomad.master.http.guard import PROVEN
+from nomad.master.rest.http.guard import PROVEN
 from nomad.tasks import Tasks
 
 SHUTDOWN = 2.0

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nomad.control import Role
-from nomad.master import migration, peers
-from nomad.master.actions import Carry, Ended, Measure, Moving, Start, Switch
-from nomad.master.migration import Facts
-from nomad.master.podsteps import PodSteps
+from nomad.master.reconcile import migration, peers
+from nomad.master.reconcile.actions import Carry, Ended, Measure, Moving, Start, Switch
+from nomad.master.reconcile.migration import Facts
+from nomad.master.reconcile.podsteps import PodSteps
 from nomad.master.state import RequestedMove, RequestedOperator
 from nomad.master.views import MoveState
 

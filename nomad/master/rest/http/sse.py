@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from nomad.master.http import problems
+from nomad.master.rest.http import problems
 
 MEDIA_TYPE = "text/event-stream"
 KEEP_ALIVE = 5.0

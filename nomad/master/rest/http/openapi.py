@@ -14,8 +14,8 @@ from typing import Any
 from openapi_pydantic import OpenAPI
 from pydantic import TypeAdapter
 
-from nomad.master.http import problems, sse
-from nomad.master.http.routing import JSON, Operation, Parameter, Typed
+from nomad.master.rest.http import problems, sse
+from nomad.master.rest.http.routing import JSON, Operation, Parameter, Typed
 
 _REFS = "#/components/schemas/{model}"
 _PROBLEM = {"$ref": _REFS.format(model=problems.Problem.__name__)}

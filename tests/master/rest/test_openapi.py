@@ -17,16 +17,16 @@ from openapi_pydantic import OpenAPI
 from nomad import bundle
 from nomad import topology as topologies
 from nomad.fanout import Fanout, Subscription
-from nomad.master import webapp
 from nomad.master.app import Master
+from nomad.master.rest import webapp
 from nomad.master.views import EventView, LogLine, TailItem
 from nomad.pipeline import build
 from nomad.runtime.fake import FakeRuntime
 from nomad.settings import Settings
 from tests.master.facade import NODES, TOKEN, FakeMaster, serve
-from tests.master.schemathesis_hooks import numbers, square
+from tests.master.rest.schemathesis_hooks import numbers, square
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SEED = 20261122
 """Fixed: this test asks whether document and interface agree, and must answer the same every time."""
 
@@ -114,7 +114,7 @@ async def test_schemathesis_finds_nothing(master: Master, tmp_path: Path, phases
             cwd=tmp_path,
             # Not measured: nothing of Nomad's runs in it, and that would make it twice as slow.
             env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-            | {"SCHEMATHESIS_HOOKS": "tests.master.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
+            | {"SCHEMATHESIS_HOOKS": "tests.master.rest.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
             | {"NOMAD_SIGNING_KEY": master.signing_key.hex()},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
