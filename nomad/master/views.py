@@ -1,6 +1,6 @@
 """What the master shows: frozen plain data, and nothing that changes under the reader's hands.
 
-`app.Master` builds these from its state, `api` serialises them as they are (they are the response types
+`app.Master` builds these from its state, `rest.api` serialises them as they are (they are the response types
 of the OpenAPI document), the client reads the same JSON. They hold no behaviour and import no room of
 the master. Times are seconds since the epoch, durations seconds, sizes bytes unless named `_mb`;
 None is unknown or not applicable.
