@@ -34,6 +34,7 @@ says no word is never taken for hung, and who doesn't know the word leaves it as
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -246,6 +247,15 @@ class PodStats:
     """The last output, encoded alone by the codec; None before the first or when it is over 64 KiB."""
     links: list[dict[str, Any]] = field(default_factory=list)
     """Per link what `master.views.DataLinkView` has, as a map."""
+    at: float | None = None
+    """When this was counted, in seconds of a clock of the process's machine that never goes back."""
+
+    def seconds_since(self, before: PodStats) -> float | None:
+        """Between two counts of a process, wherever they were held up on their way; None where it doesn't say."""
+        if self.at is None or before.at is None:
+            return None
+        seconds = self.at - before.at
+        return seconds if 0 < seconds < math.inf else None
 
 
 def pack(message: dict[str, Any]) -> bytes:

@@ -270,7 +270,7 @@ class Instance:
         stats.busy, stats.busy_seconds = meter.busy_share(), meter.busy
         stats.latency_p50, stats.latency_p99 = meter.latencies()
         stats.paused = meter.paused
-        now = self._clock.now()
+        stats.at = now = self._clock.now()
         stats.links = [*map(_in, self._ins.values()), *(_out(link, now) for link in self._outs.values())]
         return stats
 

@@ -167,7 +167,7 @@ class Observer:
             self._observed.pods[pod] = PodState(runtime=state.runtime, connection=state.connection)
         history = self._history(operator)
         if state.heartbeat_at is not None:
-            history.totals = replace(added(history.totals, state.stats), rss=0, paused=False)
+            history.totals = replace(added(history.totals, state.stats), rss=0, paused=False, at=None)
         if not expected:
             error = state.error or {}
             how = reason or state.start_error or f"its process {reason_of(state.exit_code)}"
@@ -214,7 +214,8 @@ class Observer:
         now = self._clock.now()
         last = state.heartbeat_at
         if last is not None and now > last:
-            rate = max(0.0, (stats.processed - state.stats.processed) / (now - last))
+            seconds = stats.seconds_since(state.stats) or now - last
+            rate = max(0.0, (stats.processed - state.stats.processed) / seconds)
             state.rate = rate if state.rate is None else (rate + state.rate) / 2
         if stats.last_output is None:
             stats.last_output = state.stats.last_output

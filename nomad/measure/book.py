@@ -267,10 +267,12 @@ class Book:
         if pod != known.worker:
             known.pods[pod] = _Pod(now, stats, now, stats)
             return
-        for kind, value in self._operator_samples(node, before.stats, stats, now - before.at):
+        # By the pod's clock: what was held up on its way comes all at once.
+        seconds = stats.seconds_since(before.stats) or now - before.at
+        for kind, value in self._operator_samples(node, before.stats, stats, seconds):
             self._take(known.estimates, kind, key, value, now)
         before.at, before.stats = now, stats
-        seconds = now - before.rates_at
+        seconds = stats.seconds_since(before.rates) or now - before.rates_at
         arrived, departed = stats.received - before.rates.received, stats.processed - before.rates.processed
         if max(arrived, departed) >= RATE_MESSAGES or seconds >= RATE_SECONDS:
             if stats.received:

@@ -48,7 +48,12 @@ REFRESH_BANDWIDTH = 15.0
 
 COORDINATE_ROUND = 5.0
 NEIGHBOURS = 6
-"""On large clusters every node probes so many others, different ones each time, once in so many seconds."""
+"""On large clusters every node probes so many others, different ones each time, once in so many seconds or more."""
+
+COORDINATE_PROBES = 150.0
+"""Such probes per second, of all nodes together: from 125 nodes on a round takes longer. Each is a request's share and
+a sample for the master, 0.1 ms of it.
+"""
 
 MOST_AT_ONCE = 40
 """Probes that are begun in one look, and that are under way, where agents share their process with the master."""
@@ -132,6 +137,7 @@ class Survey:
         """More than `MANY_NODES`."""
         self._large = False
         self._round_at = 0.0
+        """When the next round may begin; 0 before the first."""
         self._round: dict[tuple[str, str], None] = {}
         """What is still to be probed, in this order."""
         self._tasks = Tasks()
@@ -198,8 +204,8 @@ class Survey:
     def _due_large(self, nodes: Sequence[str], now: float) -> list[tuple[str, str]]:
         """A few others for each node, once per round; in the beginning, and while somebody needs it."""
         started = self._round_at > 0
-        if (not started or self._needed()) and now >= self._round_at + COORDINATE_ROUND and not self._round:
-            self._round_at = now
+        if (not started or self._needed()) and now >= self._round_at and not self._round:
+            self._round_at = now + max(COORDINATE_ROUND, NEIGHBOURS * len(nodes) / COORDINATE_PROBES)
             self._round = {  # those of one node in a row: they are asked for together
                 (node, other): None
                 for node in self._random.sample(nodes, len(nodes))

@@ -43,6 +43,29 @@ def run(
         )
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_heart_beats_that_come_late_and_all_at_once_are_no_burst(told: bool) -> None:
+    """As after a silence of the network: a pod says when it counted."""
+    book = Book()
+    for number in range(40):
+        now = 0.5 * number if number < 20 else 20.0 + 0.001 * number
+        at = 1000.0 + 0.5 * number if told else None
+        done = 5 * number
+        beat(book, now, received=done, processed=done, emitted=done, busy_seconds=0.01 * done, at=at)
+    found = book.operator("p", "f")
+    assert (value(found.departure) == pytest.approx(10)) == told
+    assert (value(found.arrival) == pytest.approx(10)) == told
+    assert (value(found.busy) == pytest.approx(0.1)) == told
+
+
+@pytest.mark.parametrize("at", [math.nan, math.inf, -1.0, 0.0])
+def test_a_clock_that_goes_nowhere_isnt_counted_on(at: float) -> None:
+    book = Book()
+    for number in range(4):
+        beat(book, 0.5 * number, received=5 * number, processed=5 * number, at=at * number)
+    assert value(book.operator("p", "f").departure) == pytest.approx(10)
+
+
 def test_heart_beats_may_be_rare() -> None:
     """16 s apart; and what speaks isn't forgotten when there is another process, as in a move."""
     book = Book()

@@ -16,7 +16,16 @@ from nomad.measure import probes as probes_module
 from nomad.measure.agent import Probe
 from nomad.measure.book import Book
 from nomad.measure.probes import PROBES_PER_SECOND
-from nomad.measure.survey import MOST_ELSEWHERE, NEIGHBOURS, REFRESH, TRIES, Survey, one_by_one
+from nomad.measure.survey import (
+    COORDINATE_PROBES,
+    MOST_AT_ONCE,
+    MOST_ELSEWHERE,
+    NEIGHBOURS,
+    REFRESH,
+    TRIES,
+    Survey,
+    one_by_one,
+)
 from tests.clock import VirtualClock
 
 
@@ -47,13 +56,15 @@ class Network:
 
 
 class World:
-    def __init__(self, count: int, *, bandwidth: float | None = 1e6) -> None:
+    def __init__(self, count: int, *, bandwidth: float | None = 1e6, most: int = MOST_AT_ONCE) -> None:
         self.clock = VirtualClock()
         self.nodes = [f"n{k}" for k in range(count)]
         self.network = Network(self.clock, bandwidth=bandwidth)
         self.book = Book()
         self.needed = False
-        self.survey = Survey(self.book, self.network, lambda: self.nodes, lambda: self.needed, self.clock, Random(1))
+        self.survey = Survey(
+            self.book, self.network, lambda: self.nodes, lambda: self.needed, self.clock, Random(1), most=most
+        )
 
     async def run(self, seconds: float) -> list[tuple[float, str, str, int]]:
         """The probes of the next seconds."""
@@ -142,6 +153,16 @@ async def test_a_large_cluster_needs_few_probes_and_knows_all_pairs() -> None:
                 latency = world.book.link(a, b).latency
                 assert latency is not None
                 assert latency.value == pytest.approx(0.01, rel=0.6)
+
+
+async def test_many_hundred_nodes_are_probed_less_often() -> None:
+    """All of them pass by one master."""
+    world = World(300, most=MOST_ELSEWHERE)
+    world.needed = True
+    await world.run(20)  # the first round, in which nothing is known yet
+    probes = await world.run(48)
+    assert 0.8 * COORDINATE_PROBES < len(probes) / 48 < 1.2 * COORDINATE_PROBES
+    assert len({source for _, source, _, _ in probes}) == 300
 
 
 @pytest.mark.parametrize("known", ["reached", "bandwidth"])
