@@ -42,6 +42,8 @@ from tests.kubernetes.masters import MasterProcess, World, init_objects
 NAMESPACE = "crowd"
 PATIENCE = 300.0
 """Seconds until whatever is waited for counts as never."""
+CALM = 40.0
+"""Seconds without a request after which a master counts as steady."""
 STEADY = 60.0
 """Seconds that a steady master is looked at."""
 LEASE = ("--lease-seconds", "60", "--renew-seconds", "10")
@@ -149,13 +151,13 @@ class Bench:
 
     async def _quiet(self) -> None:
         """Until what follows a start is over, or it seems never to be: the states of hundreds of pipelines are shown a
-        few at a time.
+        few at a time, and those who hadn't measured anything at their first turn at the next.
         """
         user = f"system:serviceaccount:{NAMESPACE}:nomad-master"
         began = time.monotonic()
         while time.monotonic() - began < PATIENCE:
             since = self._env.audit_size()
-            await asyncio.sleep(11)
+            await asyncio.sleep(CALM)
             if not [r for r in self._env.requests(since, user) if r.verb != "watch" and r.resource != "leases"]:
                 return
 

@@ -41,7 +41,7 @@ from nomad.measure.agent import Agent
 from nomad.measure.calibrate import ROUNDS, calibrate
 from nomad.measure.estimate import smooth
 from nomad.measure.local import CALIBRATE_SECONDS, SHORT_ROUNDS
-from nomad.measure.remote import KIND, SILENT_SECONDS
+from nomad.measure.remote import KIND, PACES, REPORT_SECONDS
 from nomad.packages import CACHE_BYTES, PYTHON, Cache
 from nomad.reach import Silence
 from nomad.tasks import Tasks
@@ -49,8 +49,6 @@ from nomad.transport.base import Connection, Frame
 from nomad.transport.trunk import Trunk, carries
 
 log = logging.getLogger(__name__)
-
-REPORT_SECONDS = SILENT_SECONDS / 3
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 3.0
 """Seconds between attempts to reach the master, doubled from the first to the most."""
@@ -113,6 +111,7 @@ class NodeAgent:
         self._word: Frame | None = None
         """The master's last."""
         self._silence = Silence(clock, self._pass_on)
+        self._pace = REPORT_SECONDS
         self._speed: float | None = None
         self._busy = Processors()
         self._tasks = Tasks()
@@ -145,7 +144,7 @@ class NodeAgent:
                     await shake_dialer(conn, self._boot.key, me, hello, patience, most=control.MOST_TOLD)
                     self._conn, trunk = conn, Trunk(conn)
                     self._gateway.opened(trunk)
-                    self._word = None
+                    self._word, self._pace = None, REPORT_SECONDS
                     self._silence.begin(conn)
                     self._say(self._state())
                     while True:
@@ -185,6 +184,8 @@ class NodeAgent:
             self._silence.word(message)
             self._word = frame
             self._pass_on()
+        elif message["type"] == "pace":
+            self._pace = min(max(PACES[0], float(message["seconds"])), PACES[-1])
         elif message["type"] == "request":
             self._tasks.start(self._answer(conn, message["id"], message["method"], message["args"]), name="answer")
 
@@ -223,7 +224,7 @@ class NodeAgent:
 
     async def _report(self) -> None:
         while True:
-            await self._clock.sleep(REPORT_SECONDS)
+            await self._clock.sleep(self._pace)
             self._agent.close_idle()
             self._say(self._state())
 

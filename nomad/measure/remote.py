@@ -7,11 +7,12 @@ without one keep what is declared of them. Made by the master's assembly. Decide
     agent -> master   hello: address, python      report: speed, cores_free, memory_free_mb (None: unknown)
     master -> agent   request "probe": node, address, nbytes -> {"round_trip", "transfer"}
                       request "round_trips": ways: [[node, address], ...] -> [seconds, None where it isn't reached]
+                      pace: seconds: between two reports, `REPORT_SECONDS` on each new connection
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,8 +25,19 @@ from nomad.measure.survey import one_by_one
 KIND = "agent"
 """Agents call themselves `agent:<node>`; they all have the key of this name."""
 
-SILENT_SECONDS = 15.0
-"""An agent that hasn't said anything for so long isn't there; it reports several times as often."""
+REPORT_SECONDS = 5.0
+"""Between two reports of an agent that hasn't been told another pace."""
+
+PACES: tuple[float, ...] = tuple(REPORT_SECONDS * 2**step for step in range(4))
+
+REPORTS = 60.0
+"""Per second, of all agents together: each takes the master 60 µs. From 300 agents on they are told a slower pace."""
+
+ROOM = 0.6
+"""Share of that below which they are told a quicker one again: a few that come and go change nothing."""
+
+SILENT = 3.0
+"""An agent that hasn't said anything for so many times its pace isn't there."""
 
 FAILURES = 3
 """So many dials in a row must have failed, from two nodes where there are as many, and none have come through, until a
@@ -40,6 +52,13 @@ class Asked(Protocol):
         """Raises `NomadError`."""
         ...
 
+    def tell(self, message: dict[str, Any]) -> bool: ...
+
+
+def pace(agents: int, before: float) -> float:
+    """Seconds between two reports of each of so many agents, one of `PACES`, `before` being what it was."""
+    return next((each for each in PACES if agents <= each * REPORTS * (ROOM if each < before else 1.0)), PACES[-1])
+
 
 @dataclass(slots=True)
 class _Agent:
@@ -48,10 +67,23 @@ class _Agent:
     python: str
     """The version that it installs packages for; "" where it hasn't said that."""
     heard_at: float
+    told: float = REPORT_SECONDS
+    """Its pace."""
+    every: float = REPORT_SECONDS
+    """The same; the one before, if that was slower, until it has reported once more."""
     reached: bool = False
     """Another one has dialled it."""
     failures: int = 0
     failed_from: set[str] = field(default_factory=set)
+
+    def there(self, now: float) -> bool:
+        """Whether it was heard lately."""
+        return now - self.heard_at < SILENT * self.every
+
+    def tell(self, seconds: float) -> None:
+        """At what pace to report."""
+        self.told, self.every = seconds, max(self.every, seconds)
+        self.channel.tell({"type": "pace", "seconds": seconds})
 
 
 class RemoteAgents:
@@ -66,6 +98,7 @@ class RemoteAgents:
         """By what the cluster calls their nodes."""
         self._agents: dict[str, _Agent] = {}
         """By what Nomad calls those; a node may be known later than its agent is there."""
+        self._pace = REPORT_SECONDS
         self._used: dict[tuple[str, str], float] = {}
         """When connections were used last that may still stand, the longest ago first."""
 
@@ -78,15 +111,17 @@ class RemoteAgents:
 
     def came(self, name: str, hello: dict[str, Any], channel: Any) -> None:
         if isinstance(address := hello.get("address"), str):
-            self._connected[name] = _Agent(channel, address, str(hello.get("python", "")), self._clock.now())
+            agent = _Agent(channel, address, str(hello.get("python", "")), self._clock.now())
+            self._connected[name] = agent
             self._place(name)
+            self._keep_pace([agent])
 
     def said(self, name: str, message: dict[str, Any]) -> None:
         node = self._place(name)
         if node is None:
             return
         agent = self._agents[node]
-        agent.heard_at = self._clock.now()
+        agent.heard_at, agent.every = self._clock.now(), agent.told
         if message["type"] == "report":
             found = {kind: _amount(message.get(kind)) for kind in ("speed", "cores_free", "memory_free_mb")}
             self._book.node_sample(node, agent.heard_at, **found)
@@ -95,6 +130,14 @@ class RemoteAgents:
         for agents in (self._connected, self._agents):
             for key in [key for key, agent in agents.items() if agent.channel is channel]:
                 del agents[key]
+        self._keep_pace([])
+
+    def _keep_pace(self, new: Iterable[_Agent]) -> None:
+        """Tell those whose pace is another one now that the number of agents has changed."""
+        before, self._pace = self._pace, pace(len(self._connected), self._pace)
+        for agent in new if self._pace == before else self._connected.values():
+            if agent.told != self._pace:
+                agent.tell(self._pace)
 
     def _place(self, name: str) -> str | None:
         """The node of an agent that is connected, as Nomad calls it now."""
@@ -114,7 +157,7 @@ class RemoteAgents:
     def nodes(self) -> Sequence[str]:
         """The nodes whose agents are there, in the order in which they came."""
         now = self._clock.now()
-        return [node for node, agent in self._agents.items() if now - agent.heard_at < SILENT_SECONDS]
+        return [node for node, agent in self._agents.items() if agent.there(now)]
 
     def connected(self, source: str, target: str) -> bool:
         """As far as is known here: agents close connections that aren't used."""
@@ -185,7 +228,7 @@ class RemoteAgents:
     def address(self, node: str) -> str:
         """Where the agent of a node is dialled; "" while it isn't there."""
         agent = self._agents.get(node)
-        return agent.address if agent is not None and self._clock.now() - agent.heard_at < SILENT_SECONDS else ""
+        return agent.address if agent is not None and agent.there(self._clock.now()) else ""
 
     def pythons(self) -> frozenset[str]:
         """The versions of Python that agents install packages for, of those that are there."""

@@ -250,6 +250,47 @@ async def test_a_request_that_is_not_understood_is_answered_at_once(asked: Any, 
         await master.close()
 
 
+async def test_an_agent_reports_at_the_pace_that_it_is_told_until_it_connects_anew(tmp_path: Path) -> None:
+    key, clock, reports = bytes(32), VirtualClock(), []
+    conns: list[Connection] = []
+
+    async def calibrated(clock: Clock, rounds: int) -> float:
+        return 1.0
+
+    async def serve(conn: Connection) -> None:
+        _, _, frames = await shake_listener(conn, lambda name: key, lambda name, hello: {})
+        conns.append(conn)
+        with suppress(TransportError):
+            while True:
+                reports.extend(clock.now() for frame in frames if control.unpack(bytes(frame[0]))["type"] == "report")
+                frames = await conn.recv()
+
+    async def counted(seconds: float) -> int:
+        before = len(reports)
+        await clock.advance(seconds)
+        return len(reports) - before
+
+    master = await registry.listen("inproc:", serve)
+    boot = node.Boot("edge", master.reachable, key, "tcp://127.0.0.1:0", None, tmp_path / "packages", 1 << 30)
+    agent = asyncio.create_task(node.NodeAgent(boot, clock, calibrated).run())
+    try:
+        await until(lambda: reports, "it says what it knows at once")
+        assert 18 <= await counted(90) <= 22, "a few more when it is calibrated"
+        conns[0].write([(control.pack({"type": "pace", "seconds": remote.PACES[1]}),)])
+        await counted(remote.PACES[1])  # the pause that it was in
+        assert 9 <= await counted(90) <= 13
+        conns[0].abort()
+        async with asyncio.timeout(DEADLINE):
+            while len(conns) < 2:
+                await counted(1)
+        await counted(remote.PACES[1])
+        assert 18 <= await counted(90) <= 22, "a few more when it is calibrated"
+    finally:
+        agent.cancel()
+        await asyncio.wait([agent])
+        await master.close()
+
+
 class Side:
     """A pod that has nothing to say."""
 

@@ -9,7 +9,7 @@ import pytest
 from nomad.errors import ConflictError, ConnectionBroken, RequestError
 from nomad.measure.agent import IDLE_SECONDS
 from nomad.measure.book import Book
-from nomad.measure.remote import SILENT_SECONDS, RemoteAgents
+from nomad.measure.remote import PACES, REPORT_SECONDS, REPORTS, SILENT, RemoteAgents, pace
 from tests.clock import VirtualClock
 
 
@@ -22,6 +22,13 @@ class Channel:
         self.answers: Any = None
         self.old = False
         """Of a release before."""
+        self.told: list[float] = []
+        """Paces."""
+
+    def tell(self, message: dict[str, Any]) -> bool:
+        assert message["type"] == "pace"
+        self.told.append(message["seconds"])
+        return True
 
     async def ask(self, method: str, args: dict[str, Any], timeout: float) -> Any:
         if method == "round_trips":
@@ -57,7 +64,7 @@ class World:
 async def test_an_agent_is_there_while_it_is_heard() -> None:
     world = World("a", "b")
     world.come("a", "b")
-    await world.clock.advance(SILENT_SECONDS - 1)
+    await world.clock.advance(SILENT * REPORT_SECONDS - 1)
     world.agents.door.said("host-a", {"type": "report", "speed": 0.5, "cores_free": -1, "memory_free_mb": "much"})
     await world.clock.advance(2)
     assert world.agents.nodes() == ["a"]
@@ -71,6 +78,37 @@ async def test_an_agent_is_there_while_it_is_heard() -> None:
     assert world.agents.nodes() == []
     with pytest.raises(ConnectionBroken, match="agent of a isn't there"):
         await world.agents.probe("b", "a", 0)
+
+
+@pytest.mark.parametrize("before", PACES)
+def test_however_many_agents_there_are_few_reports_come_in(before: float) -> None:
+    for agents in range(1, 3000, 50):
+        seconds = pace(agents, before)
+        assert seconds in PACES
+        assert agents / seconds <= REPORTS or seconds == PACES[-1]
+        assert pace(agents, seconds) == seconds, "it doesn't swing"
+        assert pace(agents + 1, seconds) >= seconds, "one more makes nothing quicker"
+
+
+async def test_many_agents_report_less_often_and_are_waited_for_longer() -> None:
+    nodes = [f"n{number}" for number in range(400)]
+    world = World(*nodes)
+    world.come(*nodes[:300])
+    assert not any(world.channels[node].told for node in nodes)
+    world.come(*nodes[300:])
+    slower = PACES[1]
+    assert all(world.channels[node].told == [slower] for node in nodes)
+    await world.clock.advance(SILENT * slower - 1)
+    assert len(world.agents.nodes()) == 400
+    for node in nodes[100:]:
+        world.agents.door.disconnected(f"host-{node}", world.channels[node])
+    assert all(world.channels[node].told == [slower, REPORT_SECONDS] for node in nodes[:100])
+    assert len(world.agents.nodes()) == 100, "those that are told a quicker pace may be at rest for the slower one"
+    world.agents.door.said("host-n0", {"type": "report", "speed": 1.0})
+    await world.clock.advance(SILENT * REPORT_SECONDS - 1)
+    assert world.agents.nodes() == ["n0"]
+    await world.clock.advance(2)
+    assert world.agents.nodes() == []
 
 
 async def test_an_agent_may_be_there_before_its_node_is_known_and_be_called_otherwise_later() -> None:
