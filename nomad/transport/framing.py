@@ -41,6 +41,8 @@ FRAME_OVERHEAD = 128
 """What a waiting frame counts for beyond its bytes, so that empty ones are bounded too."""
 _LOOK_AHEAD = 16
 """Buffers of a frame that are searched for the next large one."""
+_DISCARDED = memoryview(bytearray(SCRATCH_BYTES))
+"""Where goes what nobody wants."""
 _TAIL_BYTES = 4096
 """The most that a large payload's buffer has room for what follows it."""
 _FEW = 9
@@ -157,6 +159,11 @@ class Splitter:
         # there, so that the payload doesn't begin in scratch and need a copy.
         self._lead = 0
 
+    def discard(self) -> None:
+        """Nothing of what comes is wanted any more: `get_buffer` gives what will never be read."""
+        self._scratch, self._target, self._end, self._lead = _DISCARDED, None, 0, 0
+        self._pool, self._buffers = None, []
+
     @property
     def partial(self) -> bool:
         """Whether the stream stands in the middle of a frame."""
@@ -169,8 +176,8 @@ class Splitter:
             return 0
         return self._want + sum(self._sizes) + sum(map(len, self._buffers))
 
-    def get_buffer(self) -> memoryview:
-        """Where the next bytes of the stream go; never empty."""
+    def get_buffer(self, sizehint: int = -1) -> memoryview:
+        """Where the next bytes of the stream go, never empty; as `asyncio.BufferedProtocol` has it."""
         if self._target is not None:
             return self._target[self._filled :]
         if self._lead:
@@ -187,6 +194,12 @@ class Splitter:
         if self._refused is not None:
             self._reconsider()
         scratch, start, end = self._scratch, 0, self._end
+        if not end and count >= PREFIX.size and self._stage is _Stage.PREFIX and len(scratch) == FIRST_BYTES:
+            size, parts = PREFIX.unpack_from(scratch)
+            if not parts and PREFIX.size + size == count and size <= self.max_bytes:  # one small frame, and no more
+                frames.append((scratch[PREFIX.size : count].tobytes(),))
+                self._lead = 0
+                return
         target = self._target
         if target is None:
             end += count

@@ -15,13 +15,11 @@ from nomad.errors import FrameTooLarge
 from nomad.transport import base
 from nomad.transport.base import HIGH_WATER, Frame
 from nomad.transport.endpoint import Endpoint
-from nomad.transport.framing import END, FRAME_OVERHEAD, SCRATCH_BYTES, Ended, Splitter, encode
+from nomad.transport.framing import END, FRAME_OVERHEAD, Ended, Splitter, encode
 from nomad.transport.waiting import Once
 
 RECEIVE_LIMIT = 2 << 20
 """Bytes of received frames waiting for `recv` above which nothing more is read."""
-
-_DISCARDED = memoryview(bytearray(SCRATCH_BYTES))  # received after our close; never read
 
 
 class StreamConnection(Endpoint, asyncio.BufferedProtocol):
@@ -39,7 +37,9 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         self._describe = describe
         self._on_open = on_open
         self._transport: asyncio.Transport
-        self._splitter: Splitter | None = Splitter()  # None: what is received is thrown away
+        splitter = Splitter()
+        self._splitter: Splitter | None = splitter  # None: what is received is thrown away
+        self.get_buffer = splitter.get_buffer  # type: ignore[method-assign]
         self._waiting_bytes = 0  # received and not taken by recv
         self._receive_limit = RECEIVE_LIMIT
         self._reading = True
@@ -164,11 +164,6 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         self.writable = True
         self._drainer.wake()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        if self._splitter is None:
-            return _DISCARDED
-        return self._splitter.get_buffer()
-
     def buffer_updated(self, nbytes: int) -> None:
         if self._splitter is None:
             return
@@ -209,11 +204,16 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
                 self._transport.pause_reading()
 
     def _end(self) -> None:
-        self._splitter = None
+        self._discard()
         super()._end()
+
+    def _discard(self) -> None:
+        if self._splitter is not None:
+            self._splitter.discard()
+            self._splitter = None
 
     def _break(self, reason: str, cause: BaseException | None = None) -> None:
         if self._broken is None:
-            self._splitter = None
+            self._discard()
             self._transport.abort()
         super()._break(reason, cause)
