@@ -171,7 +171,7 @@ class Operator:
             self.reruns.retire()
         if role is Role.ACTIVE:
             self._may_call.set()
-            self.wake()
+            self._go_on()
         elif role is Role.HALTED:
             self._may_call.clear()
             if self._call is not None and self.spec.kind not in GENERATOR_KINDS:  # they can't be ended half-way
@@ -187,7 +187,7 @@ class Operator:
         A function that runs inline is called right here, which saves the detour over the task; what takes
         longer than one chunk, or needs waiting, is left to `run`.
         """
-        if not self._parked or not self.mode.inline or self.reruns.due:
+        if not self._parked or not self.mode.inline:
             self._settle()
             self._go_on()
             return
@@ -264,7 +264,7 @@ class Operator:
     async def rerun(self, ids: list[int] | None) -> dict[str, int]:
         """Run messages that were set aside once more, between two chunks: how many ran, and how many failed again."""
         done = self.reruns.ask(ids)
-        self.wake()
+        self._go_on()
         return await done
 
     @property
@@ -298,26 +298,29 @@ class Operator:
     def _take(self) -> Chunk | None:
         """The next messages to be worked off, if there are any and there is room for what comes of them."""
         left, inbox, meter = self._left, self._in.receiver.inbox, self._meter
-        if (left is None and not inbox) or not self._may_call.is_set():
+        if (left is None and not inbox) or (self._role is not Role.ACTIVE and not self._may_call.is_set()):
             meter.paused = False
             return None
-        size = self._out.room
+        size = self._out.spare
+        if size < self._chunk_size:
+            size = self._out.room
         if size <= 0:
             meter.paused = True
             return None
         meter.paused = False
         if left is None:
             self._batch = batch = inbox.popleft()
-            data = batch.data
+            places = batch.places
+            count = len(places.origins)
             try:
-                values = self._codec.decode(data.body, data.buffers)
-                if len(values) != data.count:
-                    raise PayloadError(f"{len(values)} values in a batch of {data.count}")
+                values = self._codec.decode(batch.body, batch.buffers)
+                if len(values) != count:
+                    raise PayloadError(f"{len(values)} values in a batch of {count}")
             except PayloadError as exc:
                 raise OperatorFailed(f"it can't read its input: {exc}") from exc
-            left = Chunk(values, data.places, data.birth)
+            left = Chunk(values, places, batch.birth)
             if batch.skip:
-                left = left.cut(batch.skip, data.count)
+                left = left.cut(batch.skip, count)
         if self._chunk_size < size:
             size = self._chunk_size
         if self.set_aside.kept and self.set_aside.covers(left.places.lane, left.places.origins[0]):
@@ -461,7 +464,9 @@ class Operator:
 
     def _emit(self, chunk: Chunk, at: int, results: list[Any]) -> None:
         """Results of the values from number `at` on, one each; None is none."""
-        values = [r for r in results if r is not None]
+        values = results
+        if len(results) != 1 or results[0] is None:
+            values = [r for r in results if r is not None]
         if values:
             places = chunk.places
             kept: Sequence[int] = range(at, at + len(results))

@@ -45,6 +45,8 @@ class Outbox:
         """Encoded bytes of all messages."""
         self.numbered = 0
         """Messages sent, on every link the same."""
+        self.spare = 0 if links else BATCH_MESSAGES
+        """`room` when something was emitted last, worked out once that had gone: by now it is as much or more."""
         self._codec = codec
         self._copy = copy
         self._most = BATCH_MESSAGES
@@ -71,6 +73,7 @@ class Outbox:
                 unsendable += self._emit(values[start : start + step], places.cut(start, start + step), birth, start)
         for link in self.links:
             link.flush()
+        self.spare = self.room
         return unsendable
 
     @property

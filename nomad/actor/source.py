@@ -143,11 +143,6 @@ class Source:
         """It is a generator; else a function that is called again and again."""
         return self.spec.kind not in (Kind.PERIODIC, Kind.ASYNC_PERIODIC)
 
-    @property
-    def _shut(self) -> bool:
-        """Nothing is sent any more."""
-        return self._rests or self._role is Role.RETIRED
-
     async def _rest(self) -> None:
         """Until nothing more comes, and all that came is settled."""
         give_up = self._clock.now() + STILL_SECONDS
@@ -219,9 +214,15 @@ class Source:
         if out is None or self._broken is not None:
             return
         try:
-            while not self._shut and out.items and (room := self._out.room) > 0:
+            while out.items and not self._rests and self._role is not Role.RETIRED:
+                room = self._out.spare
+                if room < len(out.items) and (room := self._out.room) <= 0:
+                    break
                 birth = out.birth
-                self._send([v for v in out.take(room) if v is not None], birth)
+                values = out.take(room)
+                if len(values) > 1 or values[0] is None:
+                    values = [v for v in values if v is not None]
+                self._send(values, birth)
                 out.limit = self._limit(out.limit)
         except Exception as exc:  # noqa: BLE001 - whatever it is, `run` raises it
             self._broken = exc

@@ -133,10 +133,19 @@ class Codec:
         self._buffers = buffers
         return self._pack(values), buffers
 
-    def decode(self, body: Buffer, buffers: Sequence[Buffer] = ()) -> list[Any]:
+    def decode(self, body: Buffer, buffers: Sequence[Buffer] = (), *, batch: bool = True) -> Any:
         """The values of a batch. Arrays are read-only views of `buffers`. Raises `PayloadError`."""
-        values = self._decoded(body, buffers)
-        if not isinstance(values, list):
+        try:
+            if self.mode == "pickle":
+                values = pickle.loads(body, buffers=buffers)  # noqa: S301 - asked for by name
+            else:
+                ext_hook = functools.partial(self._ext, buffers, 1)
+                values = msgpack.unpackb(body, ext_hook=ext_hook, strict_map_key=False, raw=False)
+        except PayloadError:
+            raise
+        except Exception as exc:  # what the bytes say is tried, and registered codecs are the user's own code
+            raise PayloadError(f"a message can't be decoded: {type(exc).__name__}: {exc}") from exc
+        if batch and not isinstance(values, list):
             raise PayloadError("a message can't be decoded: it isn't a batch")
         return values
 
@@ -149,7 +158,7 @@ class Codec:
 
     def decode_one(self, data: Buffer) -> Any:
         """The inverse of `encode_one`."""
-        return self._decoded(data, ())
+        return self.decode(data, batch=False)
 
     # -- encoding
 
@@ -238,18 +247,6 @@ class Codec:
         return msgpack.ExtType(_ARRAY, self._pack([descr, shape, len(self._buffers) - 1]))
 
     # -- decoding
-
-    def _decoded(self, data: Buffer, buffers: Sequence[Buffer]) -> Any:
-        try:
-            if self.mode == "pickle":
-                return pickle.loads(data, buffers=buffers)  # noqa: S301 - asked for by name
-            return msgpack.unpackb(
-                data, ext_hook=functools.partial(self._ext, buffers, 1), strict_map_key=False, raw=False
-            )
-        except PayloadError:
-            raise
-        except Exception as exc:  # what the bytes say is tried, and registered codecs are the user's own code
-            raise PayloadError(f"a message can't be decoded: {type(exc).__name__}: {exc}") from exc
 
     def _ext(self, buffers: Sequence[Buffer], depth: int, code: int, data: bytes) -> Any:
         if code == _BYTES:

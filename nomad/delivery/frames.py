@@ -53,11 +53,6 @@ BATCH_OVERHEAD = 768
 """What a batch weighs beyond its values: about what keeping one costs, so that credits bound small ones too."""
 
 
-def weight(body: Buffer, buffers: Sequence[Buffer]) -> int:
-    """Bytes that a batch counts for against credits."""
-    return BATCH_OVERHEAD + len(body) + (sum(map(len, buffers)) if buffers else 0)
-
-
 class Position(NamedTuple):
     """Where a message of a lane comes from; ordered as the messages of the lane are."""
 
@@ -67,7 +62,7 @@ class Position(NamedTuple):
 
 NOWHERE = Position(0)
 
-_position = functools.partial(tuple.__new__, Position)
+position = functools.partial(tuple.__new__, Position)
 """`Position` of a pair, without the detour over a function in Python."""
 
 
@@ -102,7 +97,7 @@ class Places:
         return len(self.origins)
 
     def __getitem__(self, k: int) -> Position:
-        return _position((self.origins[k], b"" if self.paths is None else self.paths[k]))
+        return position((self.origins[k], b"" if self.paths is None else self.paths[k]))
 
     def cut(self, start: int, stop: int) -> Places:
         """Those from number `start` to before `stop`."""
@@ -120,26 +115,23 @@ class Places:
         return 0 if self[0] > position else bisect.bisect_right(self, position)
 
 
-class Data:
-    """A batch of messages, one at least. Made for every batch that is received: slots, and sizes worked out once."""
+class Data(NamedTuple):
+    """A batch of messages, one at least."""
 
-    __slots__ = ("birth", "body", "buffers", "count", "nbytes", "places", "seq")
-
-    def __init__(self, seq: int, places: Places, birth: int, body: Buffer, buffers: Sequence[Buffer]):
-        self.seq = seq
-        """Messages that this sender numbered before this batch."""
-        self.places = places
-        self.count = len(places.origins)
-        self.birth = birth
-        """When the source emitted what this descends from: nanoseconds since the epoch, of the first message."""
-        self.body = body
-        self.buffers = buffers
-        self.nbytes = weight(body, buffers)
-        """What credits count: the bytes of the values."""
+    seq: int
+    """Messages that this sender numbered before this batch."""
+    places: Places
+    birth: int
+    """When the source emitted what this descends from: nanoseconds since the epoch, of the first message."""
+    body: Buffer
+    buffers: Sequence[Buffer]
 
     def pack(self) -> Frame:
         """The frame."""
-        return pack_data(self.seq, self.places, self.birth, self.body, self.buffers)
+        return pack_data(*self)
+
+
+_data = functools.partial(tuple.__new__, Data)
 
 
 def pack_data(seq: int, places: Places, birth: int, body: Buffer, buffers: Sequence[Buffer]) -> Frame:
@@ -224,7 +216,7 @@ def unpack(frame: Frame) -> AnyFrame:
     kind = head[0] if head else None
     try:
         if kind == DATA:
-            return _unpack_data(frame, head)
+            return unpack_data(frame)
         if kind == ACK:
             _, settled, messages, nbytes, echo, held = _ACK.unpack(head)
             return Ack(settled, messages, nbytes, echo, held)
@@ -241,7 +233,11 @@ def unpack(frame: Frame) -> AnyFrame:
     raise ProtocolError(f"unknown frame kind {kind}")
 
 
-def _unpack_data(frame: Frame, head: Buffer) -> Data:
+def unpack_data(frame: Frame) -> Data:
+    """`unpack` of a frame that begins with `DATA`. Raises `ProtocolError` when it makes no sense."""
+    head = frame[0]
+    if len(head) < _DATA_HEAD.size:
+        raise ProtocolError(f"a frame of kind {DATA} has {len(head)} bytes")
     _, flags, lane, count, seq, origin, birth = _DATA_HEAD.unpack_from(head)
     if not count or lane >= LANES:
         raise ProtocolError(f"a data frame with {count} messages of lane {lane}")
@@ -263,14 +259,14 @@ def _unpack_data(frame: Frame, head: Buffer) -> Data:
     if flags & _BODY_PART:
         if len(frame) < 2:
             raise ProtocolError("a data frame without its body")
-        data = Data(seq, places, birth, frame[1], frame[2:])
+        body, buffers = frame[1], frame[2:]
     else:
-        data = Data(seq, places, birth, head[at:], frame[1:])
-    if count > len(data.body):
-        raise ProtocolError(f"a data frame with {count} messages in {len(data.body)} bytes")
+        body, buffers = head[at:], frame[1:]
+    if count > len(body):
+        raise ProtocolError(f"a data frame with {count} messages in {len(body)} bytes")
     if origins[-1] >> 64:
         raise ProtocolError(f"a data frame with origin {origins[-1]}")
-    return data
+    return _data((seq, places, birth, body, buffers))
 
 
 def _origins(first: int, count: int, packed: bytes) -> list[int]:

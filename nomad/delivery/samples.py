@@ -76,6 +76,8 @@ class LinkSamples:
         self._reported_bytes = 0
         self._news: list[tuple[int, int, float]] = []
         """What `sent` was told and hasn't been worked out yet: that can wait until something comes back."""
+        self.sent = self._news.append
+        """Called when a batch goes out, with the number after that of its last message, its bytes, and the time."""
         self._sends: deque[_Send] = deque(maxlen=MOST_SENDS)
         self.opened(0)
 
@@ -102,6 +104,8 @@ class LinkSamples:
         """Time and seconds of round trips that waited for nothing."""
         self._told_at = 0.0
         """When what told the last round trip went out."""
+        self.ask_at = ASK_SECONDS
+        """Before this time `ask` says no, and needn't be called."""
         self._asked_at: float | None = None
         self._asked_wait = 0.0
         self._least, self._bandwidths = None, []
@@ -114,13 +118,14 @@ class LinkSamples:
 
         A small batch times the way by itself, unless acknowledgements stay away since nothing is settled.
         """
-        if self._asked_at is not None or now < self._told_at + ASK_SECONDS:
+        if now < self.ask_at:
             return False
         self._catch_up()
         unheard = bool(self._sends) and self._sends[0].at < now - ASK_SECONDS
         if not (nbytes > SMALL or unheard):
             return False
         self._asked_at, self._asked_wait = now, self._wait(now)
+        self.ask_at = math.inf
         return True
 
     def answered(self, now: float) -> None:
@@ -129,12 +134,8 @@ class LinkSamples:
             return
         self.newest = max(0.0, now - self._asked_at)
         self._raw.append((now, self.newest))
+        self._asked_at, self.ask_at = None, self._told_at + ASK_SECONDS
         self._timed(self.newest, self._asked_wait, now)
-        self._asked_at = None
-
-    def sent(self, end: int, nbytes: int, now: float) -> None:
-        """A batch goes out whose last message has number `end - 1`."""
-        self._news.append((end, nbytes, now))
 
     def acknowledged(self, echo: int, held: float, now: float) -> None:
         """An acknowledgement: `held` seconds ago the receiver had all messages numbered below `echo`."""
@@ -201,6 +202,8 @@ class LinkSamples:
         if wait > max(SLACK * seconds, LEAST_SECONDS / 4):
             return
         self._told_at = now - seconds
+        if self._asked_at is None:
+            self.ask_at = self._told_at + ASK_SECONDS
         self._recent.append((now, seconds))
         if self._least is None or seconds < self._least:
             self._least = seconds

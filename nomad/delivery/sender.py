@@ -11,13 +11,14 @@ connection only moves the cursor. Buffers are kept by reference.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nomad.delivery import frames
-from nomad.delivery.frames import NOWHERE, Ack, Places, Position
+from nomad.delivery.frames import NOWHERE, Ack, Places, Position, position
 from nomad.delivery.samples import LinkSamples
 from nomad.delivery.states import Event, Machine, State
 from nomad.errors import Fenced, ProtocolError
@@ -30,8 +31,7 @@ GIVE_UP = 15.0
 """Seconds without a frame after which the connection is given up and dialed anew."""
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     frame: Frame
     start: int
     """Messages numbered before it."""
@@ -42,6 +42,9 @@ class _Entry:
     """Cumulative bytes up to its end."""
     lane: int
     last: Position
+
+
+_entry = functools.partial(tuple.__new__, _Entry)
 
 
 class Tail:
@@ -256,12 +259,15 @@ class Sender:
 
     def submit(self, body: Buffer, buffers: Sequence[Buffer], places: Places, birth: int) -> None:
         """Queue a batch of messages, one at the least, whose positions follow all earlier ones of their lane."""
-        start, count = self.numbered, len(places.origins)
+        start, origins, paths = self.numbered, places.origins, places.paths
         frame = frames.pack_data(start, places, birth, body, buffers)
-        nbytes = frames.weight(body, buffers)
+        nbytes = frames.BATCH_OVERHEAD + len(body)
+        if buffers:
+            nbytes += sum(map(len, buffers))
         self._bytes += nbytes
-        self.numbered = end = start + count
-        self._entries.append(_Entry(frame, start, end, nbytes, self._bytes, places.lane, places[-1]))
+        self.numbered = end = start + len(origins)
+        last = position((origins[-1], b"" if paths is None else paths[-1]))
+        self._entries.append(_entry((frame, start, end, nbytes, self._bytes, places.lane, last)))
         if self._resume is not None:
             self._take_over()
 
@@ -284,16 +290,16 @@ class Sender:
             self._control.clear()
         if self.machine.state is not State.OPEN:
             return taken
-        entries = self._entries
+        entries, samples = self._entries, self.samples
         while most > 0 and self._cursor < len(entries):
             entry = entries[self._cursor]
             if (entry.end > self._credit_messages or entry.bytes_end > self._credit_bytes) and not self._alone(entry):
                 break
             self._cursor += 1
             self._sent = entry.end
-            if not self._pinged and self.samples.ask(entry.nbytes, now):
+            if now >= samples.ask_at and not self._pinged and samples.ask(entry.nbytes, now):
                 taken.append(frames.Ping().pack())
-            self.samples.sent(entry.end, entry.nbytes - frames.BATCH_OVERHEAD, now)
+            samples.sent((entry.end, entry.nbytes - frames.BATCH_OVERHEAD, now))
             taken.append(entry.frame)
             most -= entry.nbytes
         return taken

@@ -57,7 +57,7 @@ def data(draw: Callable) -> Data:
 def same(a: Data, b: Data) -> bool:
     def plain(d: Data) -> object:
         origins, paths = list(d.places.origins), d.places.paths
-        return d.seq, d.places.lane, origins, paths, d.birth, bytes(d.body), list(map(bytes, d.buffers)), d.nbytes
+        return d.seq, d.places.lane, origins, paths, d.birth, bytes(d.body), list(map(bytes, d.buffers))
 
     return plain(a) == plain(b)
 
@@ -145,7 +145,7 @@ def test_a_truncated_or_damaged_head_is_a_protocol_error_or_data(word: Data, cho
         except ProtocolError:
             continue
         if isinstance(got, Data):  # what it says must be usable without a surprise
-            assert got.count == len(got.places) <= len(got.body)
+            assert 1 <= len(got.places) <= len(got.body)
             assert got.places[0].origin <= got.places[-1].origin
 
 

@@ -96,8 +96,8 @@ def test_a_batch_that_is_worked_off_gives_its_bytes_back() -> None:
     wire.run()
     batch = wire.receiver.inbox[0]
     batch.done(0)
-    assert len(batch.data.body) == 0
-    assert len(batch.data.buffers) == 0
+    assert len(batch.body) == 0
+    assert len(batch.buffers) == 0
     assert wire.receiver.unsettled[1] > 500, "the sender keeps them: they count until they are settled"
 
 

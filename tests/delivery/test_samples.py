@@ -38,7 +38,7 @@ class Link:
         if self.samples.ask(nbytes, self.now):
             self._carry(10, None, 0.0)
         self._sent += 1
-        self.samples.sent(self._sent, nbytes, self.now)
+        self.samples.sent((self._sent, nbytes, self.now))
         self._carry(nbytes, self._sent, self.hold)
 
     def _carry(self, nbytes: int, echo: int | None, held: float) -> None:
@@ -137,7 +137,7 @@ def test_another_connection_starts_anew() -> None:
 
 def test_what_went_out_over_the_connection_before_is_not_acknowledged_on_this_one() -> None:
     samples = LinkSamples()
-    samples.sent(1, 100, 1.0)
+    samples.sent((1, 100, 1.0))
     samples.opened(2)
     samples.acknowledged(1, 0.0, 2.0)
     assert samples.newest is None
@@ -148,7 +148,7 @@ def test_an_acknowledgement_of_what_is_not_remembered_times_nothing() -> None:
     samples.acknowledged(5, 0.0, 1.0)
     samples.answered(1.0)
     for number in range(5000):
-        samples.sent(number + 1, 100, 1.0)
+        samples.sent((number + 1, 100, 1.0))
     samples.acknowledged(10, 0.0, 2.0)
     assert samples.newest is None
     samples.acknowledged(5000, 0.25, 2.0)

@@ -109,7 +109,7 @@ def submit(sender: Sender, values: list[object], first: int | None = None, place
 
 def values(batch: Batch) -> list[object]:
     """What a batch holds, without doubles."""
-    return Codec().decode(batch.data.body, batch.data.buffers)[batch.skip :]
+    return Codec().decode(batch.body, batch.buffers)[batch.skip :]
 
 
 def work(receiver: Receiver, mark: int = 0, now: float = 0.0) -> list[object]:
@@ -129,4 +129,4 @@ def kinds(frames: deque[Frame]) -> list[str]:
 
 def messages(frames: deque[Frame]) -> int:
     """Messages on the wire."""
-    return sum(word.count for frame in frames if isinstance(word := unpack(frame), Data))
+    return sum(len(word.places) for frame in frames if isinstance(word := unpack(frame), Data))

@@ -169,9 +169,9 @@ class Instance:
                 self.settle()
                 return self.receiver.caught_up and self.release(caught_up=True)
             self.batch = batch = self.receiver.inbox.popleft()
-            values = self.coder.decode(batch.data.body, batch.data.buffers)
-            assert len(values) == batch.data.count
-            self.left = Chunk(values, batch.data.places, 0).cut(batch.skip, len(values))
+            values = self.coder.decode(batch.body, batch.buffers)
+            assert len(values) == len(batch.places)
+            self.left = Chunk(values, batch.places, 0).cut(batch.skip, len(values))
         size, count = min(count, self.room), len(self.left.values)
         chunk, self.left = self.left.cut(0, size), self.left.cut(size, count) if size < count else None
         self.pending += [(value, chunk.places.lane, chunk.places[k]) for k, value in enumerate(chunk.values)]
