@@ -100,12 +100,12 @@ class Loop:
             while True:
                 self._woken.clear()
                 began = time.thread_time()
-                wake_at = self._step(enactor)
+                decision = self._step(enactor)
                 took = time.thread_time() - began
                 self.stepped(took)
                 if took >= LONG:
                     await self._clock.sleep(min(LONGEST_PAUSE, BREATHE * took))
-                await self._wait(wake_at)
+                await self._wait(decision.wake_at, decision.listen_at)
         finally:
             self._stopped = True
             for _, future in self._waiting:
@@ -123,8 +123,8 @@ class Loop:
         self._waiting.append((condition, future))
         await future
 
-    def _step(self, enactor: Enactor) -> float | None:
-        """Decide and set off what was decided; when to look again though nothing happens."""
+    def _step(self, enactor: Enactor) -> reconcile.Decision:
+        """Decide, and set off what was decided."""
         decision = reconcile.step(
             self._desired,
             self.requested,
@@ -143,7 +143,7 @@ class Loop:
             del self._observed.tallies[move]
         self._tell_of_the_end()
         self._tell_waiting()
-        return decision.wake_at
+        return decision
 
     def is_over(self, pipeline: str) -> bool:
         """Nothing of it runs, and nothing will."""
@@ -206,14 +206,24 @@ class Loop:
             del self._lanes[key]
         self._woken.set()
 
-    async def _wait(self, wake_at: float | None) -> None:
-        """Until something changed or `wake_at`."""
-        if wake_at is None:
+    async def _wait(self, wake_at: float | None, listen_at: float | None) -> None:
+        """Until something changed, or `wake_at`, or heart-beats are overdue, by `listen_at` at the earliest."""
+        while not await self._changed(min((at for at in (wake_at, listen_at) if at is not None), default=None)):
+            now = self._clock.now()
+            if listen_at is None or (wake_at is not None and now >= wake_at):
+                return
+            listen_at = reconcile.listen_at(self.requested, self._observed, overdue=self._pace.overdue)
+            if listen_at is None or now >= listen_at:
+                return
+
+    async def _changed(self, until: float | None) -> bool:
+        """Wait for a change; False: there was none until then."""
+        if until is None:
             await self._woken.wait()
-            return
+            return True
         waits = {
             asyncio.create_task(self._woken.wait(), name="something changed"),
-            asyncio.create_task(self._clock.sleep(max(0.0, wake_at - self._clock.now())), name="next deadline"),
+            asyncio.create_task(self._clock.sleep(max(0.0, until - self._clock.now())), name="next deadline"),
         }
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -221,6 +231,7 @@ class Loop:
             for task in waits:
                 task.cancel()
             await asyncio.wait(waits)
+        return self._woken.is_set()
 
     def _note(self, action: Action) -> None:
         """What is being done, as an event."""

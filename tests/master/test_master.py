@@ -315,6 +315,32 @@ async def test_of_many_pods_silence_is_shown_later(cluster: Cluster) -> None:
         assert cluster.operator("square").state == "running"
 
 
+async def test_while_all_are_heard_nothing_is_looked_at(working: Cluster) -> None:
+    rounds = 0
+
+    def stepped(seconds: float) -> None:
+        nonlocal rounds
+        rounds += 1
+
+    async def beats(seconds: int, *names: str) -> None:
+        for _ in range(seconds):
+            await working.clock.advance(1)
+            for name in names:
+                working.pods[f"p.{name}-e1"].beat()
+            for name in names:
+                await working.until(lambda name=name: working.operator(name).heartbeat_age == 0.0)  # type: ignore[misc]
+
+    await beats(3, "source", "square", "sink")
+    working.master._parts.loop.stepped = stepped
+    await beats(60, "source", "square", "sink")
+    assert rounds == 0
+    await beats(10, "source", "sink")
+    assert working.operator("square").state == "unresponsive"
+    assert rounds == 2, "one that notes it, and one when that is done"
+    await beats(30, "source", "sink")
+    assert rounds == 2
+
+
 async def test_a_lost_control_connection_is_no_failure(working: Cluster) -> None:
     square = working.pods["p.square-e1"]
     said = len(square.heard)

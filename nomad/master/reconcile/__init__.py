@@ -14,18 +14,21 @@ from dataclasses import dataclass, replace
 
 from nomad.master.reconcile.actions import Action, Finish, Forget, Kill, Running
 from nomad.master.reconcile.movesteps import MoveSteps
-from nomad.master.reconcile.podsteps import Look
+from nomad.master.reconcile.podsteps import Look, heard_at
 from nomad.master.state import Desired, Goal, Observed, Outcome, Requested, RequestedPipeline, pipeline_of
 from nomad.settings import Reconcile
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do, what is then asked for, and when to look again though nothing happens (None: not at all)."""
+    """What to do, and what is then asked for."""
 
     actions: tuple[Action, ...]
     requested: Requested
     wake_at: float | None
+    """When to look again though nothing happens; None: not at all."""
+    listen_at: float | None
+    """When heart-beats are overdue unless some come before; `listen_at` says then whether they have."""
 
 
 def step(
@@ -35,7 +38,18 @@ def step(
     look = Look(desired, requested, observed, now, settings, overdue, _upgrading(desired, requested, now, settings))
     pipelines = {id: _Pipeline(look, wanted).decide() for id, wanted in desired.pipelines.items()}
     strays = _strays(look, {pod for pipeline in pipelines.values() for pod in pipeline.pods})
-    return Decision(tuple(look.actions), Requested(pipelines, strays), look.wake_at)
+    return Decision(tuple(look.actions), Requested(pipelines, strays), look.wake_at, look.listen_at)
+
+
+def listen_at(requested: Requested, observed: Observed, *, overdue: float) -> float | None:
+    """`Decision.listen_at` by now: the round that asks for it needn't be made as long as all are heard."""
+    first: float | None = None
+    for pipeline in requested.pipelines.values():
+        for op in pipeline.operators.values():
+            state = observed.pods.get(op.pod or "")
+            if state is not None and op.ready and not op.silent and (first is None or heard_at(state) < first):
+                first = heard_at(state)
+    return None if first is None else first + overdue
 
 
 def _upgrading(desired: Desired, requested: Requested, now: float, settings: Reconcile) -> set[str]:

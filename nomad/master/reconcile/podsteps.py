@@ -59,11 +59,22 @@ class Look:
     """Pipelines of which an operator is replaced because it is out of date, or is about to be."""
     actions: list[Action] = field(default_factory=list)
     wake_at: float | None = None
+    listen_at: float | None = None
 
     def wake(self, at: float | None) -> None:
         """Look again then, at the latest."""
         if at is not None and (self.wake_at is None or at < self.wake_at):
             self.wake_at = at
+
+    def listen(self, at: float) -> None:
+        """Heart-beats are overdue then, if none come before."""
+        if self.listen_at is None or at < self.listen_at:
+            self.listen_at = at
+
+
+def heard_at(state: PodState) -> float:
+    """When a pod was heard last, so far as silence counts."""
+    return max(state.heartbeat_at or 0.0, state.ready_at or 0.0)
 
 
 class PodSteps:
@@ -79,6 +90,7 @@ class PodSteps:
         self.overdue = look.overdue
         self.act = look.actions.append
         self.wake = look.wake
+        self.listen = look.listen
         self.upgrading = look.upgrading
         have = look.requested.pipelines.get(self.id)
         if have is None:
@@ -228,12 +240,13 @@ class PodSteps:
 
     def _listen_to(self, name: str, op: RequestedOperator, pod: str, state: PodState) -> RequestedOperator:
         """Note when heart-beats go missing or come back. A silent pod is never ended for it: it may just be busy."""
-        last = max(state.heartbeat_at or 0.0, state.ready_at or 0.0)
-        silent = self.now >= last + self.overdue
+        until = heard_at(state) + self.overdue
+        silent = self.now >= until
         if not silent:
-            self.wake(last + self.overdue)
-        if silent != op.silent:
-            self.act(Hearing(self.id, name, pod, silent))
+            self.listen(until)
+        if silent == op.silent:
+            return op
+        self.act(Hearing(self.id, name, pod, silent))
         return replace(op, silent=silent)
 
     def _superseded(self, name: str, op: RequestedOperator) -> bool:
@@ -264,7 +277,7 @@ class PodSteps:
         else:
             known = tuple(link for link in links if link.link not in unknown)
             self.act(TellPeers(self.id, name, pod, known, speed, role, called))
-        return replace(op, told=told)
+        return op if told == op.told else replace(op, told=told)
 
     def _stop(self, name: str, op: RequestedOperator, *, drain: bool) -> RequestedOperator:
         """See to it that a pod that isn't wanted ends; with `drain`, after it has settled what it has sent."""

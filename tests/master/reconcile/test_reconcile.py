@@ -263,7 +263,9 @@ def test_what_is_stopped_or_removed_waits_for_no_outcome(working: World) -> None
 
 
 def test_silence_is_noted_and_nothing_is_ended_for_it(working: World) -> None:
-    assert working.decide().wake_at == working.now + OVERDUE
+    decision = working.decide()
+    assert decision.wake_at is None
+    assert decision.listen_at == working.now + OVERDUE
     working.now += OVERDUE
     assert of(Hearing, working) == [Hearing("p", name, f"p.{name}-e1", True) for name in NAMES]
     working.now += 10_000
