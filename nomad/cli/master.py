@@ -22,6 +22,7 @@ import click
 
 from nomad.cli.common import Out, json_option
 from nomad.credentials import DEFAULT_MASTER
+from nomad.master import cycles
 from nomad.settings import Heartbeats, Kubernetes
 
 if TYPE_CHECKING:
@@ -33,11 +34,6 @@ OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 LAST_SECONDS = 1.0
 """How long a master that leads no more may take to end by itself; its lease lasts so much longer than it led."""
-
-COLLECT_AFTER = 20_000
-"""Objects that a master has made and not let go until it looks for cycles among them. It replaces what it knows of pods
-all the time, which is no cycle: with Python's 700 a quarter of its CPU went into looking.
-"""
 
 LOGIN_SECONDS = 3.0
 """How long a login waits for what is at the address to say whether it takes the token."""
@@ -327,7 +323,7 @@ def master(
         ),
     )
     allowed = (allow_user, allow_group) if token_review else None
-    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
+    gc.set_threshold(cycles.COLLECT_AFTER, *gc.get_threshold()[1:])
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_run(settings, kubeconfig, context, allowed))
 
@@ -342,6 +338,7 @@ async def _run(
     from nomad.kubernetes.api import Api
     from nomad.kubernetes.reviews import TokenReviews
     from nomad.master.kube.incluster import serve_in_cluster
+    from nomad.tasks import alongside
 
     over, loop = asyncio.Event(), asyncio.get_running_loop()
     serving = asyncio.current_task()
@@ -367,7 +364,8 @@ async def _run(
             async with leading as served:
                 leads.set()
                 log.info("leads: REST at %s, pods dial %s", served.url, settings.kubernetes.control)
-                await over.wait()
+                async with alongside(cycles.search_rarely(SystemClock())):
+                    await over.wait()
                 log.info("ends; pods go on")
     except asyncio.CancelledError:
         if not over.is_set():

@@ -9,5 +9,5 @@ its end of channels    pods, gathered (by way of agents), pace, words; follow an
 what it remembers      store: sqlite and secret, or kube/; bundlecache, events
 on Kubernetes          kube/: its store there, Pipelines as objects, which of several masters leads
 what users call        app: `Master`, emulation; rest/: the same over REST; views, show, metrics
-all of it together     assembly, serve
+all of it together     assembly, serve; cycles
 """
