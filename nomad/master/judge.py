@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nomad.control import HEARTBEAT
-from nomad.master.problem import Knowledge, Placed, build, rates
+from nomad.master.problem import Claims, Knowledge, Placed, build, claims, rates
 from nomad.master.views import MoveView
 from nomad.measure.book import Book
 from nomad.measure.survey import MOST_PAIRS_NODES
@@ -55,6 +55,13 @@ class Scene:
     others: tuple[Placed, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    placed: Placed
+    until: float
+    claims: Claims
+
+
 @dataclass(slots=True)
 class Changes:
     """What has changed."""
@@ -90,6 +97,8 @@ class Judge:
         self._heard = 0
         self._tracks = detect.Tracks()
         self._cases: dict[str, Case] = {}
+        self._claimed: dict[str, _Claimed] = {}
+        """By pipeline: what each takes is asked for at every look at any other."""
         self._nodes: tuple[NodeInfo, ...] = ()
         self._node_ids: frozenset[str] = frozenset()
 
@@ -119,6 +128,7 @@ class Judge:
     def forget(self, pipeline: str) -> None:
         """It was removed."""
         self._cases.pop(pipeline, None)
+        self._claimed.pop(pipeline, None)
         self._tracks.forget(pipeline)
 
     def cause(self, scene: Scene, now: float) -> str | None:
@@ -161,6 +171,7 @@ class Judge:
             scene.nodes,
             pins=scene.pins,
             others=scene.others,
+            claimed=lambda placed: self._claims(placed, knowledge, now),
             demand=self._demand(scene, knowledge, overloaded),
             now=scene.placement,
         )
@@ -196,6 +207,14 @@ class Judge:
         return found
 
     # -- inside
+
+    def _claims(self, placed: Placed, knowledge: Knowledge, now: float) -> Claims:
+        """What a pipeline takes: worked out again once it has moved, or there can be heart-beats that say more."""
+        spec = placed.spec
+        known = self._claimed.get(spec.id)
+        if known is None or now >= known.until or known.placed.spec is not spec or known.placed.nodes != placed.nodes:
+            known = self._claimed[spec.id] = _Claimed(placed, now + self._pace(), claims(placed, knowledge))
+        return known.claims
 
     def _ids(self, nodes: tuple[NodeInfo, ...]) -> frozenset[str]:
         """Many pipelines are looked at with the same nodes."""

@@ -9,6 +9,7 @@ as on any cluster, that has to be measured.
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,17 @@ class Placed:
     spec: PipelineSpec
     nodes: Mapping[str, str]
     """Operator -> node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a pipeline, or several, take."""
+
+    cpu: dict[str, float]
+    """Reference-seconds per second, by node."""
+    memory_mb: dict[str, float]
+    flows: dict[tuple[str, str], float]
+    """Bytes per second by pair of nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +121,14 @@ def build(
     *,
     pins: Mapping[str, str],
     others: Iterable[Placed] = (),
+    claimed: Callable[[Placed], Claims] | None = None,
     demand: float = 1.0,
     now: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The problem, with routing `direct`: pods dial one another. `nodes`: those that are there; `pins`: operator ->
-    node, those of the ends included; `others`: the pipelines that run beside it. `demand`: times the rate that is seen,
-    where the source is known to be held back. `now`: operator -> the node where it runs, which it may stay on though
+    node, those of the ends included; `others`: the pipelines that run beside it, of which `claimed`
+    says what they take where that is known already. `demand`: times the rate that is seen, where the source is known to
+    be held back. `now`: operator -> the node where it runs, which it may stay on though
     that takes no new operators. Of more than `MOST_NODES` nodes those that don't suit any operator well are left out.
     """
     now = now or {}
@@ -122,10 +136,10 @@ def build(
     there = {n.id: n for n in sorted(nodes, key=lambda n: n.id) if n.schedulable or n.id in taken}
     closed = {node.id for node in there.values() if not node.schedulable}
     others = list(others)
-    cpu, memory, flows = _taken(others, knowledge)
-    devices = devices_taken(others)
+    taken_by = claimed or functools.partial(claims, knowledge=knowledge)
+    whole, devices = _together(map(taken_by, others)), devices_taken(others)
     if len(there) > MOST_NODES:
-        near = _near(spec, knowledge, there, pins, now, Taken(cpu, memory, devices))
+        near = _near(spec, knowledge, there, pins, now, Taken(whole.cpu, whole.memory_mb, devices))
         there = {id: node for id, node in there.items() if id in near}
         closed &= near
     operators = [knowledge.operator(spec, number) for number in range(len(spec.operators))]
@@ -134,7 +148,7 @@ def build(
         for target in there:
             if source != target:
                 latency, bandwidth = knowledge.link(source, target)
-                used = 0.0 if bandwidth is None else min(bandwidth, flows.get((source, target), 0.0))
+                used = 0.0 if bandwidth is None else min(bandwidth, whole.flows.get((source, target), 0.0))
                 links.append({"from": source, "to": target, "latency": latency, "bandwidth": bandwidth, "used": used})
     speeds = {node.id: knowledge.speed(node) for node in there.values()}
     return {
@@ -152,8 +166,8 @@ def build(
                     | (OPEN if closed and node.id not in closed else frozenset())
                 ),
                 "arch": node.arch,
-                "used_cpu": min(cpu.get(node.id, 0.0), speeds[node.id] * node.cores),
-                "used_memory_mb": min(memory.get(node.id, 0.0), node.memory_mb),
+                "used_cpu": min(whole.cpu.get(node.id, 0.0), speeds[node.id] * node.cores),
+                "used_memory_mb": min(whole.memory_mb.get(node.id, 0.0), node.memory_mb),
             }
             for node in there.values()
         ],
@@ -276,23 +290,30 @@ def rates(spec: PipelineSpec, knowledge: Knowledge, known: Sequence[Operator] | 
     return found
 
 
-def _taken(
-    others: Iterable[Placed], knowledge: Knowledge
-) -> tuple[dict[str, float], dict[str, float], dict[tuple[str, str], float]]:
-    """What pipelines take: reference-seconds per second and MiB by node, bytes per second by pair of nodes."""
-    cpu: dict[str, float] = {}
-    memory: dict[str, float] = {}
-    flows: dict[tuple[str, str], float] = {}
-    for other in others:
-        operators = [knowledge.operator(other.spec, number) for number in range(len(other.spec.operators))]
-        arriving = rates(other.spec, knowledge, operators)
-        known = {op.name: operator for op, operator in zip(other.spec.operators, operators, strict=True)}
-        for op in other.spec.operators:
-            node = other.nodes[op.name]
-            cpu[node] = cpu.get(node, 0.0) + known[op.name].work * arriving[op.name]
-            memory[node] = memory.get(node, 0.0) + op.memory_mb
-        for source, target in other.spec.edges:
-            way = (other.nodes[source], other.nodes[target])
-            flow = known[source].output_bytes * known[source].selectivity * arriving[source]
-            flows[way] = flows.get(way, 0.0) + flow
-    return cpu, memory, flows
+def claims(placed: Placed, knowledge: Knowledge) -> Claims:
+    """What a pipeline takes where it is, by what is known of it."""
+    found, spec = Claims({}, {}, {}), placed.spec
+    operators = [knowledge.operator(spec, number) for number in range(len(spec.operators))]
+    arriving = rates(spec, knowledge, operators)
+    known = {op.name: operator for op, operator in zip(spec.operators, operators, strict=True)}
+    for op in spec.operators:
+        node = placed.nodes[op.name]
+        found.cpu[node] = found.cpu.get(node, 0.0) + known[op.name].work * arriving[op.name]
+        found.memory_mb[node] = found.memory_mb.get(node, 0.0) + op.memory_mb
+    for source, target in spec.edges:
+        way = (placed.nodes[source], placed.nodes[target])
+        flow = known[source].output_bytes * known[source].selectivity * arriving[source]
+        found.flows[way] = found.flows.get(way, 0.0) + flow
+    return found
+
+
+def _together(each: Iterable[Claims]) -> Claims:
+    whole = Claims({}, {}, {})
+    for one in each:
+        for node, cpu in one.cpu.items():
+            whole.cpu[node] = whole.cpu.get(node, 0.0) + cpu
+        for node, memory_mb in one.memory_mb.items():
+            whole.memory_mb[node] = whole.memory_mb.get(node, 0.0) + memory_mb
+        for way, flow in one.flows.items():
+            whole.flows[way] = whole.flows.get(way, 0.0) + flow
+    return whole

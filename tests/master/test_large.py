@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from nomad.master import replan, show
+from nomad.master import judge, replan, show
 from nomad.master.judge import Judge, Scene
 from nomad.master.loop import Loop
 from nomad.master.moves import MoveLog
-from nomad.master.problem import MOST_NODES, Knowledge, Placed, build
+from nomad.master.problem import MOST_NODES, Claims, Knowledge, Placed, build, claims
 from nomad.master.replan import BURST, ROUND, SHARE, Allowance, Replanner
 from nomad.master.state import Desired, DesiredPipeline, Observed
 from nomad.measure.book import Book
@@ -97,16 +97,51 @@ def step(book: Book, one: str, other: str) -> None:
 
 def test_of_many_nodes_a_change_concerns_those_who_are_there() -> None:
     book = Book()
-    judge = Judge(book, Windows())
+    mine = Judge(book, Windows())
     step(book, "n3", "n4")
-    found = judge.listen()
+    found = mine.listen()
     assert found.concern("p", ["n7", "n4"])
     assert not found.concern("p", ["n7", "n8"])
-    assert not judge.listen().nodes, "it is said once"
+    assert not mine.listen().nodes, "it is said once"
     for nodes, concerned in ((NODES, {"n3"}), (NODES[:20], {"n3", "n5"})):
         for node in ("n3", "n5"):
             scene = Scene(spec(), {"source": "n0", "work": node, "sink": "n0"}, {}, tuple(nodes))
-            assert any(True for _ in judge._changed(scene, 20.0)) == (node in concerned)
+            assert any(True for _ in mine._changed(scene, 20.0)) == (node in concerned)
+
+
+def test_what_others_take_is_not_worked_out_at_every_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noted(placed: Placed, knowledge: Knowledge) -> Claims:
+        asked.append(placed.spec.id)
+        return claims(placed, knowledge)
+
+    monkeypatch.setattr(judge, "claims", noted)
+    mine, book = Judge(Book(), Windows(), pace=lambda: 16.0), Book()
+    at = {"source": "n0", "work": "n1", "sink": "n2"}
+    others = {f"q{number}": Placed(replace(spec(memory_mb=100.0), id=f"q{number}"), dict(at)) for number in range(20)}
+
+    def memory(now: float, node: str) -> float:
+        scene = Scene(spec(), at, {}, tuple(NODES[:5]), tuple(others.values()))
+        problem = mine.situation(scene, now).problem
+        fresh = build(spec(), Knowledge(book), NODES[:5], pins={}, others=others.values(), now=at)
+        assert problem["nodes"] == fresh["nodes"], "as if it were worked out now"
+        return next(float(found["used_memory_mb"]) for found in problem["nodes"] if found["id"] == node)
+
+    assert memory(0.0, "n1") == 2000.0
+    assert memory(15.0, "n1") == 2000.0
+    assert sorted(asked) == sorted(others)
+    asked.clear()
+    others["q3"] = Placed(others["q3"].spec, {**at, "work": "n3"})
+    assert memory(15.0, "n1") == 1900.0
+    assert asked == ["q3"], "it has moved"
+    others["q4"] = Placed(replace(others["q4"].spec), at)
+    asked.clear()
+    memory(15.0, "n1")
+    assert asked == ["q4"], "another one of the same name"
+    asked.clear()
+    memory(16.0, "n1")
+    assert sorted(asked) == sorted(others.keys() - {"q3", "q4"}), "there may be news"
 
 
 def planner(book: Book, desired: Desired, clock: VirtualClock | None = None) -> Replanner:
