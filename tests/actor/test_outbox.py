@@ -103,6 +103,18 @@ def test_room_is_what_all_successors_have() -> None:
     assert out.room == 0
 
 
+def test_what_is_known_of_the_room_is_never_too_much() -> None:
+    link = Link(window_messages=10)
+    out = make(link)
+    assert out.spare == 0, "nobody has been heard, as far as it knows"
+    out.emit([1], dense(1), birth=0)
+    out.emit([1] * 4, dense(4, first=2), birth=0)
+    assert out.spare == out.room == 5
+    link.sender.receive(Ack(5, 15, 1 << 30, 5, 0.0).pack(), 0.0)
+    assert (out.spare, out.room) == (5, 10)
+    assert make().spare == BATCH_MESSAGES, "the last operator's results go nowhere"
+
+
 def test_room_counts_bytes_too() -> None:
     link = Link(window_bytes=1000 + frames.BATCH_OVERHEAD)
     out = make(link)

@@ -150,6 +150,26 @@ def test_the_buffer_for_what_is_small_shrinks_after_a_burst() -> None:
     assert len(splitter.get_buffer()) == SCRATCH_BYTES
 
 
+@pytest.mark.parametrize("size", [0, 1, 50, FIRST_BYTES - 8, FIRST_BYTES - 7])
+def test_a_frame_that_comes_alone_is_what_it_is_in_pieces(size: int) -> None:
+    data = stream([(content(size),)])
+    alone, pieces = Splitter(), Splitter()
+    for _ in range(3):
+        assert plain(feed(alone, data, [])) == plain(feed(pieces, data, [3, 7])) == [(content(size),)]
+    assert not alone.partial
+    alone.max_bytes = size - 1
+    with pytest.raises(FrameTooLarge):
+        feed(alone, data, [])
+
+
+def test_what_is_discarded_always_finds_room() -> None:
+    splitter = Splitter()
+    feed(splitter, stream([(bytes(IN_PLACE_BYTES),)])[:-1], [])
+    splitter.discard()
+    for _ in range(3):
+        assert len(splitter.get_buffer()) == SCRATCH_BYTES
+
+
 def test_many_parts() -> None:
     sent = [(b"head", *[b"x"] * MAX_PARTS), (b"", *[b""] * 100)]
     assert plain(feed(Splitter(), stream(sent), [10_000])) == sent
