@@ -16,7 +16,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any
 
 import hypothesis
 import psutil
@@ -44,6 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[name] = value
     if not hasattr(config, "workerinput"):  # the processes that pytest-xdist starts have the same
         own_temporary_folder(config)
+    measurer = getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+    if measurer is not None:  # --cov, and no --no-cov
+        measure(config, measurer)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background; its children inherit that
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -57,6 +61,30 @@ def own_temporary_folder(config: pytest.Config) -> None:
     folder = tempfile.mkdtemp(prefix="nt-")
     tempfile.tempdir = os.environ["TMPDIR"] = os.environ["XDG_RUNTIME_DIR"] = folder
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def measure(config: pytest.Config, measurer: Any) -> None:
+    """Every process is measured, by one only.
+
+    In those that pytest-xdist starts, pytest-cov would measure twice: the first time, whose result it drops, goes on
+    where `no_cover` has the second one pause. Pods and commands find what they need in their environment; with
+    `patch = subprocess` in setup.cfg instead, pytest-xdist's would find it, too.
+    """
+    worker = hasattr(config, "workerinput")
+    if worker:
+        measurer.cov.stop()
+    if worker or not config.getoption("numprocesses", None):
+        os.environ["COVERAGE_PROCESS_START"] = str(config.inipath)
+        os.environ["COVERAGE_FILE"] = str(config.rootpath / ".coverage")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Of a test that has the mark `no_cover`, what it starts isn't measured either."""
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("no_cover"):
+            patch.delenv("COVERAGE_PROCESS_START", raising=False)
+        return (yield)
 
 
 def pytest_report_header() -> str:

@@ -426,6 +426,7 @@ async def test_the_run_under_way_is_finished_before_it_has_retired(tmp_path: Pat
 # Faults
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("middle", [same, three], ids=lambda f: f.__name__)
 async def test_faults_in_every_phase(middle: Callable[[int], Any], tmp_path: Path, rng: random.Random) -> None:
     """Neighbours, the old and the new instance are killed, connections cut, before and after each step."""
@@ -703,6 +704,7 @@ async def test_a_source_that_stays_in_its_function_is_not_waited_for_for_long(
     assert got == [0, 1]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("end", ["source", "sink"])
 async def test_faults_in_every_phase_of_replacing_an_end(end: str, tmp_path: Path, rng: random.Random) -> None:
     stop, world, got, kills = threading.Event(), itertools.count(), list[int](), 0

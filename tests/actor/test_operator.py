@@ -676,6 +676,7 @@ async def halves_async(x: int) -> AsyncIterator[tuple[int, int]]:
         yield x, k
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("middle", [plain, asynchronous, halves, halves_async], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
 async def test_faults_of_all_kinds_at_any_time(middle: Any, times: int, tmp_path: Path, rng: random.Random) -> None:

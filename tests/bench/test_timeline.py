@@ -63,6 +63,7 @@ def test_each_kind_of_event() -> None:
     ]
 
 
+@pytest.mark.no_cover
 @given(at=st.floats(0, 50), over=st.floats(0.1, 40), start=st.floats(0.001, 0.2), end=st.floats(0.001, 0.2))
 def test_a_ramp_is_even_and_ends_where_it_should(at: float, over: float, start: float, end: float) -> None:
     found = shapes(
@@ -79,6 +80,7 @@ def test_a_ramp_is_even_and_ends_where_it_should(at: float, over: float, start: 
     assert max(gaps) <= timeline.STEP + 1e-9
 
 
+@pytest.mark.no_cover
 @given(
     at=st.floats(0, 30),
     period=st.floats(1, 20),
@@ -161,6 +163,7 @@ def test_phases() -> None:
     assert [(phase.name, phase.start, phase.end) for phase in timeline.phases(with_events())] == [("all", 5, 100)]
 
 
+@pytest.mark.no_cover
 @given(times=st.lists(st.floats(0, 99), max_size=6), settle=st.floats(0, 20))
 def test_phases_are_in_order_and_never_overlap(times: list[float], settle: float) -> None:
     found = timeline.phases(with_events(*(f"at: {at!r}, rate: 5" for at in times), settle=repr(settle)))

@@ -1,4 +1,7 @@
-"""Live moves of real pods, under load and over links that are emulated; nodes that fail."""
+"""Live moves of real pods, under load and over links that are emulated; nodes that fail.
+
+Not measured: pods and their master are in `test_local`, moves in `tests/actor` and `tests/master`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from nomad.master.app import Master
 from nomad.master.views import MoveView
 from nomad.settings import Settings
 from tests.integration.test_local import Local, double, ended, numbers, pod_processes, writing
+
+pytestmark = pytest.mark.no_cover
 
 TOPOLOGY = """
 nodes: {edge: {memory: 4Gi}, fog: {memory: 4Gi}, cloud: {memory: 4Gi}}

@@ -91,7 +91,6 @@ async def test_secrets_stay_with_the_master(harness: LocalHarness, monkeypatch: 
     monkeypatch.setenv("NOMAD_TOKEN", "a token that is secret")
     monkeypatch.setenv("NOMAD_SIGNING_KEY", "a key that is secret")
     monkeypatch.setenv("USERS_OWN", "kept")
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # longer than the log that is kept here
     runtime = await harness.open()
     await runtime.start(spec("environment"))
 
@@ -113,8 +112,7 @@ async def test_secrets_stay_with_the_master(harness: LocalHarness, monkeypatch: 
     }
 
 
-async def test_a_pod_has_its_variables_and_secrets(harness: LocalHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # longer than the log that is kept here
+async def test_a_pod_has_its_variables_and_secrets(harness: LocalHarness) -> None:
     runtime = await harness.open()
     file = harness.state / "secrets" / "db" / "password"
     (missing,) = await runtime.missing_secrets(["db/password"])

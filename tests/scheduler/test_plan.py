@@ -164,6 +164,7 @@ def test_an_operator_that_must_join_another_slows_it_down_once() -> None:
     assert check(problem)["latency"] == pytest.approx(0.42)
 
 
+@pytest.mark.no_cover
 @few
 @given(tiny(), st.randoms(use_true_random=False))
 def test_order_is_of_no_consequence(problem: Problem, rng: random.Random) -> None:
@@ -173,6 +174,7 @@ def test_order_is_of_no_consequence(problem: Problem, rng: random.Random) -> Non
     assert plan(mixed) == plan(problem)
 
 
+@pytest.mark.no_cover
 @few
 @given(tiny(), st.data())
 def test_a_rejected_option_that_becomes_worse_changes_nothing(problem: Problem, data: st.DataObject) -> None:

@@ -20,7 +20,7 @@ from nomad.settings import Pods, Settings
 
 DEADLINE = 45.0
 
-pytestmark = pytest.mark.usefixtures("host")
+pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.no_cover]
 
 
 @dataclass(slots=True)

@@ -1,4 +1,7 @@
-"""Which master leads, in histories of masters that crash, pause and can't reach the lease or each other."""
+"""Which master leads, in histories of masters that crash, pause and can't reach the lease or each other.
+
+Hours of virtual time, as in `tests/sim`: not measured. The rules one by one are in `test_election`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import itertools
 from dataclasses import dataclass, field, replace
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nomad.master.kube.election import SILENCE, Election, Lease, Step
+
+pytestmark = pytest.mark.no_cover
 
 SECONDS, RENEW = 13.0, 10.0
 TICK = 0.25

@@ -313,6 +313,7 @@ any_history = given(
 )
 
 
+@pytest.mark.no_cover
 @settings(max_examples=40)
 @any_history
 def test_any_history_of_moves_ends_soundly(
