@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,6 +36,22 @@ class Tasks:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed", task.get_name(), exc_info=error)
+
+
+class Turns:
+    """For work that would hold up the event loop: `await turns.give()` in it, and often, lets others have their turn
+    whenever it has gone on for so many seconds. What comes in meanwhile waits for up to twice as long.
+    """
+
+    def __init__(self, seconds: float = 0.005) -> None:
+        self._seconds = seconds
+        self._since = time.perf_counter()
+
+    async def give(self) -> None:
+        """Let the loop come round, if it is time for it."""
+        if time.perf_counter() - self._since >= self._seconds:
+            await asyncio.sleep(0)
+            self._since = time.perf_counter()
 
 
 async def first(*work: Coroutine[Any, Any, Any]) -> None:

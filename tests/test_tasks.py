@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from nomad.tasks import Tasks, alongside
+from nomad.tasks import Tasks, Turns, alongside
 
 
 async def forever() -> None:
@@ -67,3 +67,19 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 10), (3600.0, 0)])
+async def test_others_have_their_turn_when_it_is_time(seconds: float, rounds: int) -> None:
+    seen = 0
+
+    def others() -> None:
+        nonlocal seen
+        seen += 1
+        asyncio.get_running_loop().call_soon(others)
+
+    asyncio.get_running_loop().call_soon(others)
+    turns = Turns(seconds)
+    for _ in range(10):
+        await turns.give()
+    assert seen == rounds

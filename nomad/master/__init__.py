@@ -8,6 +8,7 @@ where operators live   placing (at first), problem, judge, replan (while they ru
 its end of channels    pods, gathered (by way of agents), pace, words; follow and asides for who looks on
 what it remembers      store: sqlite and secret, or kube/; bundlecache, events
 on Kubernetes          kube/: its store there, Pipelines as objects, which of several masters leads
-what users call        app: `Master`, emulation; rest/: the same over REST; views, show, metrics
+what users call        app: `Master`, emulation; rest/: the same over REST; views, show; metrics (of rows, written
+                       by exposition)
 all of it together     assembly, serve; cycles
 """

@@ -13,7 +13,7 @@ import base64
 import functools
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Self
 from nomad import bundle
 from nomad.clock import Clock, SystemClock
 from nomad.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
-from nomad.master import moves, show
+from nomad.master import moves, rows, show
 from nomad.master.asides import Asides, understood
 from nomad.master.assembly import Parts, assemble, declare_profile
 from nomad.master.emulation import Emulation
@@ -94,6 +94,7 @@ class Master:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         """Stop the pods, unless they are to outlive the master. What is wanted of pipelines stays as it is."""
+        await self._metrics.close()
         await self._assembly.__aexit__(kind, exc, tb)
         self._opened = None
 
@@ -116,24 +117,32 @@ class Master:
         """Let in processes of a kind that are no pods, where pods dial."""
         self._parts.port.receive(kind, guests)
 
-    def metrics(self) -> bytes:
+    async def metrics(self) -> bytes:
         """Prometheus text."""
-        return self._metrics.text()
+        return await self._metrics.text()
 
     # nodes and links
 
     def nodes(self) -> list[NodeView]:
         """All nodes."""
+        return list(self.each_node())
+
+    def each_node(self) -> Iterator[NodeView]:
+        """The same, one after the other: others may have their turn in between."""
         parts = self._parts
         return show.nodes(parts.desired, parts.loop.requested, parts.observed, parts.book, parts.clock.now())
 
     def node(self, node: str) -> NodeView:
         """One node. Raises `NotFoundError`."""
         self._check_node(node)
-        return next(view for view in self.nodes() if view.id == node)
+        return next(view for view in self.each_node() if view.id == node)
 
     def links(self) -> list[LinkView]:
         """Every ordered pair of nodes; on large clusters those that are used or were measured."""
+        return list(self.each_link())
+
+    def each_link(self) -> Iterator[LinkView]:
+        """The same, one after the other: others may have their turn in between."""
         parts = self._parts
         return show.links(parts.desired, parts.observed, parts.book, parts.clock.now())
 
@@ -166,7 +175,7 @@ class Master:
         self._parts.events.add(
             "link.changed", f"the link from {source} to {target} was changed", data={"source": source, "target": target}
         )
-        return next(view for view in self.links() if (view.source, view.target) == (source, target))
+        return next(view for view in self.each_link() if (view.source, view.target) == (source, target))
 
     async def update_node(self, node: str, *, speed: float) -> NodeView:
         """Change how fast a node is emulated, at once.
@@ -200,6 +209,22 @@ class Master:
         text, change = ("is made to fail", "lose") if lost else ("is made to come back", "restore")
         self._parts.events.add("node.changed", f"node {node} {text}", data={"node": node, "change": change})
         return self.node(node)
+
+    # what a scrape reads: see `metrics`
+
+    def pipeline_rows(self) -> Iterator[rows.PipelineRow]:
+        """All pipelines and their operators."""
+        parts = self._parts
+        return rows.pipelines(parts.desired, parts.loop.requested, parts.observed, parts.book, parts.clock.now())
+
+    def node_rows(self) -> Iterator[rows.NodeRow]:
+        """All nodes."""
+        parts = self._parts
+        return rows.nodes(parts.desired, parts.loop.requested, parts.observed, parts.book)
+
+    def link_rows(self) -> Iterator[rows.LinkRow]:
+        """The links that `links` has."""
+        return rows.links(self._parts.desired, self._parts.observed, self._parts.book)
 
     # moves
 
@@ -333,7 +358,12 @@ class Master:
 
     def pipelines(self) -> list[PipelineView]:
         """All pipelines, oldest first."""
-        return [self.pipeline(id) for id in self._parts.desired.pipelines]
+        return list(self.each_pipeline())
+
+    def each_pipeline(self) -> Iterator[PipelineView]:
+        """The same, one after the other: others may have their turn in between."""
+        known = self._parts.desired.pipelines
+        return (self.pipeline(id) for id in list(known) if id in known)
 
     def pipeline(self, id: str) -> PipelineView:
         """One pipeline. Raises `NotFoundError`."""

@@ -1,21 +1,28 @@
-"""Metrics for Prometheus, made from the views at the moment of the scrape: nothing is counted twice. Moves alone are
+"""Metrics for Prometheus, made from the state at the moment of the scrape: nothing is counted twice. Moves alone are
 added up as they end.
 
-Each master has a registry of its own, so that several can live in one process.
+On a large cluster a scrape is work for a third of a second: it is done a slice at a time, with the master's loop in
+between, and once for all who ask meanwhile. Each master has a registry of its own, so that several can live in one
+process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import collections
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
-from nomad.master.views import LinkView, MoveView, NodeView, OperatorState, Phase, PipelineView, StatsView
+from nomad.master import exposition
+from nomad.master.exposition import Column, Table
+from nomad.master.rows import LinkRow, NodeRow, OperatorRow, PipelineRow
+from nomad.master.views import MoveView, Phase
+from nomad.measure.estimate import Estimate
+from nomad.tasks import Turns
 
 _COUNTERS = {
     "received": "Messages taken in.",
@@ -54,26 +61,24 @@ _ESTIMATES = {
 }
 
 
-class Views(Protocol):
-    """What a scrape reads: the master's facade."""
+class Rows(Protocol):
+    """What a scrape reads: the master's facade. Others have their turn between two rows."""
 
-    def pipelines(self) -> list[PipelineView]: ...
+    def pipeline_rows(self) -> Iterator[PipelineRow]: ...
 
-    def nodes(self) -> list[NodeView]: ...
+    def node_rows(self) -> Iterator[NodeRow]: ...
 
-    def links(self) -> list[LinkView]: ...
+    def link_rows(self) -> Iterator[LinkRow]: ...
 
     def connections(self) -> Mapping[str, int]: ...
 
 
-class Metrics(Collector):
+class Metrics:
     """The metrics of one master."""
 
-    def __init__(self, views: Views) -> None:
-        self._views = views
-        # Not registered by the constructor's own scrape: there is nothing to show before the master runs.
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._registry = CollectorRegistry()
         self._moves = Moves(self._registry)
         self._rounds = Histogram(
             "nomad_reconcile_seconds",
@@ -81,6 +86,7 @@ class Metrics(Collector):
             buckets=ROUNDS,
             registry=self._registry,
         )
+        self._scrape: asyncio.Task[bytes] | None = None
 
     def moved(self, move: MoveView) -> None:
         """A move has come to its end."""
@@ -90,23 +96,60 @@ class Metrics(Collector):
         """The master's loop has gone round once."""
         self._rounds.observe(seconds)
 
-    def text(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+    async def text(self) -> bytes:
+        """All metrics in Prometheus' text format. Who asks while they are being written gets the same."""
+        if self._scrape is None:
+            self._scrape = asyncio.create_task(self._written(), name="metrics")
+            self._scrape.add_done_callback(self._done)
+        return await asyncio.shield(self._scrape)
 
-    def describe(self) -> Iterable[Metric]:
-        return []
+    async def close(self) -> None:
+        """Nobody is to be answered any more."""
+        if self._scrape is not None:
+            self._scrape.cancel()
+            await asyncio.wait((self._scrape,))
 
-    def collect(self) -> Iterator[Metric]:
-        pipelines = self._views.pipelines()
-        yield from _pipelines(pipelines)
-        yield from _operators(pipelines)
-        yield from _nodes(self._views.nodes())
-        yield from _links(self._views.links())
-        connected = GaugeMetricFamily("nomad_pods_connected", "Pods connected, and by which way.", labels=["way"])
-        for way, count in self._views.connections().items():
-            connected.add_metric([way], count)
-        yield connected
+    def _done(self, scrape: asyncio.Task[bytes]) -> None:
+        self._scrape = None
+        if not scrape.cancelled():
+            scrape.exception()  # is for those who asked; they may have gone
+
+    async def _written(self) -> bytes:
+        turns = Turns()
+        operators = Table(_OPERATORS, ("node", "operator", "pipeline"))
+        phases: collections.Counter[Phase] = collections.Counter()
+        for pipeline in self._rows.pipeline_rows():
+            phases[pipeline.phase] += 1
+            for op in pipeline.operators:
+                operators.add(op, op.node, op.name, pipeline.id)
+            await turns.give()
+        nodes = Table(_NODES, ("node",))
+        count = 0
+        for node in self._rows.node_rows():
+            nodes.add(node, node.id)
+            count += 1
+            await turns.give()
+        links = Table(_LINKS, ("source", "target"))
+        for link in self._rows.link_rows():
+            links.add(link, link.source, link.target)
+            await turns.give()
+        text = [exposition.text(_few(phases, count, self._rows.connections())), generate_latest(self._registry)]
+        for table in (operators, nodes, links):
+            for part in table.text():
+                text.append(part)
+                await turns.give()
+        return b"".join(text)
+
+
+def _few(phases: Mapping[Phase, int], nodes: int, connections: Mapping[str, int]) -> list[GaugeMetricFamily]:
+    """What there is little of, however large the cluster."""
+    pipelines = GaugeMetricFamily("nomad_pipelines", "Pipelines by phase.", labels=["phase"])
+    for phase in Phase:
+        pipelines.add_metric([phase], phases[phase])
+    connected = GaugeMetricFamily("nomad_pods_connected", "Pods connected, and by which way.", labels=["way"])
+    for way, count in connections.items():
+        connected.add_metric([way], count)
+    return [pipelines, GaugeMetricFamily("nomad_nodes", "Nodes of the cluster.", value=nodes), connected]
 
 
 class Moves:
@@ -144,95 +187,89 @@ class Moves:
                 histogram.observe(seconds)
 
 
-def _pipelines(pipelines: list[PipelineView]) -> Iterator[Metric]:
-    phases = collections.Counter(pipeline.phase for pipeline in pipelines)
-    family = GaugeMetricFamily("nomad_pipelines", "Pipelines by phase.", labels=["phase"])
-    for phase in Phase:
-        family.add_metric([phase], phases[phase])
-    yield family
+def _measured(estimate: Estimate | None) -> float | None:
+    """What is only declared isn't shown."""
+    return estimate.value if estimate is not None and estimate.samples else None
 
 
-def _operators(pipelines: list[PipelineView]) -> Iterator[Metric]:
-    names = ["pipeline", "operator", "node"]
-    rows: list[tuple[list[str], StatsView]] = []
-    up = GaugeMetricFamily("nomad_operator_up", "1 while the operator is at work.", labels=names)
-    restarts = CounterMetricFamily("nomad_operator_restarts", "Pods started after the first.", labels=names)
-    age = GaugeMetricFamily("nomad_operator_heartbeat_age_seconds", "Since the last heart-beat.", labels=names)
-    cpu = CounterMetricFamily("nomad_operator_cpu_seconds", "CPU time of the operator's processes.", labels=names)
-    latency = GaugeMetricFamily(
-        "nomad_operator_latency_seconds",
-        "From the source's emission to the end of the operator's function, recent messages.",
-        labels=[*names, "quantile"],
-    )
-    for pipeline in pipelines:
-        for op in pipeline.operators:
-            labels = [pipeline.id, op.name, op.node]
-            rows.append((labels, op.stats))
-            up.add_metric(labels, op.state is OperatorState.RUNNING)
-            restarts.add_metric(labels, op.restarts)
-            cpu.add_metric(labels, op.stats.cpu)
-            if op.heartbeat_age is not None:
-                age.add_metric(labels, op.heartbeat_age)
-            for quantile, value in (("0.5", op.stats.latency_p50), ("0.99", op.stats.latency_p99)):
-                if value is not None:
-                    latency.add_metric([*labels, quantile], value)
-    yield from (up, restarts, age, cpu, latency)
-    yield from _measured(pipelines, names)
-    for name, text in _COUNTERS.items():
-        counter = CounterMetricFamily(f"nomad_operator_{name}", text, labels=names)
-        for labels, stats in rows:
-            counter.add_metric(labels, getattr(stats, name))
-        yield counter
-    for name, (shown, text) in _GAUGES.items():
-        gauge = GaugeMetricFamily(f"nomad_operator_{shown}", text, labels=names)
-        for labels, stats in rows:
-            if (value := getattr(stats, name)) is not None:
-                gauge.add_metric(labels, value)
-        yield gauge
+def _estimate(name: str) -> Callable[[OperatorRow], float | None]:
+    known = attrgetter(f"estimates.{name}")
+    return lambda row: _measured(known(row))
 
 
-def _measured(pipelines: list[PipelineView], names: list[str]) -> Iterator[Metric]:
-    """The estimates that placement uses."""
-    for name, (shown, text) in _ESTIMATES.items():
-        gauge = GaugeMetricFamily(f"nomad_operator_{shown}", text, labels=names)
-        for pipeline in pipelines:
-            for op in pipeline.operators:
-                known = getattr(op.estimates, name)
-                if known is not None and known.samples:
-                    gauge.add_metric([pipeline.id, op.name, op.node], known.value)
-        yield gauge
+_OPERATORS: list[Column[OperatorRow]] = [
+    Column(GaugeMetricFamily, "nomad_operator_up", "1 while the operator is at work.", lambda row: row.running),
+    Column(CounterMetricFamily, "nomad_operator_restarts", "Pods started after the first.", lambda row: row.restarts),
+    Column(
+        GaugeMetricFamily,
+        "nomad_operator_heartbeat_age_seconds",
+        "Since the last heart-beat.",
+        lambda row: row.heartbeat_age,
+    ),
+    Column(
+        CounterMetricFamily,
+        "nomad_operator_cpu_seconds",
+        "CPU time of the operator's processes.",
+        lambda row: row.stats.cpu,
+    ),
+    *(
+        Column[OperatorRow](
+            GaugeMetricFamily,
+            "nomad_operator_latency_seconds",
+            "From the source's emission to the end of the operator's function, recent messages.",
+            attrgetter(f"stats.{name}"),
+            quantile=quantile,
+        )
+        for quantile, name in (("0.5", "latency_p50"), ("0.99", "latency_p99"))
+    ),
+    *(
+        Column(GaugeMetricFamily, f"nomad_operator_{shown}", text, _estimate(name))
+        for name, (shown, text) in _ESTIMATES.items()
+    ),
+    *(
+        Column[OperatorRow](CounterMetricFamily, f"nomad_operator_{name}", text, attrgetter(f"stats.{name}"))
+        for name, text in _COUNTERS.items()
+    ),
+    *(
+        Column[OperatorRow](GaugeMetricFamily, f"nomad_operator_{shown}", text, attrgetter(f"stats.{name}"))
+        for name, (shown, text) in _GAUGES.items()
+    ),
+]
 
+_NODES: list[Column[NodeRow]] = [
+    Column(GaugeMetricFamily, "nomad_node_operators", "Operators placed on the node.", lambda row: row.operators),
+    Column(
+        GaugeMetricFamily,
+        "nomad_node_memory_used_bytes",
+        "Memory that they ask for.",
+        lambda row: row.memory_used_mb * 2**20,
+    ),
+    Column(GaugeMetricFamily, "nomad_node_memory_bytes", "Memory of the node.", lambda row: row.memory_mb * 2**20),
+    Column(
+        GaugeMetricFamily,
+        "nomad_node_speed",
+        "Measured: reference-seconds of work per second and core.",
+        lambda row: _measured(row.estimates.speed),
+    ),
+]
 
-def _nodes(nodes: list[NodeView]) -> Iterator[Metric]:
-    yield GaugeMetricFamily("nomad_nodes", "Nodes of the cluster.", value=len(nodes))
-    placed = GaugeMetricFamily("nomad_node_operators", "Operators placed on the node.", labels=["node"])
-    used = GaugeMetricFamily("nomad_node_memory_used_bytes", "Memory that they ask for.", labels=["node"])
-    memory = GaugeMetricFamily("nomad_node_memory_bytes", "Memory of the node.", labels=["node"])
-    for node in nodes:
-        placed.add_metric([node.id], len(node.operators))
-        used.add_metric([node.id], node.memory_used_mb * 2**20)
-        memory.add_metric([node.id], node.memory_mb * 2**20)
-    speed = GaugeMetricFamily(
-        "nomad_node_speed", "Measured: reference-seconds of work per second and core.", labels=["node"]
-    )
-    for node in nodes:
-        if (known := node.estimates.speed) is not None and known.samples:
-            speed.add_metric([node.id], known.value)
-    yield from (placed, used, memory, speed)
-
-
-def _links(links: list[LinkView]) -> Iterator[Metric]:
-    rtt = GaugeMetricFamily(
-        "nomad_link_round_trip_seconds", "Least round trip of the data links now.", labels=["source", "target"]
-    )
-    for link in links:
-        if link.rtt is not None:
-            rtt.add_metric([link.source, link.target], link.rtt)
-    ends = ["source", "target"]
-    latency = GaugeMetricFamily("nomad_link_latency_seconds", "Measured: one way, half of the round trip.", labels=ends)
-    bandwidth = GaugeMetricFamily("nomad_link_bandwidth_bytes_per_second", "Measured.", labels=ends)
-    for link in links:
-        for family, known in ((latency, link.estimates.latency), (bandwidth, link.estimates.bandwidth)):
-            if known is not None and known.samples:
-                family.add_metric([link.source, link.target], known.value)
-    yield from (rtt, latency, bandwidth)
+_LINKS: list[Column[LinkRow]] = [
+    Column(
+        GaugeMetricFamily,
+        "nomad_link_round_trip_seconds",
+        "Least round trip of the data links now.",
+        lambda row: row.rtt,
+    ),
+    Column(
+        GaugeMetricFamily,
+        "nomad_link_latency_seconds",
+        "Measured: one way, half of the round trip.",
+        lambda row: _measured(row.estimates.latency),
+    ),
+    Column(
+        GaugeMetricFamily,
+        "nomad_link_bandwidth_bytes_per_second",
+        "Measured.",
+        lambda row: _measured(row.estimates.bandwidth),
+    ),
+]

@@ -123,19 +123,19 @@ class FakeMaster(Master):
     def signing_key(self) -> bytes:
         return SIGNING_KEY
 
-    def metrics(self) -> bytes:
+    async def metrics(self) -> bytes:
         return b"# TYPE nomad_pipelines gauge\nnomad_pipelines 0\n"
 
-    def nodes(self) -> list[NodeView]:
-        return list(self._nodes.values())
+    def each_node(self) -> Iterator[NodeView]:
+        return iter(list(self._nodes.values()))
 
     def node(self, node: str) -> NodeView:
         if node not in self._nodes:
             raise NotFoundError(f"there is no node {node!r}; the cluster has {', '.join(self._nodes)}")
         return self._nodes[node]
 
-    def links(self) -> list[LinkView]:
-        return list(self._links.values())
+    def each_link(self) -> Iterator[LinkView]:
+        return iter(list(self._links.values()))
 
     async def set_link(
         self,
@@ -293,8 +293,8 @@ class FakeMaster(Master):
         self.happen("pipeline.submitted", f"pipeline {id} was submitted", id)
         return view
 
-    def pipelines(self) -> list[PipelineView]:
-        return list(self._pipelines.values())
+    def each_pipeline(self) -> Iterator[PipelineView]:
+        return iter(list(self._pipelines.values()))
 
     def pipeline(self, id: str) -> PipelineView:
         if id not in self._pipelines:

@@ -70,11 +70,11 @@ async def test_heartbeats_become_estimates_in_views_and_metrics(tmp_path: Path) 
                     source.node.encode(),
                     sink.encode(),
                 )
-                in master.metrics()
+                in await master.metrics()
             )
         else:
             assert links[source.node, other].latency is None, "inside a node there is no link to measure"
-        assert b"nomad_operator_work_reference_seconds" in master.metrics()
+        assert b"nomad_operator_work_reference_seconds" in await master.metrics()
         await master.remove("p")
         assert master._parts.book.operator("p", "square").work is None
 
@@ -95,7 +95,7 @@ async def test_what_is_declared_or_profiled_is_shown_as_such(tmp_path: Path) -> 
         speed = master.node("edge").estimates.speed
         assert speed is not None
         assert (speed.value, speed.samples) == (1.0, 0)
-        assert b"nomad_node_speed{" not in master.metrics()
+        assert b"nomad_node_speed{" not in await master.metrics()
         await master.update_profile("p", [{}, {"cloud_execution_time": 0.25}, {}])
         work = cluster.operator("square").estimates.work
         assert work is not None

@@ -855,7 +855,7 @@ async def test_metrics(working: Cluster) -> None:
     working.pods["p.square-e1"].beat(processed=5, latency_p50=0.25, service_time=0.5, rss=1000)
     await working.until(lambda: working.operator("square").stats.processed == 5)
     node = working.operator("square").node
-    lines = working.master.metrics().decode().splitlines()
+    lines = (await working.master.metrics()).decode().splitlines()
     labels = f'node="{node}",operator="square",pipeline="p"'
     for expected in [
         'nomad_pipelines{phase="running"} 1.0',

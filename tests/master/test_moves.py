@@ -249,7 +249,7 @@ async def test_metrics_of_moves(cluster: Cluster) -> None:
         await begin(cluster)
         await master.move("p", "square", other_node(cluster))
         await until_over(cluster)
-        lines = master.metrics().decode().splitlines()
+        lines = (await master.metrics()).decode().splitlines()
         for expected in (
             'nomad_moves_total{cause="user",outcome="done"} 1.0',
             "nomad_move_lost_messages_total 0.0",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -43,6 +43,7 @@ from nomad.master.rest.forms import (
 from nomad.master.rest.http import sse
 from nomad.master.rest.http.routing import Routes
 from nomad.scheduler.problem import ProblemForm
+from nomad.tasks import Turns
 
 PREFIX = "/api/v1"
 BUNDLE = "application/vnd.nomad.bundle"
@@ -55,9 +56,9 @@ health = Routes()
 
 
 @api("GET", "/nodes", tag="cluster")
-def list_nodes(master: Master) -> list[views.NodeView]:
+def list_nodes(master: Master) -> Iterable[views.NodeView]:
     """The nodes and what is placed on them."""
-    return master.nodes()
+    return master.each_node()
 
 
 @api("GET", "/nodes/{node}", tag="cluster", raises=(404,))
@@ -85,15 +86,17 @@ async def restore_node(master: Master, node: str) -> views.NodeView:
 
 
 @api("GET", "/links", tag="cluster")
-def list_links(master: Master) -> list[views.LinkView]:
+def list_links(master: Master) -> Iterable[views.LinkView]:
     """The directed links between nodes: what is declared, and what is measured."""
-    return master.links()
+    return master.each_link()
 
 
 @api("GET", "/links/{source}/{target}", tag="cluster", raises=(404,))
-def get_link(master: Master, source: str, target: str) -> views.LinkView:
+async def get_link(master: Master, source: str, target: str) -> views.LinkView:
     """One directed link."""
-    for link in master.links():
+    turns = Turns()
+    for link in master.each_link():
+        await turns.give()
         if (link.source, link.target) == (source, target):
             return link
     raise NotFoundError(f"there is no link from {source!r} to {target!r}")
@@ -155,9 +158,9 @@ async def submit_pipeline(
 
 
 @api("GET", "/pipelines", tag="pipelines")
-def list_pipelines(master: Master) -> list[views.PipelineView]:
+def list_pipelines(master: Master) -> Iterable[views.PipelineView]:
     """All pipelines, those that are over included until they are removed."""
-    return master.pipelines()
+    return master.each_pipeline()
 
 
 @api("GET", "/pipelines/{pipeline}", tag="pipelines", raises=(404,))
@@ -386,9 +389,9 @@ def get_readiness(master: Master) -> Health:
 
 
 @health("GET", "/metrics", tag="operations", media_type="text/plain; version=0.0.4; charset=utf-8")
-def get_metrics(master: Master) -> bytes:
+async def get_metrics(master: Master) -> bytes:
     """All metrics, for Prometheus."""
-    return master.metrics()
+    return await master.metrics()
 
 
 def _pins(given: list[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import base64
 import gzip
 import io
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -21,10 +21,11 @@ from nomad.credentials import LOOPBACK_NAMES
 from nomad.delivery import codec
 from nomad.errors import EnvironmentMismatch, StateError
 from nomad.master.rest import api, webapp
-from nomad.master.rest.http import server
-from nomad.master.views import PipelineView
+from nomad.master.rest.http import routing, server
+from nomad.master.views import LinkView, PipelineView
 from nomad.pipeline import build
 from nomad.rest import EventDecoder
+from nomad.tasks import Turns
 from tests.master.facade import SIGNING_KEY, TOKEN, FakeMaster, serve
 
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -339,7 +340,7 @@ async def test_what_nobody_expected_is_told_without_its_text(
     def fail() -> list[Any]:
         raise RuntimeError("the secret is 42")
 
-    monkeypatch.setattr(rest.master, "nodes", fail)
+    monkeypatch.setattr(rest.master, "each_node", fail)
     problem = await rest.problem("GET", "/api/v1/nodes")
     assert problem["status"] == 500
     assert "secret" not in json.dumps(problem)
@@ -487,6 +488,47 @@ async def test_metrics(rest: Api) -> None:
     async with rest.session.get("/metrics") as response:
         assert response.content_type == "text/plain"
         assert b"nomad_pipelines 0" in await response.read()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [("gzip", True), ("br, GZIP; q=0.5", True), ("deflate, identity", False), ("gzip;q=0", False), ("", False)],
+)
+async def test_what_is_large_is_sent_packed_to_who_takes_that(
+    rest: Api, monkeypatch: pytest.MonkeyPatch, accepted: str, packed: bool
+) -> None:
+    small = (await rest.call("GET", "/api/v1/nodes"))[1]
+    monkeypatch.setattr(routing, "LARGE", 1)
+    async with rest.session.get("/api/v1/nodes", headers={"Accept-Encoding": accepted}) as response:
+        assert response.headers["Vary"] == "Accept-Encoding"
+        assert response.headers.get("Content-Encoding") == ("gzip" if packed else None)
+        assert await response.json() == small
+
+
+async def test_lists_leave_the_loop_to_others(rest: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "Turns", lambda: Turns(0.0))
+    rounds, seen = 0, []
+
+    async def others() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    views = rest.master.links()
+
+    def each_link() -> Iterator[LinkView]:
+        for view in views:
+            seen.append(rounds)
+            yield view
+
+    monkeypatch.setattr(rest.master, "each_link", each_link)
+    beside = asyncio.create_task(others())
+    status, found = await rest.call("GET", "/api/v1/links")
+    beside.cancel()
+    await asyncio.gather(beside, return_exceptions=True)
+    assert (status, len(found)) == (200, len(views))
+    assert len(set(seen)) == len(views)
 
 
 async def test_head_answers_like_get_without_a_body(rest: Api) -> None:
