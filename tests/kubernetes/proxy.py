@@ -23,6 +23,8 @@ class Proxy:
         """What the target answers is lost."""
         self.connections = 0
         """How many were made so far."""
+        self.answers: dict[int, int] = {}
+        """Of each that stands, by its number: how often the target has said something."""
         self.url = ""
 
     def turn(self, target: str) -> None:
@@ -59,14 +61,16 @@ class Proxy:
         assert task is not None
         self._pipes.add(task)
         self.connections += 1
+        number = self.connections
         try:
             if self.refusing:
                 return
             far_reader, far_writer = await asyncio.open_connection(*self._target)
+            self.answers[number] = 0
             try:
                 both = [
                     asyncio.create_task(self._copy(reader, far_writer)),
-                    asyncio.create_task(self._copy(far_reader, writer, answers=True)),
+                    asyncio.create_task(self._copy(far_reader, writer, answers=number)),
                 ]
                 try:
                     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -81,10 +85,13 @@ class Proxy:
         finally:
             writer.transport.abort()
             self._pipes.discard(task)
+            self.answers.pop(number, None)
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False) -> None:
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: int = 0) -> None:
         try:
             while data := await reader.read(65536):
+                if answers in self.answers:
+                    self.answers[answers] += 1
                 if not (answers and self.mute):
                     writer.write(data)
                     await writer.drain()

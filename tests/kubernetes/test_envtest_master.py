@@ -15,7 +15,7 @@ import pytest
 import nomad
 from nomad.kubernetes import names, paths
 from nomad.master.views import PipelineView
-from nomad.settings import Heartbeats, Reconcile
+from nomad.settings import Reconcile
 from tests.kubernetes.cluster.envtest import Envtest, Request
 from tests.kubernetes.masters import Host, World, container, init_objects, world
 from tests.kubernetes.proxy import Proxy
@@ -162,7 +162,10 @@ async def test_pods_of_a_leader_that_hangs_come_to_the_next_one(there: tuple[Wor
         async with asyncio.timeout(30):
             while await listed(here) != ["master-b"]:
                 await asyncio.sleep(0.1)
-        await asyncio.sleep(2 * Heartbeats().word)  # all have heard a word
+        heard = dict(service.answers)
+        async with asyncio.timeout(30):  # until all have heard a word: there is nothing else to be said
+            while any(service.answers.get(one, count + 2) < count + 2 for one, count in heard.items()):
+                await asyncio.sleep(0.1)
         first.process.send_signal(signal.SIGSTOP)
         stopped = time.monotonic()
         await here.until(lambda: second.leads)
