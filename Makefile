@@ -1,7 +1,7 @@
 # Needs make and Python 3.11 or newer, nothing else: each goal sets up what it needs, once, in .venv.
 #
 #   make demo     a face-recognition pipeline over an edge, a fog and a cloud node, for half a minute
-#   make test     the tests, and what they run of the code; PYTEST_ARGS=--no-cov leaves that out, which is faster
+#   make test     the tests, in two processes; PYTEST_ARGS=--cov shows their coverage, too
 #   make test-kubernetes  the tests on Kubernetes: an API server alone (test-kubernetes-api), and with nodes
 #                 (test-kubernetes-nodes): a thousand faked ones, and a real cluster of three that it brings up (as root
 #                 on Debian; the first time that takes 15 minutes more). With KUBECONFIG set, the cluster that it
@@ -36,7 +36,7 @@ demo: $(STAMPS)/examples
 
 test: $(STAMPS)/examples $(STAMPS)/test
 	@echo "Left out: the tests marked 'slow', and those marked 'kubernetes', which 'make test-kubernetes' runs."
-	$(BIN)/python -m pytest -m "not slow and not kubernetes" --cov -n 3 --dist worksteal --durations=10 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not kubernetes" -n 2 --dist worksteal --durations=10 $(PYTEST_ARGS)
 
 # Each of the two remembers by itself what failed: `make test-kubernetes-api PYTEST_ARGS=--last-failed`.
 test-kubernetes: test-kubernetes-api test-kubernetes-nodes
