@@ -50,6 +50,9 @@ Each is a round of measuring: a change shows in the second or third one after it
 QUICKEST, SLOWEST = 0.1, 60.0
 """Seconds between two heart-beats that a pod may be told."""
 
+LEAST_BETWEEN = 1e-3
+"""Seconds; two counts of a pod that are said to be closer aren't believed."""
+
 WITHIN_LEAST, WITHIN_MOST = 0.1, 600.0
 """Seconds of silence that a word may allow."""
 
@@ -251,11 +254,13 @@ class PodStats:
     """When this was counted, in seconds of a clock of the process's machine that never goes back."""
 
     def seconds_since(self, before: PodStats) -> float | None:
-        """Between two counts of a process, wherever they were held up on their way; None where it doesn't say."""
+        """Between two counts of a process, wherever they were held up on their way; None where it doesn't say, or says
+        what can't be: by next to nothing a rate would be without bounds.
+        """
         if self.at is None or before.at is None:
             return None
         seconds = self.at - before.at
-        return seconds if 0 < seconds < math.inf else None
+        return seconds if LEAST_BETWEEN <= seconds < math.inf else None
 
 
 def pack(message: dict[str, Any]) -> bytes:
@@ -277,6 +282,9 @@ def heartbeat(stats: PodStats, error: dict[str, str] | None) -> dict[str, Any]:
     links = [{name: value for name, value in link.items() if value or isinstance(value, float)} for link in stats.links]
     return {"type": "heartbeat", "stats": told | {"links": links}, "error": error}
 
+
+HEARTBEAT_HEAD = b"\x83\xa4type\xa9heartbeat"
+"""How those begin that `heartbeat` makes, packed."""
 
 _PLAIN = {name: value for name, value in asdict(PodStats()).items() if name != "links"}
 

@@ -71,6 +71,9 @@ class Changes:
     nodes: set[str] = field(default_factory=set)
     """Of which, or of a link to or from which, something has."""
 
+    def __bool__(self) -> bool:
+        return bool(self.pipelines or self.nodes)
+
     def concern(self, pipeline: str, nodes: Iterable[str]) -> bool:
         """A pipeline that runs on these nodes."""
         return pipeline in self.pipelines or not self.nodes.isdisjoint(nodes)

@@ -36,6 +36,14 @@ from nomad.transport.trunk import carries
 
 log = logging.getLogger(__name__)
 
+GATHER = 0.1
+"""Seconds that heart-beats wait for one another where pods are asked for few: worked off together they cost half as
+much. Whatever else is said is heard at once, and after the heart-beats that came before it.
+"""
+
+GATHERED_BYTES = 1 << 20
+"""More of them don't wait."""
+
 MAX_ERROR = 2_000
 """Characters of a pod's refusal that are passed on."""
 
@@ -164,6 +172,10 @@ class PodPort:
         """By the name of the process, kind included."""
         self._numbers = itertools.count(1)
         self._outputs: dict[str, Fanout[bytes]] = {}
+        self._beats: list[tuple[Channel, bytes]] = []
+        """Heart-beats that wait."""
+        self._beats_bytes = 0
+        self._beats_due: asyncio.TimerHandle | None = None
 
     async def listen(self, address: str) -> str:
         """Bind; the address that pods should dial. Raises `TransportError`."""
@@ -190,6 +202,7 @@ class PodPort:
         await self._gathered.close()
         if self._listener is not None:
             await self._listener.close()
+        self._take_beats()
 
     @property
     def waiting(self) -> Collection[str]:
@@ -290,11 +303,12 @@ class PodPort:
                     if carries(frame):
                         self._carried(channel, frame)
                     else:
-                        self._receive(channel, control.unpack(bytes(frame[0])))
+                        self._hear(channel, bytes(frame[0]))
                 frames = await conn.recv()
         except (ValueError, TypeError) as exc:
-            log.warning("%s is cut off, it said something that isn't valid: %s", channel.pod or name, exc)
+            _cut_off(channel, exc)
         finally:
+            self._take_beats()
             channel.end()
             self._gathered.ended(conn)
             self._dismiss(channel)
@@ -316,6 +330,7 @@ class PodPort:
 
     def _admit(self, channel: Channel, hello: dict[str, Any]) -> bool:
         """Let a process in that has proved who it is; False when nobody wants it any more."""
+        self._take_beats()
         name, assigned = channel.name, hello.get("assigned") is True
         if (guests := self._guests_of(name)) is not None:
             if before := self._visiting.get(name):
@@ -366,6 +381,32 @@ class PodPort:
         for channel in told:
             channel.tell({"type": "pace", "seconds": self._pace.seconds})
 
+    def _hear(self, channel: Channel, data: bytes) -> None:
+        """Raises `ValueError` and `TypeError` when it isn't valid."""
+        if self._pace.seconds == control.HEARTBEAT or not data.startswith(control.HEARTBEAT_HEAD):
+            self._take_beats()
+            self._receive(channel, control.unpack(data))
+            return
+        self._beats.append((channel, data))
+        self._beats_bytes += len(data)
+        if self._beats_bytes > GATHERED_BYTES:
+            self._take_beats()
+        elif self._beats_due is None:
+            self._beats_due = asyncio.get_running_loop().call_later(GATHER, self._take_beats)
+
+    def _take_beats(self) -> None:
+        """Hear the heart-beats that wait."""
+        if self._beats_due is not None:
+            self._beats_due.cancel()
+            self._beats_due = None
+        beats, self._beats, self._beats_bytes = self._beats, [], 0
+        for channel, data in beats:
+            try:
+                self._receive(channel, control.unpack(data))
+            except (ValueError, TypeError) as exc:
+                _cut_off(channel, exc)
+                channel.end()
+
     def _receive(self, channel: Channel, message: dict[str, Any]) -> None:
         pod, operator = channel.pod, channel.pod.rpartition("-e")[0]
         match message["type"]:
@@ -413,3 +454,7 @@ class PodPort:
     def _tell(self, pod: str, message: dict[str, Any]) -> bool:
         channel = self._channels.get(pod)
         return channel is not None and channel.tell(message)
+
+
+def _cut_off(channel: Channel, exc: Exception) -> None:
+    log.warning("%s is cut off, it said something that isn't valid: %s", channel.pod or channel.name, exc)

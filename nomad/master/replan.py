@@ -39,7 +39,7 @@ ROUND = 0.5
 """Seconds between two looks at the least: each pod's heart-beats come twice a second at the most."""
 
 
-SHARE, BURST = 0.02, 2.0
+SHARE, BURST = 0.01, 2.0
 """Of one core, what looking may take in the long run, and seconds of it that may be taken at once. Where there are
 hundreds of pipelines or nodes they are looked at less often, sooner where something has changed.
 """
@@ -237,7 +237,8 @@ class Replanner:
         )
         self._changed |= self._missed
         self._missed.clear()
-        self._changed |= {id: None for id, wanted in there.items() if changes.concern(id, _nodes(wanted))}
+        if changes:
+            self._changed |= {id: None for id, wanted in there.items() if changes.concern(id, _nodes(wanted))}
         self._known.update(there)
 
     def _in_turn(self) -> Iterator[tuple[str, DesiredPipeline]]:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from nomad import control
+from nomad.control import PodStats
 from nomad.delivery.driver import shake_dialer
 from nomad.errors import DeliveryError, TransportError
+from nomad.master import pods
 from nomad.master.observe import Observer
 from nomad.master.pace import Pace
 from nomad.master.pods import Channel, PodPort
@@ -169,6 +171,63 @@ async def test_guests_are_handed_on(here: Here) -> None:
     say(second, type="nonsense")
     await until(lambda: not agents.there)
     assert not here.observed.pods
+
+
+def test_heart_beats_are_known_by_how_they_begin() -> None:
+    for error in (None, {"type": "E", "message": "m", "traceback": "t"}):
+        for stats in (PodStats(), PodStats(received=3, links=[{"link": "p:a>b"}], at=1.5)):
+            assert control.pack(control.heartbeat(stats, error)).startswith(control.HEARTBEAT_HEAD)
+
+
+async def test_heart_beats_of_many_pods_wait_for_one_another_and_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pods, "GATHER", 3600.0)
+    here = Here(heartbeats=replace(Heartbeats(), most=1.0))
+    here.address = await here.port.listen("inproc:")
+
+    def beat(conn: Connection, received: int) -> None:
+        conn.write([(control.pack(control.heartbeat(PodStats(received=received), None)),)])
+
+    def received(name: str) -> int:
+        return here.state(f"p.{name}-e1").stats.received
+
+    async def waiting(count: int) -> None:
+        await until(lambda: len(here.port._beats) == count)
+
+    try:
+        conns = {}
+        for name in ("a", "b"):
+            here.pods[name] = f"p.{name}-e1"
+            conns[name] = await here.dial(name, assigned=True)
+        await until(lambda: here.pace.seconds > control.HEARTBEAT and here.port.connections["direct"] == 2)
+        beat(conns["a"], 1)
+        beat(conns["b"], 2)
+        await waiting(2)
+        assert (received("a"), received("b")) == (0, 0)
+        here.port._take_beats()
+        assert (received("a"), received("b")) == (1, 2)
+        beat(conns["a"], 3)
+        await waiting(1)
+        say(conns["b"], type="leaving")
+        await until(lambda: here.state("p.b-e1").leaving)
+        assert received("a") == 3, "what came before is heard before"
+        beat(conns["a"], 4)
+        conns["b"].write([(control.HEARTBEAT_HEAD + b"nonsense",)])
+        beat(conns["b"], 5)
+        await waiting(3)
+        conns["a"].abort()
+        await until(lambda: here.state("p.a-e1").connection is None)
+        assert received("a") == 4, "also the last words"
+        await until(lambda: here.state("p.b-e1").connection is None)
+        monkeypatch.setattr(pods, "GATHERED_BYTES", 0)
+        again = await here.dial("a", assigned=True)
+        beat(again, 6)
+        await until(lambda: received("a") == 6)
+    finally:
+        for conn in here.dialed:
+            conn.abort()
+        await here.port.close()
 
 
 async def test_pods_are_told_how_often_to_send_heart_beats() -> None:
