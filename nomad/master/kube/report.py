@@ -34,7 +34,7 @@ GATHER = 0.2
 EVERY = 10.0
 """Seconds between looks at what changes without events. They ask for nothing."""
 
-MOST = 50
+MOST = 25
 """Pipelines that are looked at each time, in turn."""
 
 LATENCY_EVERY = 60.0
