@@ -47,7 +47,10 @@ def listen_at(requested: Requested, observed: Observed, *, overdue: float) -> fl
     for pipeline in requested.pipelines.values():
         for op in pipeline.operators.values():
             state = observed.pods.get(op.pod or "")
-            if state is not None and op.ready and not op.silent and (first is None or heard_at(state) < first):
+            nobodys = op.away or op.kill_by is not None
+            if state is None or not op.ready or op.silent or nobodys:
+                continue
+            if first is None or heard_at(state) < first:
                 first = heard_at(state)
     return None if first is None else first + overdue
 

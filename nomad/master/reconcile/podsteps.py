@@ -225,8 +225,9 @@ class PodSteps:
             cause, reason = "upgrade", "its pod is out of date"
             busy = self.id in self.upgrading or len(self.upgrading) >= settings.upgrades_at_once
             if busy or wanted.orders or not all(self._ready(other) for other in self.operators.values()):
-                # Another one's turn; what ends it is seen. Only one that is about to begin may come to nothing.
-                self.wake(self.now + settings.retry if self.upgrading - {self.id} else None)
+                # Another one's turn; what ends it is seen. Only one that is about to begin may come to nothing, be it
+                # of this pipeline.
+                self.wake(self.now + settings.retry if busy and not wanted.orders else None)
                 return op
         backoff = settings.upgrade_backoff if cause == "upgrade" else settings.relieve_backoff
         pause = backoff.delay(op.relieves)

@@ -442,3 +442,8 @@ def test_pipelines_are_brought_up_to_date_a_few_at_a_time() -> None:
     assert [(a.operator, a.cause, a.node) for a in decision.actions if isinstance(a, Relieve)] == [
         ("source", "upgrade", "edge")
     ]
+    world.desired.pipelines["q"].orders.clear()
+    world.now += 0.1
+    assert world.step().wake_at == world.now + SETTINGS.retry, "nothing may have come of it, which nobody says"
+    world.now += SETTINGS.upgrade_backoff.first
+    assert [a.operator for a in world.step().actions if isinstance(a, Relieve)] == ["source"]

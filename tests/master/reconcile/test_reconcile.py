@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nomad.control import Shape
+from nomad.master.reconcile import listen_at
 from nomad.master.reconcile.actions import (
     Action,
     AskStop,
@@ -272,6 +273,17 @@ def test_silence_is_noted_and_nothing_is_ended_for_it(working: World) -> None:
     assert working.step().actions == ()
     working.state("square").heartbeat_at = working.now
     assert of(Hearing, working) == [Hearing("p", "square", "p.square-e1", False)]
+
+
+def test_a_pod_on_a_lost_node_is_not_listened_to(working: World) -> None:
+    working.observed.nodes["edge"] = NodeInfo("edge", ready=False)
+    working.step()
+    working.now += OVERDUE - 1
+    for name in ("square", "sink"):
+        working.state(name).heartbeat_at = working.now
+    decision = working.step()
+    assert decision.listen_at == working.now + OVERDUE
+    assert listen_at(working.requested, working.observed, overdue=OVERDUE) == decision.listen_at, "the source is away"
 
 
 def test_a_lost_connection_is_no_end(working: World) -> None:
@@ -658,6 +670,10 @@ def check(world: World, epochs: dict[str, int]) -> None:
     assert world.decide().actions == (), "a step that was taken over asks for nothing more"
     assert world.decide().requested == world.requested
     assert decision.wake_at is None or decision.wake_at > world.now
+    if decision.listen_at is not None:
+        listened = listen_at(world.requested, world.observed, overdue=OVERDUE)
+        assert listened is not None
+        assert listened <= decision.listen_at, "what a step listens to is listened to until the next one"
     for action in decision.actions:
         if isinstance(action, Start):
             assert before.get(action.operator) is None or before[action.operator].pod is None
