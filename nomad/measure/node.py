@@ -223,10 +223,14 @@ class NodeAgent:
             known = smooth(known, await self._calibrated(self._clock, SHORT_ROUNDS), self._clock.now())
 
     async def _report(self) -> None:
+        waited = 0.0
         while True:
-            await self._clock.sleep(self._pace)
+            await self._clock.sleep(REPORT_SECONDS)
             self._agent.close_idle()
-            self._say(self._state())
+            waited += REPORT_SECONDS
+            if waited >= self._pace:  # which may have become quicker meanwhile: its master waits no longer than that
+                waited = 0.0
+                self._say(self._state())
 
     def _state(self) -> dict[str, Any]:
         speed, cores, memory = self._speed, self._busy.free(), memory_free_mb()

@@ -279,11 +279,13 @@ async def test_an_agent_reports_at_the_pace_that_it_is_told_until_it_connects_an
         conns[0].write([(control.pack({"type": "pace", "seconds": remote.PACES[1]}),)])
         await counted(remote.PACES[1])  # the pause that it was in
         assert 9 <= await counted(90) <= 13
+        conns[0].write([(control.pack({"type": "pace", "seconds": remote.PACES[-1]}),)])
+        await counted(remote.PACES[1])  # now it is in a long one
         conns[0].abort()
         async with asyncio.timeout(DEADLINE):
             while len(conns) < 2:
                 await counted(1)
-        await counted(remote.PACES[1])
+        assert await counted(remote.SILENT * remote.REPORT_SECONDS - 1) >= 2, "its new master knows no other pace"
         assert 18 <= await counted(90) <= 22, "a few more when it is calibrated"
     finally:
         agent.cancel()
