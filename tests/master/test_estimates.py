@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,15 @@ import pytest
 
 from nomad.cli.common import duration, estimate
 from nomad.control import Shape
+from nomad.master.observe import Observer
+from nomad.master.pace import Pace
+from nomad.master.state import Observed
 from nomad.master.views import EstimateView
+from nomad.measure.book import Book
 from nomad.runtime.base import LinkInfo
+from nomad.settings import Heartbeats
 from nomad.topology import Topology
+from tests.clock import VirtualClock
 from tests.master.fakepods import Cluster
 
 PROFILE = [{}, {"cloud_execution_time": 0.5, "output_msg_size": 100}, {}]
@@ -37,6 +44,17 @@ async def beats(cluster: Cluster, count: int) -> None:
         )
         await cluster.until(lambda n=done: cluster.operator("square").stats.processed == n)
         await cluster.clock.advance(0.5)
+
+
+@pytest.mark.parametrize("at", [0.5, 0.0, -1.0, 5e-324, math.inf, math.nan, None])
+async def test_a_rate_is_that_of_the_clock_of_a_pod_where_that_can_be(at: float | None) -> None:
+    observed, clock = Observed(), VirtualClock()
+    observer = Observer(observed, Book(), clock, lambda: None, Pace(Heartbeats(), clock))
+    for number in range(4):
+        stats = {"processed": 5 * number} | ({} if at is None else {"at": at * number})
+        observer.said("p.f-e1", "p.f", {"type": "heartbeat", "stats": stats})
+        await clock.advance(0.5)
+    assert observed.pods["p.f-e1"].rate == pytest.approx(10)
 
 
 async def test_heartbeats_become_estimates_in_views_and_metrics(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_heart_beats_that_come_late_and_all_at_once_are_no_burst(told: bool) -> 
     assert (value(found.busy) == pytest.approx(0.1)) == told
 
 
-@pytest.mark.parametrize("at", [math.nan, math.inf, -1.0, 0.0])
+@pytest.mark.parametrize("at", [math.nan, math.inf, -1.0, 0.0, 5e-324])
 def test_a_clock_that_goes_nowhere_isnt_counted_on(at: float) -> None:
     book = Book()
     for number in range(4):
