@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from operator import attrgetter
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -39,11 +41,18 @@ COUNTERS = (
 )
 """Fields of `PodStats` that are added up over an operator's processes; the others are of the present one."""
 
+UNREAL = float(1 << 63)
+"""No number that a pod counts comes to this. Larger ones, which text can give, are none that can be divided or written
+down, and an infinite one couldn't be read again by the next master.
+"""
+
 MAX_TEXT = 20_000
 """Characters of an error's text that are kept."""
 
 _STATS = TypeAdapter(PodStats)
 _LINKS = TypeAdapter(list[DataLinkView])
+_STATS_NUMBERS = attrgetter(*(name for name, value in asdict(PodStats()).items() if type(value) in (int, float)))
+_LINK_NUMBERS = attrgetter("peer_epoch", "unsettled_messages", "unsettled_bytes")
 _ENDS = TypeAdapter(list[LinkStatus])
 _CALLED = TypeAdapter(Called)
 
@@ -211,6 +220,8 @@ class Observer:
             stats, links = _STATS.validate_python(given), _LINKS.validate_python(said)
         except ValidationError as exc:
             raise ValueError(f"a heart-beat without valid stats: {exc.errors()[0]['msg']}") from None
+        if not (_real(_STATS_NUMBERS(stats)) and all(_real(_LINK_NUMBERS(link)) for link in links)):
+            raise ValueError("a heart-beat with numbers that can't be")
         now = self._clock.now()
         last = state.heartbeat_at
         if last is not None and now > last:
@@ -270,6 +281,10 @@ def added(before: PodStats, now: PodStats) -> PodStats:
     """Counters of an operator over its processes: those of ended ones plus those of the present one."""
     sums = {name: getattr(before, name) + getattr(now, name) for name in COUNTERS}
     return replace(now, **sums, last_output=before.last_output if now.last_output is None else now.last_output)
+
+
+def _real(numbers: Collection[float]) -> bool:
+    return -UNREAL < min(numbers) <= max(numbers) < UNREAL and not math.isnan(sum(numbers))
 
 
 def _status(message: dict[str, Any]) -> tuple[str, dict[tuple[str, str], LinkStatus], Called]:

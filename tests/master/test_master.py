@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -754,7 +755,11 @@ async def test_requests_to_pods_that_do_not_answer(cluster: Cluster) -> None:
         {"type": "ready", "address": 7, "pid": 1},
         {"type": "ready", "address": None, "pid": "x"},
         {"type": "heartbeat", "stats": {"processed": "many"}},
+        {"type": "heartbeat", "stats": {"processed": "9" * 400}},
+        {"type": "heartbeat", "stats": {"cpu": math.inf}},
+        {"type": "heartbeat", "stats": {"busy_seconds": math.nan}},
         {"type": "heartbeat", "stats": {"links": [{"link": 3}]}},
+        {"type": "heartbeat", "stats": {"links": [{"link": "l", "direction": "in", "unsettled_bytes": "9" * 400}]}},
         {"type": "heartbeat"},
         {"type": "failed", "error": "no map"},
         {"type": "outputs", "items": 3, "skipped": 0},
