@@ -406,6 +406,9 @@ class PodPort:
             except (ValueError, TypeError) as exc:
                 _cut_off(channel, exc)
                 channel.end()
+            except Exception:  # a mistake of ours with one pod must not silence the others
+                log.exception("what %s said can't be taken in", channel.pod)
+                channel.end()
 
     def _receive(self, channel: Channel, message: dict[str, Any]) -> None:
         pod, operator = channel.pod, channel.pod.rpartition("-e")[0]
