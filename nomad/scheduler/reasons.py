@@ -125,6 +125,8 @@ def _lost(
         why = f"moved alone to {there} it would break {_broken(instance, chosen, op, first[2])}"
     elif first[0] > latency * (1 + 1e-9):
         why = f"on {there} the latency would be {milliseconds(first[0])}, {milliseconds(first[0] - latency)} more"
+    elif first[0] < latency * (1 - 1e-9):  # of a placement that isn't the best: it runs already, or is somebody's wish
+        why = f"on {there} the latency would be {milliseconds(first[0])}, {milliseconds(latency - first[0])} less"
     else:
         why = f"on {there} the latency would be no less ({milliseconds(first[0])}); ties go by finish, then by name"
     text = f"{milliseconds(latency)} with it on {here}; {why}"

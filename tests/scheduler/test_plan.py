@@ -234,6 +234,11 @@ def test_the_example_of_the_documentation() -> None:
     assert detect["runner_up"]["node"] == "cloud"
     assert detect["runner_up"]["latency"] == pytest.approx(0.004 + 0.4 / 5 + 0.045 + 0.01 + 0.000125)
     assert "more" in detect["text"]
+    # The same pipeline as it may run already, not where it would be quickest.
+    worse = Planner(small_problem()).describe({**answer["placement"], "detect": "cloud"})
+    assert worse is not None
+    saved = (worse["latency"] - answer["latency"]) * 1e3
+    assert f"on fog the latency would be 129.3 ms, {saved:.4g} ms less" in worse["reasons"]["detect"]["text"]
 
 
 def test_direct_routes_are_single_links() -> None:
