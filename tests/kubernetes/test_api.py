@@ -173,10 +173,10 @@ async def test_logs_that_are_followed_leave_connections_for_all_others(api: Api,
 async def test_a_watch_that_gets_no_connection_says_so(
     api: Api, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "WAIT", 0.05)
-    async with asyncio.timeout(20), AsyncExitStack() as stack:
+    async with asyncio.timeout(30), AsyncExitStack() as stack:
         for _ in range(CONNECTIONS):
             await begun(stack, api, follow=False)
+        monkeypatch.setattr(client, "WAIT", 0.05)
         with pytest.raises(ApiUnavailable, match="no connection to .* in time: GET /things"):
             await anext(api.watch("/things", None, "1"))
 
