@@ -57,6 +57,8 @@ class Handoff:
         """Seconds of waiting for `slowdown`, which aren't the function's."""
         self.items: list[Any] = []
         """Values that wait to be taken, oldest first. Only `take` removes any."""
+        self.birth = 0
+        """`time.time_ns` when the oldest of the values taken last was made, or a little earlier."""
         self._births: deque[tuple[int, int]] = deque()
         """Number of a value, from 0, and when it was made; it stands for those up to the next, see `PRECISE`."""
         self._made = 0
@@ -73,14 +75,6 @@ class Handoff:
         self._full = False
         self._space = threading.Event()
         self._async_space: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-
-    @property
-    def birth(self) -> int:
-        """`time.time_ns` when the oldest value that waits was made, or a little earlier."""
-        births = self._births
-        while len(births) > 1 and births[1][0] <= self._taken:
-            births.popleft()
-        return births[0][1]
 
     # -- in the thread
 
@@ -144,7 +138,11 @@ class Handoff:
     def take(self, most: int | None = None) -> list[Any]:
         """Up to `most` values, oldest first."""
         self._signalled = False
-        items = self.items
+        items, births = self.items, self._births
+        if items:
+            while len(births) > 1 and births[1][0] <= self._taken:
+                births.popleft()
+            self.birth = births[0][1]
         count = len(items) if most is None or most > len(items) else most
         taken = items[:count]
         del items[:count]

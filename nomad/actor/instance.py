@@ -81,6 +81,8 @@ class Instance:
         self.actor.halted = self._met
         if isinstance(self.actor, Operator):
             self.actor.reruns.noted = self._met
+            for inlink in self._ins.values():
+                inlink.one = self.actor.one
 
     async def setup(self) -> None:
         """Let the user's object load what it needs, in the function's thread. Raises `SetupFailed`."""

@@ -72,7 +72,8 @@ class Journal:
 
     def slot(self, lane: int) -> tuple[memoryview, int] | None:
         """Where one store of its origin marks a message whose path is empty. None when `mark` is needed."""
-        word = self._valid(lane) // _WORD
+        block = lane * _LANE
+        word = (block + _WORD + (self._words[block // _WORD] & 1) * _SLOT) // _WORD
         return (self._words, word) if self._words[word + 1] == 0 else None
 
     def close(self) -> None:

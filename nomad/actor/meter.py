@@ -63,6 +63,20 @@ class Meter:
         if self.tap is not None:
             self.tap(values)
 
+    def one(self, seconds: float, birth: int, value: Any) -> None:
+        """`called`, `emitted` and `worked` for one message, of which came `value`."""
+        stats = self.stats
+        stats.processed += 1
+        self.busy += seconds * self.slowdown
+        if value is not None:
+            stats.emitted += 1
+            self.last = value
+            if self.tap is not None:
+                self.tap([value])
+        if birth:
+            now = time.time_ns()
+            self._samples.append((now / 1e9, (now - birth) / 1e9 if now > birth else 0.0))
+
     def failed(self, error: BaseException, *, retried: bool) -> None:
         """A call raised."""
         self.stats.failed += 1

@@ -29,12 +29,7 @@ from nomad.delivery.receiver import Batch
 from nomad.errors import NomadError, PayloadError, describe, message_of
 from nomad.pipeline import Kind, OnError, OperatorSpec
 from nomad.setaside import SetAside
-
-INLINE_SPAN = 0.002
-"""Seconds of inline calls after which the loop gets its turn."""
-
-THREAD_SPAN = 0.01
-"""Seconds of calls that are handed to the thread at a time."""
+from nomad.transport.base import Buffer
 
 HOLD_MOST = 0.5
 """Seconds that an instance which takes another's place may need to catch up before it is heard all the same."""
@@ -127,8 +122,6 @@ class Operator:
         """Lane and position of the newest input for which a generator has yielded something, and how many results."""
         self._parked = False
         """`run` waits, nothing of it is under way, and nobody has told it to go on."""
-        self._chunk_size = 1
-        """Messages whose calls take about as long as may go by before others get their turn; 1 until that is known."""
         self._rest: _Rest | None = None
         self._unkept: list[tuple[Chunk, int, PayloadError]] = []
         """Messages with a result that can't be sent, while this instance may set nothing aside."""
@@ -214,6 +207,72 @@ class Operator:
             or self._successor
         ):
             self._go_on()
+
+    def one(self, head: Buffer, now: float) -> bool:
+        """Receive a frame that came alone and work it off, if it is one message for a function that runs inline.
+
+        False if not: nothing was done. It is what `InLink`, `wake` and those below do for any batch, without all that
+        needn't be asked for one message on a quiet link: each further function costs a microsecond or so when the
+        caches are cold, and the next operator often waits for the same processor. What turns out not to be usual goes
+        the usual way.
+        """
+        receiver, out, journal = self._in.receiver, self._out, self._journal
+        if (
+            not self._parked
+            or not self.mode.inline
+            or self._left is not None
+            or self._successor
+            or self._role is not Role.ACTIVE
+            or self.set_aside.kept
+            or self._meter.slowdown > 1.0
+            or (out.spare < 1 and out.room < 1)
+            or (batch := receiver.receive_one(head, now)) is None
+        ):
+            return False
+        lane, origin, birth, error, result = batch.lane, batch.last.origin, batch.birth, None, None
+        page, number = (None, 0) if journal is None else (journal.slot(lane) or (None, -1))
+        try:
+            (value,) = self._codec.decode(batch.body)
+        except (PayloadError, ValueError):
+            number = -1
+        if number < 0:
+            receiver.inbox.append(batch)
+            self.wake()
+            return True
+        self._parked = False
+        started = time.perf_counter()
+        try:
+            result = self._function(value)
+            if page is not None:
+                page[number] = origin
+        except BaseException as exc:  # noqa: BLE001 - it is the user's function that raised, whatever it is
+            error = exc
+        seconds = time.perf_counter() - started
+        try:
+            if error is None and (result is None or not out.links or out.emit_one(result, lane, origin, birth)):
+                self.mode.observe(1, seconds)
+                self._meter.one(seconds, birth, result)
+                newest = self._called_for.get(lane)
+                self._meter.disorder += newest is not None and batch.last <= newest
+                self._called_for[lane] = batch.last
+                batch.done(out.numbered)
+                if result is None or not out.links:
+                    self._settle()
+            else:
+                chunk, self._batch = Chunk([value], batch.places, birth), batch
+                if error is None:
+                    self._emit(chunk, 0, [result])
+                rest = self._called(chunk, 0, 1, seconds, error)
+                if error is None and not self._unkept:
+                    self._worked(chunk)
+                else:
+                    self._rest = rest
+        except Exception as exc:  # noqa: BLE001 - whatever it is, `run` raises it
+            self._broken = exc
+        self._parked = True
+        if self._rest is not None or self._broken is not None:
+            self._go_on()
+        return True
 
     def _go_on(self) -> None:
         """Let `run` go on, if it waits."""
@@ -302,7 +361,7 @@ class Operator:
             meter.paused = False
             return None
         size = self._out.spare
-        if size < self._chunk_size:
+        if size < self.mode.chunk:
             size = self._out.room
         if size <= 0:
             meter.paused = True
@@ -321,8 +380,8 @@ class Operator:
             left = Chunk(values, places, batch.birth)
             if batch.skip:
                 left = left.cut(batch.skip, count)
-        if self._chunk_size < size:
-            size = self._chunk_size
+        if self.mode.chunk < size:
+            size = self.mode.chunk
         if self.set_aside.kept and self.set_aside.covers(left.places.lane, left.places.origins[0]):
             size = 1
         count = len(left.values)
@@ -387,9 +446,6 @@ class Operator:
         if calls:
             self.mode.observe(calls, seconds)
             self._meter.called(calls, seconds)
-            each = self.mode.service_time
-            span = INLINE_SPAN if self.mode.inline else THREAD_SPAN
-            self._chunk_size = max(1, min(BATCH_MESSAGES, int(span / each) if each else BATCH_MESSAGES))
         return _Rest(chunk, at + calls, error, self._meter.stretch(seconds if unpaid is None else unpaid))
 
     def _call_inline(self, chunk: Chunk, at: int) -> _Rest:

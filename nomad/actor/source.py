@@ -7,7 +7,6 @@ it made is settled, so that nothing of it is left to be lost. From there it can 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -168,10 +167,9 @@ class Source:
                 while not (out.finished and not out.items):
                     await out.wait()
                     await self._until(lambda: not self._rests)
-                    birth = out.birth if out.items else 0
                     values = [v for v in out.take() if v is not None]
                     if self._role is not Role.RETIRED:
-                        self._send(values, birth)
+                        self._send(values, out.birth)
             finally:
                 self._handoff = None
             if self._role is Role.RETIRED:
@@ -218,22 +216,18 @@ class Source:
                 room = self._out.spare
                 if room < len(out.items) and (room := self._out.room) <= 0:
                     break
-                birth = out.birth
                 values = out.take(room)
                 if len(values) > 1 or values[0] is None:
                     values = [v for v in values if v is not None]
-                self._send(values, birth)
-                out.limit = self._limit(out.limit)
+                self._send(values, out.birth)
+                if size := self._out.output_bytes:
+                    # How far the generator may be ahead: doubled from 1, as far as the size of its values allows.
+                    out.limit = min(AHEAD, out.limit * 2, max(2, int(AHEAD_BYTES / size)))
         except Exception as exc:  # noqa: BLE001 - whatever it is, `run` raises it
             self._broken = exc
         self._meter.paused = bool(out.items)
         if self._broken is not None or (out.finished and (not out.items or self._role is Role.RETIRED)):
             self._wake.set()
-
-    def _limit(self, limit: int) -> int:
-        """How far the generator may be ahead: doubled from 1, as far as the size of its values allows."""
-        size = self._out.output_bytes
-        return min(AHEAD, limit * 2, max(2, int(AHEAD_BYTES / size))) if size else limit
 
     def _send(self, values: list[Any], birth: int) -> None:
         if not values:
@@ -242,11 +236,10 @@ class Source:
         self._origin += len(values)
         if self._origin >= self._end:
             raise SourceFailed("it has sent all messages that one instance can count, and starts anew")
-        places = Places(0, range(first, first + len(values)))
-        unsendable = self._out.emit(values, places, birth or time.time_ns())
+        if len(values) > 1 or not self._out.emit_one(values[0], 0, first, birth):
+            for bad in self._out.emit(values, Places(0, range(first, first + len(values))), birth):
+                self._refuse(bad.error)
         self._meter.emitted(values)
-        for bad in unsendable:
-            self._refuse(bad.error)
 
     def _refuse(self, error: PayloadError) -> None:
         """A source has no input to set aside: what it made and can't be sent is counted and shown."""

@@ -36,7 +36,10 @@ _PATHS = 2
 _BODY_PART = 4
 """The body of a DATA frame is its first part and not in the head."""
 
-_DATA_HEAD = struct.Struct("<BBHIQQQ")
+DATA_HEAD = struct.Struct("<BBHIQQQ")
+"""Kind, flags, lane, number of messages, sequence number, first origin, birth."""
+PLAIN = 0
+"""Flags of a DATA frame whose origins are consecutive, without paths, its body behind its head."""
 _ACK = struct.Struct("<BQQQQd")
 _RESUME = struct.Struct("<BQQQ")
 
@@ -150,7 +153,7 @@ def pack_data(seq: int, places: Places, birth: int, body: Buffer, buffers: Seque
     inline = len(body) <= INLINE_BODY
     if not inline:
         flags |= _BODY_PART
-    head = _DATA_HEAD.pack(DATA, flags, places.lane, len(origins), seq, origins[0], birth)
+    head = DATA_HEAD.pack(DATA, flags, places.lane, len(origins), seq, origins[0], birth)
     if inline:
         return (b"".join((head, *extra, body)), *buffers)
     return (b"".join((head, *extra)), body, *buffers)
@@ -236,12 +239,12 @@ def unpack(frame: Frame) -> AnyFrame:
 def unpack_data(frame: Frame) -> Data:
     """`unpack` of a frame that begins with `DATA`. Raises `ProtocolError` when it makes no sense."""
     head = frame[0]
-    if len(head) < _DATA_HEAD.size:
+    if len(head) < DATA_HEAD.size:
         raise ProtocolError(f"a frame of kind {DATA} has {len(head)} bytes")
-    _, flags, lane, count, seq, origin, birth = _DATA_HEAD.unpack_from(head)
+    _, flags, lane, count, seq, origin, birth = DATA_HEAD.unpack_from(head)
     if not count or lane >= LANES:
         raise ProtocolError(f"a data frame with {count} messages of lane {lane}")
-    at = _DATA_HEAD.size
+    at = DATA_HEAD.size
     origins: Sequence[int] = range(origin, origin + count)
     paths: list[bytes] | None = None
     if flags & _SPARSE:

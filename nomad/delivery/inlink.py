@@ -58,6 +58,8 @@ class InLink:
         self.receiver = receiver
         self.changed = changed
         """Called when a batch has arrived, or another connection has taken over."""
+        self.one: Callable[[bytes, float], bool] | None = None
+        """Called with a frame that came alone, and the time: whether it was received and worked off at once."""
         self.met: Callable[[], None] = nothing
         """Called when a sender, or its next instance, came or went."""
         self.key = key
@@ -213,7 +215,7 @@ class InLink:
             other.finish(ConnectionBroken(f"link {self.receiver.link}: replaced by a newer connection"))
         self.receiver.opened(line.epoch)
         self._line, self._raw, self._conn, self._end = line, line.raw, line.conn, line.end
-        line.raw.notify(self._arrived)
+        line.raw.notify(self._arrived, self._one)
         self.met()
 
     def _invite(self) -> None:
@@ -249,6 +251,14 @@ class InLink:
         if news:
             self.changed()  # first the work, then what the sender may wait for
         self.flush()
+
+    def _one(self, head: bytes) -> bool:
+        """A frame came alone over the connection in use."""
+        line = self._line
+        if line is None or self._end.done() or self.one is None:
+            return False
+        now = line.heard_at = self._clock.now()
+        return self.one(head, now)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -177,6 +177,20 @@ class OutLink:
                 self._send_tail(*self._tail)
         self._clogged.set()
 
+    def send_one(self, body: bytes, lane: int, origin: int, birth: int) -> bool:
+        """Send a batch of one message now, see `Sender.send_one`. False if that can't be: it wasn't submitted."""
+        conn = self._conn
+        if conn is None or self._tail is not None or not conn.writable:
+            return False
+        taken = self.sender.send_one(body, lane, origin, birth, self._clock.now())
+        if taken is None:
+            return False
+        try:
+            conn.write(taken)
+        except TransportError:
+            pass  # the reader of this connection sees the same and acts on it
+        return True
+
     def cut(self) -> None:
         """Break the present connection, as a fault would."""
         if self._conn is not None:

@@ -11,14 +11,14 @@ the inbox here and the replay buffer at the sender.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nomad.delivery import frames
-from nomad.delivery.frames import NOWHERE, Ack, Data, Position, position
+from nomad.delivery.frames import NOWHERE, Ack, Places, Position, position
 from nomad.delivery.states import Event, Machine, State
 from nomad.errors import Fenced, ProtocolError
-from nomad.transport.base import Frame
+from nomad.transport.base import Buffer, Frame
 
 ACK_DELAY = 0.02
 """Seconds that an acknowledgement may wait for more to acknowledge.
@@ -40,21 +40,48 @@ So that the first messages needn't wait for a round trip; the most that is held 
 class Batch:
     """Messages in the order in which the function must see them."""
 
-    __slots__ = ("birth", "body", "buffers", "last", "mark", "messages", "nbytes", "places", "skip", "start")
+    __slots__ = ("_places", "birth", "body", "buffers", "lane", "last", "mark", "messages", "nbytes", "skip", "start")
 
-    def __init__(self, data: Data, last: Position, skip: int, nbytes: int):
-        """`last`: the position of its last message. `nbytes`: what credit counts."""
-        self.start: int | None
-        self.start, self.places, self.birth, self.body, self.buffers = data
-        """`start`: its number in the present sender's counting; None for a batch of an earlier sender instance."""
+    def __init__(
+        self,
+        start: int,
+        lane: int,
+        last: Position,
+        places: Places | None,
+        birth: int,
+        body: Buffer,
+        buffers: Sequence[Buffer],
+        messages: int,
+        nbytes: int,
+    ):
+        """`last`: the position of its last message. `places`: None for a single one."""
+        self.start: int | None = start
+        """Its number in the present sender's counting; None for a batch of an earlier sender instance."""
+        self.lane = lane
         self.last = last
-        self.skip = skip
+        self._places = places
+        self.birth = birth
+        self.body = body
+        self.buffers = buffers
+        self.skip = 0
         """Messages at its head that were received before."""
-        self.messages = len(self.places.origins)
+        self.messages = messages
         self.nbytes = nbytes
         """These two count against the window; a batch of doubles weighs nothing."""
         self.mark: int | None = None
         """What came of it is among the first so many messages that the operator has sent; None before it is done."""
+
+    @property
+    def places(self) -> Places:
+        """Where its messages come from."""
+        if self._places is None:
+            origin, path = self.last
+            self._places = Places(self.lane, range(origin, origin + 1), [path] if path else None)
+        return self._places
+
+    def drop(self, skip: int) -> None:
+        """So many of its messages were received before."""
+        self.skip = skip
         if skip == self.messages:
             self.messages = self.nbytes = 0
             self.done(0)
@@ -188,7 +215,9 @@ class Receiver:
             nbytes += sum(map(len, data.buffers))
         received = self.received.get(places.lane, NOWHERE)
         last = position((origins[-1], b"" if paths is None else paths[-1]))
-        batch = Batch(data, last, places.up_to(received) if origins[0] <= received[0] else 0, nbytes)
+        batch = Batch(data.seq, places.lane, last, places, data.birth, data.body, data.buffers, count, nbytes)
+        if origins[0] <= received[0]:
+            batch.drop(places.up_to(received))
         if (
             self._held_messages
             and batch.messages
@@ -212,6 +241,43 @@ class Receiver:
             self.inbox.append(batch)
         return True
 
+    def receive_one(self, head: Buffer, now: float) -> Batch | None:
+        """The same, and the batch out of the inbox, for a frame with one message and nothing special about it.
+
+        None for any other, and where something else is to be worked off before or there is no credit: nothing has
+        changed then, and `receive` takes it. For messages that come one by one, on a quiet link.
+        """
+        if len(head) <= frames.DATA_HEAD.size:
+            return None
+        kind, flags, lane, count, seq, origin, birth = frames.DATA_HEAD.unpack_from(head)
+        received = self.received.get(lane)
+        nbytes = frames.BATCH_OVERHEAD + len(head) - frames.DATA_HEAD.size
+        if (
+            kind != frames.DATA
+            or flags != frames.PLAIN
+            or count != 1
+            or seq != self._seq
+            or not self._resumed
+            or received is None
+            or origin <= received[0]
+            or self.inbox
+            or self._held_messages >= self._window_messages
+            or self._held_bytes + nbytes > self._window_bytes
+        ):
+            return None
+        body = head[frames.DATA_HEAD.size :]
+        last = position((origin, b""))
+        batch = Batch(seq, lane, last, None, birth, body, (), 1, nbytes)
+        self._seq = seq + 1
+        self._bytes += nbytes
+        self._arrived_at = now
+        self.accepted += 1
+        self._held.append(batch)
+        self._held_messages += 1
+        self._held_bytes += nbytes
+        self.received[lane] = last
+        return batch
+
     def disconnected(self) -> None:
         """The connection is gone; what was received stays."""
         if self.machine.state in (State.HELLO, State.OPEN):
@@ -230,7 +296,7 @@ class Receiver:
         freed = False
         while self._held and (done := self._held[0].mark) is not None and done <= mark:
             batch = self._held.popleft()
-            self.settled[batch.places.lane] = batch.last
+            self.settled[batch.lane] = batch.last
             self._held_messages -= batch.messages
             self._held_bytes -= batch.nbytes
             self._freed_messages += batch.messages

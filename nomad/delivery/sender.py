@@ -271,6 +271,35 @@ class Sender:
         if self._resume is not None:
             self._take_over()
 
+    def send_one(self, body: bytes, lane: int, origin: int, birth: int, now: float) -> list[Frame] | None:
+        """`submit` and `take` in one, for a batch of one message, without a path, that may go at once.
+
+        None where something else is to go first, or no credit is left for another one like it: nothing has changed
+        then. For messages that come one by one, on a quiet link.
+        """
+        start, nbytes, samples = self.numbered, frames.BATCH_OVERHEAD + len(body), self.samples
+        end, bytes_end = start + 1, self._bytes + nbytes
+        if (
+            self.machine.state is not State.OPEN
+            or self._control
+            or self._resume is not None
+            or self._cursor != len(self._entries)
+            or end >= self._credit_messages
+            or bytes_end + nbytes > self._credit_bytes
+            or len(body) > frames.INLINE_BODY
+        ):
+            return None
+        frame = (frames.DATA_HEAD.pack(frames.DATA, frames.PLAIN, lane, 1, start, origin, birth) + body,)
+        self._bytes = bytes_end
+        self.numbered = self._sent = end
+        self._cursor += 1
+        self._entries.append(_entry((frame, start, end, nbytes, bytes_end, lane, position((origin, b"")))))
+        taken: list[Frame] = [frame]
+        if now >= samples.ask_at and not self._pinged and samples.ask(nbytes, now):
+            taken.insert(0, frames.Ping().pack())
+        samples.sent((end, len(body), now))
+        return taken
+
     @property
     def blocked(self) -> bool:
         """Whether something waits for credit: back-pressure."""

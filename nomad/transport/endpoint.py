@@ -25,6 +25,8 @@ class Endpoint(ABC):
         self._most = MAX_FRAME_BYTES
         """Bytes of a frame that may be received."""
         self._reader = Waiter()
+        self._one: Callable[[bytes], bool] | None = None
+        """May take a frame that came alone."""
         self._drainer = Waiter()
         self._closed = False
         """By our own wish."""
@@ -65,8 +67,9 @@ class Endpoint(ABC):
     def limit(self, max_bytes: int) -> None:
         self._most = max_bytes
 
-    def notify(self, callback: Callable[[], None]) -> None:
+    def notify(self, callback: Callable[[], None], one: Callable[[bytes], bool] | None = None) -> None:
         self._reader.callback = callback
+        self._one = one
 
     def _take(self) -> list[Frame]:
         """What was received, for backends whose frames arrive as a whole: up to the first that is over the limit.

@@ -145,6 +145,8 @@ class Splitter:
         """What the frame that was refused would need as limit, and why it was."""
         self._pool: Pool | None = None  # where nothing large has come there is none
         self._scratch = fresh(FIRST_BYTES)
+        self.clear: memoryview | None = self._scratch
+        """Where the next bytes go, if a frame begins with them and it is probably small."""
         self._stage = _Stage.PREFIX
         self._want = PREFIX.size  # bytes of the piece that comes next
         self._end = 0  # bytes of it in scratch
@@ -162,6 +164,7 @@ class Splitter:
     def discard(self) -> None:
         """Nothing of what comes is wanted any more: `get_buffer` gives what will never be read."""
         self._scratch, self._target, self._end, self._lead = _DISCARDED, None, 0, 0
+        self.clear = None
         self._pool, self._buffers = None, []
 
     @property
@@ -178,6 +181,8 @@ class Splitter:
 
     def get_buffer(self, sizehint: int = -1) -> memoryview:
         """Where the next bytes of the stream go, never empty; as `asyncio.BufferedProtocol` has it."""
+        if self.clear is not None:
+            return self.clear
         if self._target is not None:
             return self._target[self._filled :]
         if self._lead:
@@ -194,12 +199,6 @@ class Splitter:
         if self._refused is not None:
             self._reconsider()
         scratch, start, end = self._scratch, 0, self._end
-        if not end and count >= PREFIX.size and self._stage is _Stage.PREFIX and len(scratch) == FIRST_BYTES:
-            size, parts = PREFIX.unpack_from(scratch)
-            if not parts and PREFIX.size + size == count and size <= self.max_bytes:  # one small frame, and no more
-                frames.append((scratch[PREFIX.size : count].tobytes(),))
-                self._lead = 0
-                return
         target = self._target
         if target is None:
             end += count
@@ -247,6 +246,8 @@ class Splitter:
                         self._quiet = 0
                         self._scratch = fresh(size // GROWTH)
                         self._scratch[: self._end] = scratch[: self._end]
+            begins = self._stage is _Stage.PREFIX and not self._end and not self._lead
+            self.clear = self._scratch if begins and len(self._scratch) == FIRST_BYTES else None
 
     def _split(self, start: int, end: int, frames: list[Frame]) -> int:
         """Split what lies in scratch from `start` to `end` into frames: where the first begins that this can't.

@@ -139,8 +139,8 @@ class ShapedConnection:
     def limit(self, max_bytes: int) -> None:
         self._inner.limit(max_bytes)
 
-    def notify(self, callback: Callable[[], None]) -> None:
-        self._inner.notify(callback)
+    def notify(self, callback: Callable[[], None], one: Callable[[bytes], bool] | None = None) -> None:
+        self._inner.notify(callback, one)
 
     async def close(self) -> None:
         self._closed = True

@@ -15,7 +15,7 @@ from nomad.errors import FrameTooLarge
 from nomad.transport import base
 from nomad.transport.base import HIGH_WATER, Frame
 from nomad.transport.endpoint import Endpoint
-from nomad.transport.framing import END, FRAME_OVERHEAD, Ended, Splitter, encode
+from nomad.transport.framing import END, FRAME_OVERHEAD, JOIN_BYTES, PREFIX, Ended, Splitter, encode
 from nomad.transport.waiting import Once
 
 RECEIVE_LIMIT = 2 << 20
@@ -54,6 +54,11 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
     def write(self, frames: Iterable[Frame]) -> None:
         if self._closed or self._broken is not None:
             raise self._error()
+        if type(frames) is list and len(frames) == 1 and len(frames[0]) == 1:
+            (head,) = frames[0]
+            if type(head) is bytes and len(head) < JOIN_BYTES:  # one message on a quiet link
+                self._transport.write(PREFIX.pack(len(head), 0) + head)
+                return
         buffers = encode(frames)
         if len(buffers) > 1 and self._gathers:
             self._transport.writelines(buffers)
@@ -165,11 +170,17 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         self._drainer.wake()
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._splitter is None:
+        splitter = self._splitter
+        if splitter is None:
             return
+        if self._one is not None and (data := splitter.clear) is not None and PREFIX.size <= nbytes:
+            size, parts = PREFIX.unpack_from(data)
+            alone = not parts and PREFIX.size + size == nbytes and size <= splitter.max_bytes and not self._received
+            if alone and self._one(data[PREFIX.size : nbytes].tobytes()):
+                return
         before = len(self._received)
         try:
-            self._splitter.buffer_updated(nbytes, self._received)
+            splitter.buffer_updated(nbytes, self._received)
         except FrameTooLarge as exc:
             if not self._received:
                 self._break(f"{self._peer} doesn't speak this protocol: {exc}", exc)

@@ -251,7 +251,7 @@ async def test_one_wake_up_serves_many_values(worker: Any) -> None:
 
 
 @pytest.mark.parametrize("limit", [2, MANY])
-async def test_the_birth_is_that_of_the_oldest_value_that_waits(worker: Any, limit: int) -> None:
+async def test_the_birth_is_that_of_the_oldest_value_taken(worker: Any, limit: int) -> None:
     """Also where some always wait, because they are taken one by one."""
     out = handoff(limit)
     release = threading.Semaphore(0)
@@ -267,9 +267,9 @@ async def test_the_birth_is_that_of_the_oldest_value_that_waits(worker: Any, lim
     release.release(2)
     await until(lambda: len(out.items) == 2)
     for number in range(18):
+        assert out.take(1) == [number]
         assert out.birth >= born[number if limit == 2 else max(0, number - 2)]
         assert out.birth <= born[number + 1]
-        assert out.take(1) == [number]
         release.release()
         await until(lambda: len(out.items) == 2)
     out.stop()
