@@ -37,18 +37,23 @@ class Journal:
         finally:
             os.close(fd)
         self._bytes = memoryview(self._map)
-        self._words = self._bytes.cast("Q")
-        if self._words[LANES * _LANE // _WORD] != _MAGIC:
+        self.words = self._bytes.cast("Q")
+        self.slots: dict[int, int] = {}
+        """By lane, the number of the word where one store of its origin marks a message whose path is empty.
+
+        Of the lanes that `slot` was asked for since the last `mark`.
+        """
+        if self.words[LANES * _LANE // _WORD] != _MAGIC:
             self._bytes[:] = bytes(size)
-            self._words[LANES * _LANE // _WORD] = _MAGIC
+            self.words[LANES * _LANE // _WORD] = _MAGIC
 
     def positions(self) -> dict[int, Position]:
         """The last message that was done with, of each lane."""
         positions = {}
         for lane in range(LANES):
             at = self._valid(lane)
-            length = self._words[at // _WORD + 1]
-            position = Position(self._words[at // _WORD], bytes(self._bytes[at + 16 : at + 16 + length]))
+            length = self.words[at // _WORD + 1]
+            position = Position(self.words[at // _WORD], bytes(self._bytes[at + 16 : at + 16 + length]))
             if position > NOWHERE:
                 positions[lane] = position
         return positions
@@ -62,26 +67,30 @@ class Journal:
 
     def mark(self, lane: int, position: Position) -> None:
         """`position` is done with. Written beside the valid slot, then made valid by one store."""
+        self.slots.pop(lane, None)
         block = lane * _LANE
-        spare = 1 - (self._words[block // _WORD] & 1)
+        spare = 1 - (self.words[block // _WORD] & 1)
         at = block + _WORD + spare * _SLOT
         origin, path = position
         self._bytes[at + 16 : at + 16 + len(path)] = path
-        self._words[at // _WORD], self._words[at // _WORD + 1] = origin, len(path)
-        self._words[block // _WORD] = spare
+        self.words[at // _WORD], self.words[at // _WORD + 1] = origin, len(path)
+        self.words[block // _WORD] = spare
 
     def slot(self, lane: int) -> tuple[memoryview, int] | None:
         """Where one store of its origin marks a message whose path is empty. None when `mark` is needed."""
         block = lane * _LANE
-        word = (block + _WORD + (self._words[block // _WORD] & 1) * _SLOT) // _WORD
-        return (self._words, word) if self._words[word + 1] == 0 else None
+        word = (block + _WORD + (self.words[block // _WORD] & 1) * _SLOT) // _WORD
+        if self.words[word + 1]:
+            return None
+        self.slots[lane] = word
+        return self.words, word
 
     def close(self) -> None:
         """Unmap."""
-        self._words.release()
+        self.words.release()
         self._bytes.release()
         self._map.close()
 
     def _valid(self, lane: int) -> int:
         block = lane * _LANE
-        return block + _WORD + (self._words[block // _WORD] & 1) * _SLOT
+        return block + _WORD + (self.words[block // _WORD] & 1) * _SLOT

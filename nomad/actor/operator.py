@@ -149,6 +149,8 @@ class Operator:
         """What it may do from now on. `called`: of the instance before, see the property."""
         if role is self._role:
             return
+        if self._journal is not None:
+            self._journal.slots.clear()  # another instance may note something meanwhile
         if role is Role.ACTIVE and self._role is Role.STANDBY and self._journal is not None:
             # What the one before has noted, too, where both have the same file.
             self._journal.advance(called or {})
@@ -208,7 +210,7 @@ class Operator:
         ):
             self._go_on()
 
-    def one(self, head: Buffer, now: float) -> bool:
+    def one(self, head: Buffer) -> bool:
         """Receive a frame that came alone and work it off, if it is one message for a function that runs inline.
 
         False if not: nothing was done. It is what `InLink`, `wake` and those below do for any batch, without all that
@@ -216,24 +218,25 @@ class Operator:
         caches are cold, and the next operator often waits for the same processor. What turns out not to be usual goes
         the usual way.
         """
-        receiver, out, journal = self._in.receiver, self._out, self._journal
+        receiver, out, journal, unpack = self._in.receiver, self._out, self._journal, self._codec.unpack
         if (
             not self._parked
             or not self.mode.inline
+            or unpack is None
             or self._left is not None
             or self._successor
             or self._role is not Role.ACTIVE
             or self.set_aside.kept
             or self._meter.slowdown > 1.0
             or (out.spare < 1 and out.room < 1)
-            or (batch := receiver.receive_one(head, now)) is None
+            or (batch := receiver.receive_one(head, self._clock.now())) is None
         ):
             return False
         lane, origin, birth, error, result = batch.lane, batch.last.origin, batch.birth, None, None
-        page, number = (None, 0) if journal is None else (journal.slot(lane) or (None, -1))
+        page, number = (None, 0) if journal is None else (journal.words, journal.slots.get(lane, -1))
         try:
-            (value,) = self._codec.decode(batch.body)
-        except (PayloadError, ValueError):
+            (value,) = unpack(batch.body)
+        except Exception:  # noqa: BLE001 - the usual way says what is wrong
             number = -1
         if number < 0:
             receiver.inbox.append(batch)
@@ -255,7 +258,7 @@ class Operator:
                 newest = self._called_for.get(lane)
                 self._meter.disorder += newest is not None and batch.last <= newest
                 self._called_for[lane] = batch.last
-                batch.done(out.numbered)
+                batch.mark, batch.body = out.numbered, b""
                 if result is None or not out.links:
                     self._settle()
             else:

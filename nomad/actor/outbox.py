@@ -82,14 +82,14 @@ class Outbox:
         False if not: nothing was sent, and `emit` does it. All that needn't be asked for one message on a quiet link is
         left out: each further function costs a microsecond or so when the caches are cold.
         """
-        each = self.output_bytes
-        if each is None or each > INLINE_BODY or len(self.links) != 1:
+        each, pack = self.output_bytes, self._codec.pack
+        if each is None or each > INLINE_BODY or pack is None or len(self.links) != 1:
             return False
         try:
-            body, buffers = self._codec.encode([value])
-        except PayloadError:
-            return False  # `emit` says why
-        if buffers or not self.links[0].send_one(body, lane, origin, birth):
+            body = pack([value])
+        except Exception:  # noqa: BLE001 - it isn't plain data
+            return False
+        if not self.links[0].send_one(body, lane, origin, birth):
             return False
         self.output_bytes = each = each + 0.2 * (len(body) - each)
         self._most = min(BATCH_MESSAGES, int(BATCH_BYTES / each))

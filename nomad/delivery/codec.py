@@ -119,6 +119,13 @@ class Codec:
         self._packers: list[msgpack.Packer] = []
         self._depth = 0
         self._buffers: list[Buffer] | None = None
+        packer = msgpack.Packer(use_bin_type=True, strict_types=True)
+        self.pack: Callable[[list[Any]], bytes] | None = packer.pack if mode == "data" else None
+        """`encode` of small values that msgpack knows, without a function in Python; raises anything for others."""
+        ext_hook = functools.partial(self._ext, (), 1)
+        self._unpack = functools.partial(msgpack.unpackb, ext_hook=ext_hook, strict_map_key=False, raw=False)
+        self.unpack: Callable[[Buffer], Any] | None = self._unpack if mode == "data" else None
+        """`decode` of a body that refers to no buffers, likewise."""
 
     def encode(self, values: list[Any]) -> tuple[bytes, list[Buffer]]:
         """A batch as its body and the buffers that travel out of band.
@@ -138,9 +145,10 @@ class Codec:
         try:
             if self.mode == "pickle":
                 values = pickle.loads(body, buffers=buffers)  # noqa: S301 - asked for by name
+            elif buffers:
+                values = self._unpack(body, ext_hook=functools.partial(self._ext, buffers, 1))
             else:
-                ext_hook = functools.partial(self._ext, buffers, 1)
-                values = msgpack.unpackb(body, ext_hook=ext_hook, strict_map_key=False, raw=False)
+                values = self._unpack(body)
         except PayloadError:
             raise
         except Exception as exc:  # what the bytes say is tried, and registered codecs are the user's own code

@@ -58,8 +58,8 @@ class InLink:
         self.receiver = receiver
         self.changed = changed
         """Called when a batch has arrived, or another connection has taken over."""
-        self.one: Callable[[bytes, float], bool] | None = None
-        """Called with a frame that came alone, and the time: whether it was received and worked off at once."""
+        self.one: Callable[[bytes], bool] | None = None
+        """Called with a frame that came alone over the connection in use: whether it was received and worked off."""
         self.met: Callable[[], None] = nothing
         """Called when a sender, or its next instance, came or went."""
         self.key = key
@@ -175,9 +175,12 @@ class InLink:
             line.conn.abort()
 
     async def _miss(self, line: _Line) -> None:
-        while (left := line.heard_at + GIVE_UP - self._clock.now()) > 0:
+        while (left := self._heard_at(line) + GIVE_UP - self._clock.now()) > 0:
             await self._clock.sleep(left)
         raise ConnectionBroken(f"link {self.receiver.link}: the sender has been silent for {GIVE_UP:g} s")
+
+    def _heard_at(self, line: _Line) -> float:
+        return max(line.heard_at, self.receiver.arrived_at) if line is self._line else line.heard_at
 
     # -- connections that wait
 
@@ -215,7 +218,7 @@ class InLink:
             other.finish(ConnectionBroken(f"link {self.receiver.link}: replaced by a newer connection"))
         self.receiver.opened(line.epoch)
         self._line, self._raw, self._conn, self._end = line, line.raw, line.conn, line.end
-        line.raw.notify(self._arrived, self._one)
+        line.raw.notify(self._arrived, self.one)
         self.met()
 
     def _invite(self) -> None:
@@ -248,17 +251,10 @@ class InLink:
                 news |= self.receiver.receive(frame, now)
         except (TransportError, DeliveryError) as exc:
             self._end.set_result(exc)
+            self._raw.notify(nothing)
         if news:
             self.changed()  # first the work, then what the sender may wait for
         self.flush()
-
-    def _one(self, head: bytes) -> bool:
-        """A frame came alone over the connection in use."""
-        line = self._line
-        if line is None or self._end.done() or self.one is None:
-            return False
-        now = line.heard_at = self._clock.now()
-        return self.one(head, now)
 
     def _on_timer(self) -> None:
         self._timer = None

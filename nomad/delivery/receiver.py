@@ -144,7 +144,8 @@ class Receiver:
         self._due: float | None = None
         self._freed_messages = 0
         self._freed_bytes = 0
-        self._arrived_at = 0.0
+        self.arrived_at = 0.0
+        """When the newest batch arrived."""
         self._pong = False
 
     # -- what happens
@@ -230,7 +231,7 @@ class Receiver:
             raise ProtocolError(f"link {self.link}: the sender exceeds its credit")
         self._seq += count
         self._bytes += nbytes
-        self._arrived_at = now
+        self.arrived_at = now
         self.duplicates += batch.skip
         self.accepted += count - batch.skip
         self._held.append(batch)
@@ -270,7 +271,7 @@ class Receiver:
         batch = Batch(seq, lane, last, None, birth, body, (), 1, nbytes)
         self._seq = seq + 1
         self._bytes += nbytes
-        self._arrived_at = now
+        self.arrived_at = now
         self.accepted += 1
         self._held.append(batch)
         self._held_messages += 1
@@ -354,7 +355,7 @@ class Receiver:
                     credit_messages=max(0, self._seq - self._held_messages + self._window_messages),
                     credit_bytes=max(0, self._bytes - self._held_bytes + self._window_bytes),
                     echo=self._seq,
-                    held=max(0.0, now - self._arrived_at),
+                    held=max(0.0, now - self.arrived_at),
                 ).pack()
             )
         return taken
