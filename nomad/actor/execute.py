@@ -27,6 +27,9 @@ GENERATOR_KINDS = (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
 PRECISE = 64
 """Up to this many values that may wait, each has its own time; of more, those made between two takings share one."""
 
+QUIET = 1_000_000
+"""Nanoseconds since the last value after which one may be sent by the thread itself: more often, batches pay."""
+
 
 class Stopped(BaseException):
     """Unwinds a user's generator when the operator stops; a BaseException so that `except Exception` lets it pass."""
@@ -62,7 +65,10 @@ class Handoff:
         self._births: deque[tuple[int, int]] = deque()
         """Number of a value, from 0, and when it was made; it stands for those up to the next, see `PRECISE`."""
         self._made = 0
-        self._taken = 0
+        self.taken = 0
+        """Values that were taken, or sent by the thread itself."""
+        self.send: Callable[[Any, int], bool] | None = None
+        """Called in the thread with a generator's value and when it was made, now and then: whether it was sent."""
         self._loop = loop
         self._signalled = False
         self._stopped = False
@@ -90,13 +96,17 @@ class Handoff:
     def put_all(self, items: Iterable[Any]) -> None:
         """Hand over all of a generator's values, each as soon as it is there. `put`, without a call per value."""
         waiting, append, born, now = self.items, self.items.append, self._births.append, time.time_ns
+        send, last = self.send, 0
         for number, item in enumerate(items):
             if self._signalled:
                 if self.limit <= PRECISE:
                     born((number, now()))
                 append(item)
             else:
-                born((number, now()))
+                before, last = last, now()
+                if last - before >= QUIET and send is not None and not self._stopped and send(item, last):
+                    continue
+                born((number, last))
                 append(item)
                 self._signal()
             if len(waiting) >= self.limit or self._stopped:
@@ -140,13 +150,13 @@ class Handoff:
         self._signalled = False
         items, births = self.items, self._births
         if items:
-            while len(births) > 1 and births[1][0] <= self._taken:
+            while len(births) > 1 and births[1][0] <= self.taken:
                 births.popleft()
             self.birth = births[0][1]
         count = len(items) if most is None or most > len(items) else most
         taken = items[:count]
         del items[:count]
-        self._taken += count
+        self.taken += count
         if self._full or self._async_space is not None:
             self._free()
         if self._ready is not None and not items and not self.finished:

@@ -29,6 +29,7 @@ from nomad.delivery.outlink import OutLink
 from nomad.delivery.receiver import Receiver
 from nomad.delivery.sender import Sender
 from nomad.errors import NomadError
+from nomad.pipeline import Kind
 from nomad.setaside import FILE, Record, SetAside
 
 PART = 4 << 20
@@ -78,6 +79,8 @@ class Instance:
         self._told = told
         for link in self._links():
             link.changed, link.met = self.actor.wake, self._met
+        for out in self._outs.values():
+            out.threaded = loaded.spec.kind is Kind.SOURCE_GENERATOR
         self.actor.halted = self._met
         if isinstance(self.actor, Operator):
             self.actor.reruns.noted = self._met

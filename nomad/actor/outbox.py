@@ -5,6 +5,7 @@ Every successor gets a full copy; the encoded bytes are shared between the links
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,10 @@ class Outbox:
         """Messages sent, on every link the same."""
         self.spare = 0 if links else BATCH_MESSAGES
         """`room` when something was emitted last, worked out once that had gone: by now it is as much or more."""
+        self.lock = threading.RLock()
+        """Held by who emits, where that may be a source's thread, too; the links' as well."""
+        for link in links:
+            link.lock = self.lock
         self._codec = codec
         self._copy = copy
         self._most = BATCH_MESSAGES
@@ -76,11 +81,12 @@ class Outbox:
         self.spare = self.room
         return unsendable
 
-    def emit_one(self, value: Any, lane: int, origin: int, birth: int) -> bool:
+    def emit_one(self, value: Any, lane: int, origin: int, birth: int, *, threaded: bool = False) -> bool:
         """Send one small result, of a place without a path, if that can be done at once.
 
-        False if not: nothing was sent, and `emit` does it. All that needn't be asked for one message on a quiet link is
-        left out: each further function costs a microsecond or so when the caches are cold.
+        False if not: nothing was sent, and `emit` does it. `threaded`: in another thread than the loop's. All that
+        needn't be asked for one message on a quiet link is left out: each further function costs some microseconds
+        when the caches are cold.
         """
         each, pack = self.output_bytes, self._codec.pack
         if each is None or each > INLINE_BODY or pack is None or len(self.links) != 1:
@@ -89,7 +95,7 @@ class Outbox:
             body = pack([value])
         except Exception:  # noqa: BLE001 - it isn't plain data
             return False
-        if not self.links[0].send_one(body, lane, origin, birth):
+        if not self.links[0].send_one(body, lane, origin, birth, threaded=threaded):
             return False
         self.output_bytes = each = each + 0.2 * (len(body) - each)
         self._most = min(BATCH_MESSAGES, int(BATCH_BYTES / each))
@@ -109,9 +115,10 @@ class Outbox:
 
     def release(self, *, caught_up: bool = False) -> None:
         """The links may be taken over from an earlier instance; see `Sender.release`."""
-        for link in self.links:
-            link.sender.release(caught_up=caught_up)
-            link.flush()
+        with self.lock:
+            for link in self.links:
+                link.sender.release(caught_up=caught_up)
+                link.flush()
 
     @property
     def greeted(self) -> bool:

@@ -88,7 +88,8 @@ class Source:
         """What it may do from now on."""
         if role is self._role:
             return
-        self._role, self._rests = role, False
+        with self._out.lock:
+            self._role, self._rests = role, False
         if self._resting is not None:
             self._resting.cancel()
             self._resting = None
@@ -186,6 +187,7 @@ class Source:
 
     async def _generator(self) -> None:
         out = self._handoff = Handoff(asyncio.get_running_loop(), 1, self._pump)
+        out.send = self._send_by_itself
         start_source(self._worker, self.spec.kind, self._function, out)
         try:
             while not (out.finished and (not out.items or self._role is Role.RETIRED)):
@@ -212,22 +214,45 @@ class Source:
         if out is None or self._broken is not None:
             return
         try:
-            while out.items and not self._rests and self._role is not Role.RETIRED:
-                room = self._out.spare
-                if room < len(out.items) and (room := self._out.room) <= 0:
-                    break
-                values = out.take(room)
-                if len(values) > 1 or values[0] is None:
-                    values = [v for v in values if v is not None]
-                self._send(values, out.birth)
-                if size := self._out.output_bytes:
-                    # How far the generator may be ahead: doubled from 1, as far as the size of its values allows.
-                    out.limit = min(AHEAD, out.limit * 2, max(2, int(AHEAD_BYTES / size)))
+            with self._out.lock:  # also while they are on their way from the one place to the other
+                while out.items and not self._rests and self._role is not Role.RETIRED:
+                    room = self._out.spare
+                    if room < len(out.items) and (room := self._out.room) <= 0:
+                        break
+                    values = out.take(room)
+                    if len(values) > 1 or values[0] is None:
+                        values = [v for v in values if v is not None]
+                    self._send(values, out.birth)
+                    if size := self._out.output_bytes:
+                        # How far the generator may be ahead: doubled from 1, as far as the size of its values allows.
+                        out.limit = min(AHEAD, out.limit * 2, max(2, int(AHEAD_BYTES / size)))
         except Exception as exc:  # noqa: BLE001 - whatever it is, `run` raises it
             self._broken = exc
         self._meter.paused = bool(out.items)
         if self._broken is not None or (out.finished and (not out.items or self._role is Role.RETIRED)):
             self._wake.set()
+
+    def _send_by_itself(self, value: Any, birth: int) -> bool:
+        """Send a value in the function's thread, without waking the loop's. False: it has to be handed over."""
+        out, handoff = self._out, self._handoff
+        with out.lock:
+            if (
+                value is None
+                or handoff is None
+                or handoff.items
+                or not handoff.limit
+                or self._role is not Role.ACTIVE
+                or self._broken is not None
+                or self._meter.tap is not None
+                or self._origin + 1 >= self._end
+                or not out.emit_one(value, 0, self._origin + 1, birth, threaded=True)
+            ):
+                return False
+            self._origin += 1
+            handoff.taken += 1
+            self._meter.stats.emitted += 1
+            self._meter.last = value
+        return True
 
     def _send(self, values: list[Any], birth: int) -> None:
         if not values:

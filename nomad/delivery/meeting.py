@@ -130,7 +130,7 @@ class _Arrived:
         self.over = asyncio.Event()
         # What is called for each batch goes straight through.
         self.write, self.poll, self.recv, self.drain = conn.write, conn.poll, conn.recv, conn.drain
-        self.notify, self.limit = conn.notify, conn.limit
+        self.notify, self.limit, self.direct = conn.notify, conn.limit, conn.direct
         self._waiting = asyncio.create_task(self._wait(), name=f"a receiver at {conn.peer}")
 
     def taken(self) -> None:

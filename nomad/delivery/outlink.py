@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from nomad.delivery.meeting import Place, reach
 from nomad.delivery.sender import GIVE_UP, SILENCE, Sender, Tail, read_welcome
 from nomad.errors import ConnectionBroken, DeliveryError, Fenced, ProtocolError, TransportError
 from nomad.tasks import Tasks
-from nomad.transport.base import Connection
+from nomad.transport.base import Connection, Writer
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.02, 2.0
 """Seconds between attempts to dial: doubled from the first to the most, with jitter."""
@@ -74,9 +75,13 @@ class OutLink:
         """Called when something was acknowledged, and after the connection has come back."""
         self.met: Callable[[], None] = nothing
         """Called when the peer, or its next instance, was greeted or lost."""
+        self.threaded = False
+        """Another thread wants to send, too."""
         self.reconnects = 0
         self.fenced = 0
         """Receivers refused for an old epoch, and refusals that this side was given for being old."""
+        self.lock = threading.RLock()
+        """Held by who sends, and by who changes what sending needs: a source's thread may send by itself."""
         self.last_error: str | None = None
         self._key = key
         self._clock = clock
@@ -87,6 +92,8 @@ class OutLink:
         self._conn: Connection | None = None
         self._raw: Connection | None = None
         self._end: asyncio.Future[Exception]
+        self._direct: Writer | None = None
+        """What another thread may write to."""
         self._moved = asyncio.Event()
         """Set when the peer is elsewhere, or another instance: what is under way with the old one ends."""
         self._clogged = asyncio.Event()
@@ -106,12 +113,17 @@ class OutLink:
         A changed place or a newer epoch ends the present connection; the same ones don't. If that is the instance
         that was greeted beforehand, its connection is the link's at once.
         """
+        with self.lock:
+            self._set_peer(place, epoch, shape)
+
+    def _set_peer(self, place: Place | None, epoch: int, shape: Shape) -> None:
         moved = place != self._place or epoch > self.sender.peer_epoch
         self.sender.expect(epoch)
         self._place, self._shape = place, shape
         if not moved:
             if self._line is not None:
                 self._conn = self._line.conn = shaped(self._line.conn, shape, self._clock)
+                self._direct = self._conn.direct() if self.threaded else None
             return
         self._moved.set()
         old, new = self._line, self._standby
@@ -162,24 +174,28 @@ class OutLink:
 
     def flush(self) -> None:
         """Hand the connection what it may have now."""
-        conn = self._conn
-        if conn is None:
-            return
-        while conn.writable:
-            frames = self.sender.take(self._clock.now(), FLUSH_BYTES)
-            if not frames:
+        with self.lock:
+            conn = self._conn
+            if conn is None:
                 return
-            try:
-                conn.write(frames)
-            except TransportError:
-                return  # the reader of this connection sees the same and acts on it
-            if self._tail is not None:
-                self._send_tail(*self._tail)
-        self._clogged.set()
+            while conn.writable:
+                frames = self.sender.take(self._clock.now(), FLUSH_BYTES)
+                if not frames:
+                    return
+                try:
+                    conn.write(frames)
+                except TransportError:
+                    return  # the reader of this connection sees the same and acts on it
+                if self._tail is not None:
+                    self._send_tail(*self._tail)
+            self._clogged.set()
 
-    def send_one(self, body: bytes, lane: int, origin: int, birth: int) -> bool:
-        """Send a batch of one message now, see `Sender.send_one`. False if that can't be: it wasn't submitted."""
-        conn = self._conn
+    def send_one(self, body: bytes, lane: int, origin: int, birth: int, *, threaded: bool = False) -> bool:
+        """Send a batch of one message now, see `Sender.send_one`. False if that can't be: it wasn't submitted.
+
+        `threaded`: from another thread than the loop's, which holds `lock`.
+        """
+        conn = self._direct if threaded else self._conn
         if conn is None or self._tail is not None or not conn.writable:
             return False
         taken = self.sender.send_one(body, lane, origin, birth, self._clock.now())
@@ -261,9 +277,11 @@ class OutLink:
 
     def _use(self, line: _Line) -> None:
         """From now on messages go over this connection. Raises `Fenced`."""
-        self.sender.welcomed(line.welcome, self._clock.now())
-        self.last_error = None
-        self._line, self._conn, self._raw, self._end = line, line.conn, line.raw, line.end
+        with self.lock:
+            self.sender.welcomed(line.welcome, self._clock.now())
+            self.last_error = None
+            self._line, self._conn, self._raw, self._end = line, line.conn, line.raw, line.end
+            self._direct = line.conn.direct() if self.threaded else None
         line.raw.notify(self._arrived)
         self.changed()
         self.flush()
@@ -272,9 +290,10 @@ class OutLink:
 
     def _leave(self) -> None:
         """The connection in use isn't any more."""
-        self.reconnects += self._line is not None
-        self._line = self._conn = self._raw = None
-        self.sender.disconnected()
+        with self.lock:
+            self.reconnects += self._line is not None
+            self._line = self._conn = self._raw = self._direct = None
+            self.sender.disconnected()
         self.met()
 
     def _arrived(self) -> None:
@@ -285,8 +304,9 @@ class OutLink:
             frames = self._raw.poll()
             now = self._clock.now()
             freed = False
-            for frame in frames:
-                freed |= self.sender.receive(frame, now)
+            with self.lock:
+                for frame in frames:
+                    freed |= self.sender.receive(frame, now)
         except (TransportError, DeliveryError) as exc:
             self._end.set_result(exc)
             return
@@ -306,7 +326,9 @@ class OutLink:
         """Ask a silent peer whether it is there; give up on one that doesn't answer."""
         while (when := self.sender.deadline()) is not None:
             await self._clock.sleep(max(0.0, when - self._clock.now()))
-            if not self.sender.tick(self._clock.now()):
+            with self.lock:
+                alive = self.sender.tick(self._clock.now())
+            if not alive:
                 raise ConnectionBroken(f"link {self.sender.link}: the peer has been silent for too long")
             self.flush()
 

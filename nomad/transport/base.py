@@ -53,8 +53,8 @@ class Capabilities:
     """Both ends may be in different processes."""
 
 
-class Connection(Protocol):
-    """One established, ordered, message-oriented connection."""
+class Writer(Protocol):
+    """What frames are written to."""
 
     def write(self, frames: Iterable[Frame]) -> None:
         """Queue whole frames for sending; raises when closed or broken. Never blocks."""
@@ -63,6 +63,18 @@ class Connection(Protocol):
     @property
     def writable(self) -> bool:
         """Whether the backlog is below the high-water mark."""
+        ...
+
+
+class Connection(Writer, Protocol):
+    """One established, ordered, message-oriented connection."""
+
+    def direct(self) -> Writer | None:
+        """What another thread may write small frames to, None where the backend has no such way.
+
+        While that is `writable`, and only while nobody writes to the connection: whoever asks for it keeps the two
+        apart. What it has written is in order with what the connection has.
+        """
         ...
 
     async def drain(self) -> None:

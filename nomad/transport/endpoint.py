@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from nomad.errors import ConnectionBroken, ConnectionClosed, TransportError
-from nomad.transport.base import MAX_FRAME_BYTES, Frame
+from nomad.transport.base import MAX_FRAME_BYTES, Frame, Writer
 from nomad.transport.waiting import Waiter
 
 
@@ -63,6 +63,9 @@ class Endpoint(ABC):
             await self._drainer.wait()
         if self.closed:
             raise self._error()
+
+    def direct(self) -> Writer | None:
+        return None
 
     def limit(self, max_bytes: int) -> None:
         self._most = max_bytes

@@ -17,7 +17,7 @@ from nomad.clock import Clock, SystemClock
 from nomad.control import Shape
 from nomad.errors import ConnectionClosed, TransportError
 from nomad.transport import base
-from nomad.transport.base import HIGH_WATER, Connection, Frame, Listener, OnConnection, Transport
+from nomad.transport.base import HIGH_WATER, Connection, Frame, Listener, OnConnection, Transport, Writer
 from nomad.transport.framing import PREFIX, check
 from nomad.transport.waiting import Waiter
 
@@ -135,6 +135,9 @@ class ShapedConnection:
     def poll(self) -> list[Frame]:
         self._raise_if_closed()
         return self._inner.poll()
+
+    def direct(self) -> Writer | None:
+        return None
 
     def limit(self, max_bytes: int) -> None:
         self._inner.limit(max_bytes)

@@ -13,7 +13,8 @@ from typing import cast
 
 from nomad.errors import FrameTooLarge
 from nomad.transport import base
-from nomad.transport.base import HIGH_WATER, Frame
+from nomad.transport.base import HIGH_WATER, Frame, Writer
+from nomad.transport.direct import Direct
 from nomad.transport.endpoint import Endpoint
 from nomad.transport.framing import END, FRAME_OVERHEAD, JOIN_BYTES, PREFIX, Ended, Splitter, encode
 from nomad.transport.waiting import Once
@@ -46,6 +47,7 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         self._refused = False
         """A frame over the limit is next, and those before it are still to be taken."""
         self._gathers = False
+        self._direct: Direct | None = None
         self._lost = Once()  # the stream is gone
         self._released = False
 
@@ -54,6 +56,8 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
     def write(self, frames: Iterable[Frame]) -> None:
         if self._closed or self._broken is not None:
             raise self._error()
+        if self._direct is not None and self._direct.rest:
+            self._direct.flush()
         if type(frames) is list and len(frames) == 1 and len(frames[0]) == 1:
             (head,) = frames[0]
             if type(head) is bytes and len(head) < JOIN_BYTES:  # one message on a quiet link
@@ -79,6 +83,13 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
             else:
                 self._read(True)
         return frames
+
+    def direct(self) -> Writer | None:
+        if self._direct is None and self._transport.get_extra_info("ssl_object") is None and not self.closed:
+            sock = self._transport.get_extra_info("socket")
+            with suppress(OSError):
+                self._direct = Direct(self._transport, sock.fileno())
+        return self._direct
 
     def limit(self, max_bytes: int) -> None:
         self._receive_limit = min(RECEIVE_LIMIT, max_bytes)
@@ -156,6 +167,8 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._break(f"{self._peer} is gone: {exc or 'it closed the connection'}", exc)
+        if self._direct is not None:
+            self._direct.close()
         self._lost.set()
 
     def eof_received(self) -> None:

@@ -1,0 +1,66 @@
+"""Writing to a stream's socket from another thread than the event loop's.
+
+A source's function runs in a thread of its own. Where it gives a value now and then, waking the loop's thread to have
+that written takes as long as all else that the source does with it. An event loop's transport is for its own thread
+alone, though; so this writes to the socket itself, which the transport and a duplicate of its descriptor share.
+
+Made by `nomad.transport.stream`. The owner of the connection sees to it that nobody else writes to it meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+
+from nomad.transport.base import Frame
+from nomad.transport.framing import encode
+
+
+class Direct:
+    """`nomad.transport.base.Writer` from any thread; made, flushed and closed in the loop's."""
+
+    def __init__(self, transport: asyncio.Transport, descriptor: int):
+        """Raises `OSError` where the descriptor can't be duplicated."""
+        self.rest = b""
+        """What the socket didn't take: it goes before anything else."""
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._descriptor = os.dup(descriptor)
+
+    @property
+    def writable(self) -> bool:
+        """Whether all that was written before has gone to the kernel."""
+        return not self.rest and not self._transport.get_write_buffer_size()
+
+    def write(self, frames: Iterable[Frame]) -> None:
+        """Send small frames while `writable`. Of a connection that is lost, whoever reads from it knows."""
+        data = b"".join(encode(frames))
+        with self._lock:  # the descriptor's number may be another file's once it was closed
+            if self._descriptor < 0:
+                return
+            try:
+                sent = os.write(self._descriptor, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return
+        if sent < len(data):
+            self.rest = data[sent:]
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self.flush)
+
+    def flush(self) -> None:
+        """Leave the rest to the transport."""
+        rest, self.rest = self.rest, b""
+        if rest and not self._transport.is_closing():
+            self._transport.write(rest)
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        with self._lock:
+            os.close(self._descriptor)
+            self._descriptor = -1
