@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import harness
 from nomad.actor.source import Source
 from nomad.actor.threads import new_loop
-from nomad.delivery.driver import nothing
+from nomad.transport.direct import Direct
 from nomad.transport.stream import StreamConnection
 from tests.actor.chain import Chain, until
 
@@ -37,16 +37,17 @@ DIRT_BYTES = 6 << 20
 
 
 class Writes:
-    """In place of a stream: keeps what is written, and when that was."""
+    """In place of a stream, or of the system call that writes to one: keeps what is written, and when that was."""
 
     def __init__(self, stream: Any):
         self.data = b""
         self.at = 0
         self._stream = stream
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> int:
         self.at = time.thread_time_ns()
         self.data = bytes(data)
+        return len(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -66,16 +67,14 @@ class Calls:
 
 _called_at = 0
 _received = 0
-_turn = threading.Semaphore(0)
+_done = threading.Semaphore(0)
 
 
 def _source() -> Iterator[int]:
     for number in range(FIRST):
         time.sleep(0.002)
         yield number
-    while True:
-        _turn.acquire()
-        yield 7
+    _done.acquire()
 
 
 def _operator(value: int) -> int:
@@ -98,40 +97,34 @@ async def measure(count: int) -> dict[str, dict[str, float]]:
             source, operator, sink = (member.instance for member in chain.members)
             assert isinstance(source.actor, Source)
             await until(lambda: _received == FIRST)
-            handoff = source.actor._handoff
-            assert handoff is not None
-            handoff._call = source.outbox.links[0].changed = nothing  # the source goes on when this program says so
+            direct = source.outbox.links[0]._direct
+            assert isinstance(direct, Direct)
             ends = [next(iter(instance._ins.values()))._raw for instance in (operator, sink)]
-            writes = []
-            for instance in (source, operator):
-                conn = instance.outbox.links[0]._raw
-                assert isinstance(conn, StreamConnection)
-                writes.append(Writes(conn._transport))
-                conn._transport = writes[-1]  # type: ignore[assignment]
-            steps: list[tuple[str, Callable[[], None], Callable[[], int]]] = [
-                ("source", source.actor._pump, lambda: writes[0].at),
+            conn = operator.outbox.links[0]._raw
+            assert isinstance(conn, StreamConnection)
+            writes = Writes(None), Writes(conn._transport)
+            direct._send, conn._transport = writes[0].write, writes[1]  # type: ignore[assignment]
+            steps: list[tuple[str, Callable[[], object], Callable[[], int]]] = [
+                ("source", lambda: send(7, time.time_ns()), lambda: writes[0].at),
                 ("operator", lambda: _arrives(ends[0], writes[0].data), lambda: writes[1].at),
                 ("sink", lambda: _arrives(ends[1], writes[1].data), lambda: _called_at),
             ]
+            send = source.actor._send_by_itself
             for number in range(2 * count):
                 cold = number >= count
-                _turn.release()
-                await until(lambda: handoff.items)
                 for name, step, end in steps:
                     if cold:
                         dirt += 1
                     begun = time.thread_time_ns()
                     step()
                     times[name][cold].append(end() - begun)
-            _turn.release()
-            await until(lambda: handoff.items)
             for name, step, _ in steps:
                 sys.setprofile(counted := Calls())
                 step()
                 sys.setprofile(None)
                 calls[name] = counted.count
             source.actor.drain()
-            _turn.release()
+            _done.release()
     return {
         step: {
             "warm_us": statistics.median(times[step][0]) / 1e3,

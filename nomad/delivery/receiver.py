@@ -122,8 +122,8 @@ class Receiver:
         """Messages dropped because they had been received before."""
         self._window_messages = window_messages
         self._window_bytes = window_bytes
-        self._grant_messages = max(1, window_messages // GRANT_SHARE)
-        self._grant_bytes = max(1, window_bytes // GRANT_SHARE)
+        self._grant = max(1, window_messages // GRANT_SHARE), max(1, window_bytes // GRANT_SHARE)
+        """Messages and bytes."""
         self._granted_messages = self._granted_bytes = 0
         """What the present connection's sender may send at the least, in its numbers."""
         self._held: deque[Batch] = deque()
@@ -165,8 +165,8 @@ class Receiver:
             "received": [(lane, *position) for lane, position in self.received.items()],
             "window_messages": self._window_messages,
             "window_bytes": self._window_bytes,
-            "grant_messages": _between(self._window_messages - self._held_messages, self._grant_messages),
-            "grant_bytes": _between(self._window_bytes - self._held_bytes, self._grant_bytes),
+            "grant_messages": _between(self._window_messages - self._held_messages, self._grant[0]),
+            "grant_bytes": _between(self._window_bytes - self._held_bytes, self._grant[1]),
         }
 
     def had(self, positions: Mapping[int, Position]) -> None:
@@ -380,8 +380,8 @@ class Receiver:
             if self._resumed:
                 raise ProtocolError(f"link {self.link}: a sender resumed twice")
             self._seq, self._bytes, self._resumed = word.seq, word.nbytes, True
-            self._granted_messages = word.seq + self._grant_messages
-            self._granted_bytes = word.nbytes + self._grant_bytes
+            self._granted_messages = word.seq + self._grant[0]
+            self._granted_bytes = word.nbytes + self._grant[1]
             if self._newcomer:
                 self.first, self._newcomer = word.seq, False
             self._known = word.known
@@ -397,8 +397,8 @@ class Receiver:
         return (
             self._seq + batch.messages <= self._granted_messages
             and self._bytes + batch.nbytes <= self._granted_bytes
-            and self._held_messages + batch.messages <= self._window_messages + self._grant_messages
-            and self._held_bytes + batch.nbytes <= self._window_bytes + self._grant_bytes
+            and self._held_messages + batch.messages <= self._window_messages + self._grant[0]
+            and self._held_bytes + batch.nbytes <= self._window_bytes + self._grant[1]
         )
 
     def _count_settled(self) -> None:

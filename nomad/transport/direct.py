@@ -10,6 +10,7 @@ Made by `nomad.transport.stream`. The owner of the connection sees to it that no
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ class Direct:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._descriptor = os.dup(descriptor)
+        self._send = functools.partial(os.write, self._descriptor)
 
     @property
     def writable(self) -> bool:
@@ -43,7 +45,7 @@ class Direct:
             if self._descriptor < 0:
                 return
             try:
-                sent = os.write(self._descriptor, data)
+                sent = self._send(data)
             except BlockingIOError:
                 sent = 0
             except OSError:
