@@ -1,8 +1,9 @@
 """What blocking sockets reach without a runtime: the reference that others are measured by.
 
 The workloads' three functions run in three processes, joined by unix sockets, without acknowledgements,
-replay or flow control but the sockets' own: numbers in msgpack batches of 512, larger messages with one
-sendall each.
+replay or flow control but the sockets' own: numbers in msgpack batches of 512; larger messages unbatched, with one
+sendall and one recv each. The table has messages of 1 KiB also with a reader that takes 256 KiB at a time, which is a
+batch at one of two ends.
 
     python -m benchmarks.raw [--quick] [--json OUT]
 """
@@ -30,8 +31,8 @@ BATCH = 512
 _fork = multiprocessing.get_context("fork")
 
 
-def run(workload: Workload, count: int) -> harness.Run:
-    """One run."""
+def run(workload: Workload, count: int, *, buffered: bool = False) -> harness.Run:
+    """One run. `buffered`: several messages may be read at a time."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "go").touch()
@@ -40,8 +41,8 @@ def run(workload: Workload, count: int) -> harness.Run:
         batch = 1 if workload.name == "int, 200/s" else BATCH
         parts: list[Callable[[], Any]] = [
             lambda: _send(first[0], source(), workload, batch),
-            lambda: _send(second[0], map(operator, _receive(first[1], workload)), workload, batch),
-            lambda: _consume(map(sink, _receive(second[1], workload))),
+            lambda: _send(second[0], map(operator, _receive(first[1], workload, buffered)), workload, batch),
+            lambda: _consume(map(sink, _receive(second[1], workload, buffered))),
         ]
         results = _fork.SimpleQueue()
         processes = [_fork.Process(target=_measured, args=(part, results)) for part in parts]
@@ -83,10 +84,10 @@ def _send(sock: socket.socket, values: Iterable[Any], workload: Workload, batch:
     sock.shutdown(socket.SHUT_WR)
 
 
-def _receive(sock: socket.socket, workload: Workload) -> Iterator[Any]:
+def _receive(sock: socket.socket, workload: Workload, buffered: bool) -> Iterator[Any]:
     if workload.name.startswith("frame"):
         return _frames(sock, workload.size)
-    if workload.size < 10_000 and workload.size:
+    if workload.size and buffered:
         return iter(functools.partial(sock.makefile("rb", buffering=1 << 18).read, workload.size), b"")
     if workload.size:
         return iter(functools.partial(sock.recv, workload.size, socket.MSG_WAITALL), b"")
@@ -108,25 +109,32 @@ def _batches(sock: socket.socket) -> Iterator[list[Any]]:
         yield msgpack.unpackb(sock.recv(int.from_bytes(header, "little"), socket.MSG_WAITALL))
 
 
+def _name(workload: Workload, buffered: bool) -> str:
+    return f"{workload.name}, buffered reads" if buffered else workload.name
+
+
 def main() -> None:
     args = harness.arguments(__doc__)
     results = {}
-    for workload in WORKLOADS:
+    ways = [(workload, False) for workload in WORKLOADS]
+    ways += [(workload, True) for workload in WORKLOADS if workload.name == "1 KiB"]
+    for workload, buffered in ways:
         count = workload.count // 10 if args.quick else workload.count
-        results[workload.name] = harness.summary([run(workload, count) for _ in range(2 if args.quick else 5)])
+        runs = [run(workload, count, buffered=buffered) for _ in range(2 if args.quick else 5)]
+        results[_name(workload, buffered)] = harness.summary(runs)
     harness.table(
         "raw: blocking unix sockets, three processes",
         ["workload", "messages/s", "MB/s", "CPU us per message", "p50 us"],
         [
             [
-                workload.name,
+                _name(workload, buffered),
                 f"{result['rate']:,.0f}",
                 f"{result['rate'] * workload.size / 1e6:,.0f}" if workload.size else "",
                 f"{result['cpu_us']:.2f}",
                 f"{result['latency_p50'] * 1e6:.0f}" if result["latency_p50"] else "",
             ]
-            for workload in WORKLOADS
-            for result in [results[workload.name]]
+            for workload, buffered in ways
+            for result in [results[_name(workload, buffered)]]
         ],
     )
     harness.write(args.json, {"raw": results})
