@@ -195,14 +195,14 @@ class OutLink:
 
         `threaded`: from another thread than the loop's, which holds `lock`.
         """
-        conn = self._direct if threaded else self._conn
-        if conn is None or self._tail is not None or not conn.writable:
+        conn, way = self._conn, self._direct if threaded else self._conn
+        if conn is None or way is None or self._tail is not None or not conn.writable:
             return False
         taken = self.sender.send_one(body, lane, origin, birth, self._clock.now())
         if taken is None:
             return False
         try:
-            conn.write(taken)
+            way.write(taken)
         except TransportError:
             pass  # the reader of this connection sees the same and acts on it
         return True

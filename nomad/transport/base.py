@@ -54,7 +54,18 @@ class Capabilities:
 
 
 class Writer(Protocol):
-    """What frames are written to."""
+    """A way to write to a connection from another thread than the event loop's."""
+
+    def write(self, frames: list[Frame]) -> None:
+        """Send whole frames, behind all that was written to the connection. Never blocks, and raises nothing.
+
+        Nobody may write to the connection meanwhile: whoever has asked for the writer sees to that.
+        """
+        ...
+
+
+class Connection(Protocol):
+    """One established, ordered, message-oriented connection."""
 
     def write(self, frames: Iterable[Frame]) -> None:
         """Queue whole frames for sending; raises when closed or broken. Never blocks."""
@@ -65,16 +76,8 @@ class Writer(Protocol):
         """Whether the backlog is below the high-water mark."""
         ...
 
-
-class Connection(Writer, Protocol):
-    """One established, ordered, message-oriented connection."""
-
     def direct(self) -> Writer | None:
-        """What another thread may write small frames to, None where the backend has no such way.
-
-        While that is `writable`, and only while nobody writes to the connection: whoever asks for it keeps the two
-        apart. What it has written is in order with what the connection has.
-        """
+        """What another thread may write to, as long as the connection lasts; None where the backend has no such way."""
         ...
 
     async def drain(self) -> None:

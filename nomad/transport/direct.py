@@ -13,53 +13,56 @@ import asyncio
 import functools
 import os
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 
 from nomad.transport.base import Frame
-from nomad.transport.framing import encode
+from nomad.transport.framing import PREFIX, encode
 
 
 class Direct:
-    """`nomad.transport.base.Writer` from any thread; made, flushed and closed in the loop's."""
+    """Writes from any thread; made, flushed and closed in the loop's."""
 
     def __init__(self, transport: asyncio.Transport, descriptor: int):
         """Raises `OSError` where the descriptor can't be duplicated."""
         self.rest = b""
         """What the socket didn't take: it goes before anything else."""
         self._transport = transport
+        self._backlog = transport.get_write_buffer_size
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._descriptor = os.dup(descriptor)
         self._send = functools.partial(os.write, self._descriptor)
 
-    @property
-    def writable(self) -> bool:
-        """Whether all that was written before has gone to the kernel."""
-        return not self.rest and not self._transport.get_write_buffer_size()
-
-    def write(self, frames: Iterable[Frame]) -> None:
-        """Send small frames while `writable`. Of a connection that is lost, whoever reads from it knows."""
-        data = b"".join(encode(frames))
+    def write(self, frames: list[Frame]) -> None:
+        """Send frames. Of a connection that is lost, whoever reads from it knows."""
+        if len(frames) == 1 and len(frames[0]) == 1:
+            head = frames[0][0]
+            data = PREFIX.pack(len(head), 0) + head
+        else:
+            data = b"".join(encode(frames))
         with self._lock:  # the descriptor's number may be another file's once it was closed
             if self._descriptor < 0:
                 return
+            sent = 0
             try:
-                sent = self._send(data)
+                if not self.rest and not self._backlog():
+                    sent = self._send(data)
             except BlockingIOError:
-                sent = 0
+                pass
             except OSError:
                 return
-        if sent < len(data):
-            self.rest = data[sent:]
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self.flush)
+            if sent == len(data):
+                return
+            self.rest += data[sent:]
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.flush)
 
     def flush(self) -> None:
         """Leave the rest to the transport."""
-        rest, self.rest = self.rest, b""
-        if rest and not self._transport.is_closing():
-            self._transport.write(rest)
+        with self._lock:
+            rest, self.rest = self.rest, b""
+            if rest and not self._transport.is_closing():
+                self._transport.write(rest)
 
     def close(self) -> None:
         """Nothing is written any more."""
