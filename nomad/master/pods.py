@@ -37,8 +37,8 @@ from nomad.transport.trunk import carries
 log = logging.getLogger(__name__)
 
 GATHER = 0.1
-"""Seconds that heart-beats wait for one another where pods are asked for few: worked off together they cost half as
-much. Whatever else is said is heard at once, and after the heart-beats that came before it.
+"""Seconds that heart-beats wait for one another where pods are asked for few: worked off together, all but the first
+find the caches warm. Whatever else is said is heard at once, and after the heart-beats that came before it.
 """
 
 GATHERED_BYTES = 1 << 20

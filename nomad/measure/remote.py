@@ -31,7 +31,7 @@ REPORT_SECONDS = 5.0
 PACES: tuple[float, ...] = tuple(REPORT_SECONDS * 2**step for step in range(4))
 
 REPORTS = 60.0
-"""Per second, of all agents together: each takes the master 60 µs. From 300 agents on they are told a slower pace."""
+"""Per second, of all agents together. From 300 agents on they are told a slower pace."""
 
 ROOM = 0.6
 """Share of that below which they are told a quicker one again: a few that come and go change nothing."""

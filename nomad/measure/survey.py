@@ -52,7 +52,7 @@ NEIGHBOURS = 6
 
 COORDINATE_PROBES = 150.0
 """Such probes per second, of all nodes together: from 125 nodes on a round takes longer. Each is a request's share and
-a sample for the master, 0.1 ms of it.
+a sample for the master.
 """
 
 MOST_AT_ONCE = 40
