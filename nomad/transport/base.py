@@ -107,7 +107,7 @@ class Connection(Protocol):
         """From now on have the event loop call `callback` when frames have arrived or the connection has ended.
 
         `one`: where a frame without parts came alone, a backend may call this with its head in place of `callback`.
-        Whoever returns False leaves the frame, and `callback` is called.
+        Whoever returns False has done nothing and leaves the frame: `callback` is called.
 
         If it has ended when the last frames are polled, it is called once more, so that one `poll` per call will do.
         For a reader that `poll`s instead of having a task wait in `recv`, which costs a detour over the task. It

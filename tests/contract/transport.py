@@ -18,6 +18,7 @@ import array
 import asyncio
 import mmap
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -268,6 +269,66 @@ async def check_polling_when_told(transport: Transport, address: str) -> None:
         await soon(dialer.close())
         with pytest.raises(ConnectionClosed):
             dialer.poll()
+
+
+@contract
+async def check_a_frame_that_comes_alone(transport: Transport, address: str) -> None:
+    """Whoever would take it is asked where the backend can tell; no frame is told twice, none left out of turn."""
+    rng = random.Random(7)
+    frames = [(some_bytes(rng.choice([0, 1, 30, 3000, 5000, 100_000])),) for _ in range(200)]
+    async with pair(transport, address) as (dialer, acceptor):
+        got: list[Frame] = []
+
+        def one(head: bytes) -> bool:
+            assert type(head) is bytes
+            if rng.random() < 0.5:
+                return False
+            got.append((head,))
+            return True
+
+        acceptor.notify(lambda: got.extend(acceptor.poll()), one)
+        sent = 0
+        while sent < len(frames):
+            count = rng.choice([1, 1, 1, 2, 7])
+            dialer.write(frames[sent : sent + count])
+            sent = min(len(frames), sent + count)
+            if rng.random() < 0.8:
+                await until(lambda goal=sent: len(got) == goal)  # type: ignore[misc]
+        await until(lambda: len(got) == len(frames))
+        assert plain(got) == frames
+
+
+@contract
+async def check_writing_from_another_thread(transport: Transport, address: str) -> None:
+    """Where a backend has a way for that, what goes by it and what goes the usual way stay in order, also when the
+    socket takes no more; after the end it does nothing."""
+    frames = [(b"%d %s" % (number, bytes(3000)),) for number in range(1500)]
+    async with pair(transport, address) as (dialer, acceptor):
+        writer = dialer.direct()
+        if writer is None:
+            return
+        lock, rng = threading.Lock(), random.Random(11)
+        sent = 0
+
+        def some(write: Callable[[list[Frame]], None]) -> bool:
+            nonlocal sent
+            with lock:
+                count = rng.choice([1, 1, 2, 40])
+                write(frames[sent : sent + count])
+                sent = min(len(frames), sent + count)
+                return sent < len(frames)
+
+        def thread() -> None:
+            while some(writer.write):
+                pass
+
+        working = asyncio.create_task(asyncio.to_thread(thread))
+        while not working.done() and some(dialer.write):
+            await asyncio.sleep(0)
+        await soon(working)
+        assert plain(await take(acceptor, len(frames))) == frames
+        await dropped(dialer)
+        writer.write([(b"too late",)])
 
 
 @contract
