@@ -16,7 +16,7 @@ from nomad.actor.execute import GENERATOR_KINDS, Handoff, Worker, noting, start_
 from nomad.actor.journal import Journal
 from nomad.actor.meter import Meter
 from nomad.actor.mode import Mode
-from nomad.actor.outbox import BATCH_MESSAGES, Outbox
+from nomad.actor.outbox import BATCH_MESSAGES, Outbox, sent
 from nomad.actor.progress import Chunk
 from nomad.actor.rerun import Reruns
 from nomad.clock import Clock
@@ -552,7 +552,7 @@ class Operator:
 
     def _send(self, chunk: Chunk, kept: Sequence[int], values: list[Any], places: Places) -> None:
         unsendable = self._out.emit(values, places, chunk.birth) if self._out.links else ()
-        self._meter.emitted(values)
+        self._meter.emitted(sent(values, unsendable))
         for bad in unsendable:
             if self._active.is_set():
                 self._keep_aside(chunk, kept[bad.number], bad.error, 1)

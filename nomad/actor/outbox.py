@@ -6,6 +6,7 @@ Every successor gets a full copy; the encoded bytes are shared between the links
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,14 @@ class Unsendable:
     number: int
     """Which of the results it was."""
     error: PayloadError
+
+
+def sent(values: list[Any], unsendable: Sequence[Unsendable]) -> list[Any]:
+    """Those of `values` that could be sent."""
+    if not unsendable:
+        return values
+    bad = {result.number for result in unsendable}
+    return [value for number, value in enumerate(values) if number not in bad]
 
 
 class Outbox:

@@ -13,6 +13,7 @@ import random
 import resource
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from nomad import control
@@ -120,7 +121,8 @@ class Reports:
         """`loop`: the main thread's."""
         if not self._status_due:
             self._status_due = True
-            loop.call_soon_threadsafe(self._say_status)
+            with suppress(RuntimeError):  # the main thread has ended its loop, and there is nobody to tell
+                loop.call_soon_threadsafe(self._say_status)
 
     def tap(self, values: list[Any]) -> None:
         """Outputs of the operator, for who looks on."""

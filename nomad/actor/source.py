@@ -7,13 +7,13 @@ it made is settled, so that nothing of it is left to be lost. From there it can 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nomad.actor.execute import Handoff, Worker, start_source
 from nomad.actor.meter import Meter
 from nomad.actor.operator import OperatorFailed
-from nomad.actor.outbox import BATCH_MESSAGES, Outbox
+from nomad.actor.outbox import BATCH_MESSAGES, Outbox, Unsendable, sent
 from nomad.actor.progress import SOURCE_BITS
 from nomad.clock import Clock
 from nomad.control import Role
@@ -261,10 +261,12 @@ class Source:
         self._origin += len(values)
         if self._origin >= self._end:
             raise SourceFailed("it has sent all messages that one instance can count, and starts anew")
+        unsendable: Sequence[Unsendable] = ()
         if len(values) > 1 or not self._out.emit_one(values[0], 0, first, birth):
-            for bad in self._out.emit(values, Places(0, range(first, first + len(values))), birth):
-                self._refuse(bad.error)
-        self._meter.emitted(values)
+            unsendable = self._out.emit(values, Places(0, range(first, first + len(values))), birth)
+        self._meter.emitted(sent(values, unsendable))
+        for bad in unsendable:
+            self._refuse(bad.error)
 
     def _refuse(self, error: PayloadError) -> None:
         """A source has no input to set aside: what it made and can't be sent is counted and shown."""

@@ -42,6 +42,7 @@ from nomad.master.reconcile.actions import (
     TellPeers,
 )
 from nomad.master.state import Desired, Observed, Requested, operator_id
+from nomad.master.views import FailureView
 from nomad.settings import Settings
 from nomad.tasks import Tasks
 
@@ -78,6 +79,7 @@ class Loop:
         self._desired = desired
         self._observed = observed
         self._observer = observer
+        observer.first_failure = self._failing
         self._events = events
         self._moves = moves
         self._woken = woken
@@ -287,6 +289,11 @@ class Loop:
                 self._forget_causes(id)
             case Assign() | TellPeers() | Switch() | Measure() | Carry():
                 log.debug("%s", action)
+
+    def _failing(self, operator: str, failure: FailureView) -> None:
+        id, name = operator.split(".")
+        text = f"{name} has its first message that failed: {failure.type}: {failure.message}"
+        self._add("operator.failing", text, id, name)
 
     def _add(self, kind: str, message: str, id: str | None, operator: str | None = None, **data: object) -> None:
         """Note an event; what happened last to the same operator, or pipeline, led to it."""

@@ -69,6 +69,8 @@ class Observer:
         self._pace = pace
         self.heard = asyncio.Event()
         """Set with each heart-beat, for who looks at what was measured."""
+        self.first_failure: Callable[[str, FailureView], None] = _nobody
+        """Called when an operator's function has failed that never did before."""
 
     # What the runtime sees
 
@@ -224,6 +226,7 @@ class Observer:
             raise ValueError("a heart-beat with numbers that can't be")
         now = self._clock.now()
         last = state.heartbeat_at
+        again = last is not None and stats.failed > state.stats.failed
         if last is not None and now > last:
             seconds = stats.seconds_since(state.stats) or now - last
             rate = max(0.0, (stats.processed - state.stats.processed) / seconds)
@@ -235,7 +238,10 @@ class Observer:
             self._measured(pod, operator, state.runtime.node, state, now)
         self.heard.set()
         if message.get("error") is not None:
-            self._failed(operator, _error(message["error"]))
+            first = self._history(operator).failure is None
+            self._failed(operator, _error(message["error"]), again=again)
+            if first and (failure := self._history(operator).failure) is not None:
+                self.first_failure(operator, failure)
         if now >= max(last or 0.0, state.ready_at or 0.0) + self._pace.overdue:
             self._wake()
 
@@ -257,14 +263,12 @@ class Observer:
                     reached=link.reached,
                 )
 
-    def _failed(self, operator: str, error: dict[str, str]) -> None:
+    def _failed(self, operator: str, error: dict[str, str], *, again: bool = False) -> None:
+        """`again`: something has failed since what is known. Else it may be that, for heart-beats repeat it."""
         history = self._history(operator)
         known = history.failure
-        if known is None or (known.type, known.message, known.traceback) != (
-            error["type"],
-            error["message"],
-            error["traceback"],
-        ):
+        told = error["type"], error["message"], error["traceback"]
+        if known is None or again or (known.type, known.message, known.traceback) != told:
             history.failure = FailureView(self._clock.wall(), error["message"], error["type"], error["traceback"])
 
     def _state(self, pod: str) -> PodState:
@@ -275,6 +279,10 @@ class Observer:
 
     def _history(self, operator: str) -> History:
         return self._observed.history.setdefault(operator, History())
+
+
+def _nobody(operator: str, failure: FailureView) -> None:
+    return
 
 
 def added(before: PodStats, now: PodStats) -> PodStats:

@@ -440,6 +440,7 @@ async def test_what_can_not_be_sent_is_set_aside_where_it_was_returned(place: st
     async with Chain([numbers(200), function, got.append]) as chain:
         await chain.finished()
         assert got == [x for x in range(200) if x != bad]
+        assert chain[1].stats.emitted == 199
         (record,) = chain[1].instance.set_aside()
         assert record["error"]["type"] == PayloadError.__name__
         assert "can't carry _thread.lock" in record["error"]["message"]

@@ -175,3 +175,11 @@ async def test_taps_are_told_of_everything_whatever_overlaps() -> None:
     finally:
         sys.setswitchinterval(switch)
     assert got == list(range(count))
+
+
+async def test_a_status_that_nobody_is_left_to_hear_of_is_no_error() -> None:
+    """The data thread closes its links after the main one has ended."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    reports = Reports(cast(Any, Clogged()))
+    reports.status_changed(loop)

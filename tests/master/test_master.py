@@ -289,6 +289,23 @@ async def test_an_error_of_a_message_is_shown_and_ends_nothing(working: Cluster)
     square = working.operator("square")
     assert square.last_failure is not None
     assert (square.last_failure.message, square.stats.set_aside, square.state) == ("no good", 1, "running")
+    working.pods["p.square-e1"].beat(error | {"message": "worse"}, failed=2, set_aside=2)
+    await working.until(lambda: working.operator("square").stats.failed == 2)
+    (event,) = [event for event in working.master.events() if event.kind == "operator.failing"]
+    assert event.message == "square has its first message that failed: ValueError: no good"
+
+
+async def test_equal_errors_of_messages_have_the_time_of_the_last(working: Cluster) -> None:
+    pod, begin = working.pods["p.square-e1"], working.clock.wall()
+    error = {"type": "ValueError", "message": "no good", "traceback": "Traceback ..."}
+    times = []
+    for processed, failed in enumerate((0, 1, 1, 2), 1):
+        pod.beat(error if failed else None, processed=processed, failed=failed)
+        await working.until(lambda n=processed: working.operator("square").stats.processed == n)
+        failure = working.operator("square").last_failure
+        times.append(failure and failure.time - begin)
+        await working.clock.advance(1.0)
+    assert times == [None, 1.0, 1.0, 3.0], "heart-beats repeat what failed last"
 
 
 async def test_silence_is_shown_and_nothing_is_killed_for_it(working: Cluster) -> None:

@@ -61,6 +61,7 @@ SHOWN = {
     "pipeline.failed": (_WARNING, "Failed"),
     "pipeline.warning": (_WARNING, "Warning"),
     "operator.failed": (_WARNING, "OperatorFailed"),
+    "operator.failing": (_WARNING, "OperatorFailing"),
     "operator.homeless": (_WARNING, "OperatorHomeless"),
     "operator.rehomed": (_NORMAL, "OperatorRehomed"),
     "operator.unresponsive": (_WARNING, "OperatorUnresponsive"),
