@@ -168,7 +168,9 @@ class Cluster:
         return view(list[PipelineView], await self._rest.request("GET", "pipelines"))
 
     async def pipeline(self, id: str) -> PipelineHandle:
-        """The pipeline `id`. Raises `NotFoundError`."""
+        """The pipeline `id`. Raises `NotFoundError`, and `PipelineError` for the empty one, which has no address."""
+        if not id:
+            check_id(id)
         return self._handle(view(PipelineView, await self._rest.request("GET", "pipelines", id)))
 
     def _handle(self, status: PipelineView) -> PipelineHandle:

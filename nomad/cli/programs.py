@@ -81,7 +81,7 @@ async def submit(
         program.operators,
         start=start,
         end=end,
-        id=id or program.id,
+        id=program.id if id is None else id,
         codec=codec,
         profile=program.profile if profile is None else _profile(profile),
         moves=not no_moves,

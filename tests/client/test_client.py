@@ -135,6 +135,8 @@ async def test_unknown_nodes_and_ids(cluster: Cluster, master: FakeMaster) -> No
         await cluster.submit([numbers, square], start="edge", end="moon")
     with pytest.raises(PipelineError, match="can't be the id of a pipeline"):
         await cluster.submit([numbers, square], start="edge", end="cloud", id="a b")
+    with pytest.raises(PipelineError, match="'' can't be the id of a pipeline"):
+        await cluster.pipeline("")
     assert master.pipelines() == []
 
 
