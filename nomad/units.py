@@ -25,6 +25,12 @@ _BYTES_PER_SECOND = {
     **{f"{prefix}b/s": float(factor) for prefix, factor in _PREFIXES.items()},
 }
 
+# Bounds that no real link comes near; they keep a slip of the hand from stopping a pipeline for a year.
+LONGEST_DELAY = 3600.0
+"""Seconds of an emulated link."""
+LEAST_BANDWIDTH, MOST_BANDWIDTH = 1.0, 1e15
+"""Bytes per second of an emulated link."""
+
 
 def memory_mb(value: object) -> float:
     """MiB: a number of them, or bytes with a unit like `256Mi`, `2GiB`, `500MB`."""

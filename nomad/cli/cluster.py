@@ -22,9 +22,36 @@ if TYPE_CHECKING:
     from nomad.client import Cluster
     from nomad.master.views import EventView, LinkEstimatesView, LinkView
 
-SECONDS = Quantity("DURATION", units.seconds)
-BANDWIDTH = Quantity("BANDWIDTH", units.bytes_per_second)
-SHARE = click.FloatRange(0, 1, max_open=True)
+
+def _delay(value: object) -> float:
+    seconds = units.seconds(value)
+    if not 0 <= seconds <= units.LONGEST_DELAY:
+        raise ValueError(f"{value!r} must be from 0 to 1h")
+    return seconds
+
+
+def _limit(value: object) -> float | str:
+    if value == "unlimited":
+        return "unlimited"
+    limit = units.bytes_per_second(value)
+    if not units.LEAST_BANDWIDTH <= limit <= units.MOST_BANDWIDTH:
+        raise ValueError(f"{value!r} must be at least 8bit (a byte a second) and at most 8000Tbit, or `unlimited`")
+    return limit
+
+
+def _share(value: object) -> float:
+    try:
+        share = float(str(value))
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise ValueError(f"{value!r} must be a share from 0 to below 1, e.g. 0.01")
+    return share
+
+
+DELAY = Quantity("DURATION", _delay)
+BANDWIDTH = Quantity("BANDWIDTH", _limit)
+SHARE = Quantity("SHARE", _share)
 
 
 @click.command()
@@ -95,9 +122,9 @@ def link() -> None:
 @link.command("set")
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
-@click.option("--latency", type=SECONDS, help="One way, e.g. 80ms.")
-@click.option("--jitter", type=SECONDS, help="Around the latency, e.g. 5ms.")
-@click.option("--bandwidth", help="E.g. 10Mbit or 2MB/s, or `unlimited`.")
+@click.option("--latency", type=DELAY, help="One way, e.g. 80ms.")
+@click.option("--jitter", type=DELAY, help="Around the latency, e.g. 5ms.")
+@click.option("--bandwidth", type=BANDWIDTH, help="E.g. 10Mbit or 2MB/s, or `unlimited`.")
 @click.option("--loss", type=SHARE, help="Share of frames that are lost and sent again, e.g. 0.01.")
 @click.option("--both", is_flag=True, help="Set the way back as well.")
 @with_cluster
@@ -108,7 +135,7 @@ async def link_set(
     target: str,
     latency: float | None,
     jitter: float | None,
-    bandwidth: str | None,
+    bandwidth: float | str | None,
     loss: float | None,
     both: bool,
 ) -> None:
@@ -118,12 +145,9 @@ async def link_set(
     """
     if all(value is None for value in (latency, jitter, bandwidth, loss)):
         raise click.UsageError("say what to change: --latency, --jitter, --bandwidth or --loss")
-    limit = bandwidth if bandwidth in (None, "unlimited") else BANDWIDTH.convert(bandwidth, None, None)
-    if isinstance(limit, float) and limit < 1:
-        raise click.BadParameter("it must be at least 8bit (a byte a second)", param_hint="--bandwidth")
     ends = [(source, target), (target, source)] if both else [(source, target)]
     changed = [
-        await cluster.set_link(a, b, latency=latency, jitter=jitter, bandwidth=limit, loss=loss) for a, b in ends
+        await cluster.set_link(a, b, latency=latency, jitter=jitter, bandwidth=bandwidth, loss=loss) for a, b in ends
     ]
     _show_links(out, changed)
 

@@ -8,7 +8,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nomad.master.views import EstimateView
 
 P = ParamSpec("P")
+V = TypeVar("V")
 Command = Callable[..., Any]
 COMPLETION_TIMEOUT = 1.0
 """Seconds that a completion waits for the master; it isn't worth more."""
@@ -105,14 +106,15 @@ def with_cluster(function: Callable[Concatenate[Cluster, Out, P], Coroutine[Any,
     return command
 
 
-class Quantity(click.ParamType[float]):
+class Quantity(click.ParamType[V]):
     """A number with a unit, such as 80ms or 10Mbit."""
 
-    def __init__(self, name: str, parse: Callable[[object], float]) -> None:
+    def __init__(self, name: str, parse: Callable[[object], V]) -> None:
+        """`parse`: raises `ValueError` that says what would have been right."""
         self.name = name
         self._parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> V:
         """The number in the dimension's own unit."""
         try:
             return self._parse(value)

@@ -178,6 +178,26 @@ def test_what_is_refused(nomad: Nomad) -> None:
     assert nomad.master.pipelines() == []
 
 
+def test_the_empty_id_is_refused_as_any_that_isnt_valid(nomad: Nomad) -> None:
+    submit = ("submit", nomad.file(PROGRAM), "--start", "edge", "--end", "cloud", "--id")
+    said = nomad.error(*submit, "a/b", code=7).replace("'a/b'", "''")
+    assert said.startswith("Error: '' can't be the id of a pipeline: it takes 1 to 63 letters")
+    for command in (
+        submit,
+        ("show",),
+        ("stop",),
+        ("rm",),
+        ("logs",),
+        ("moves",),
+        ("explain",),
+        ("export",),
+    ):
+        assert nomad.error(*command, "", code=7) == said
+    for command in (("tail", "", "square"), ("set-aside", "", "square"), ("move", "", "square", "edge")):
+        assert nomad.error(*command, code=7) == said
+    assert nomad.master.pipelines() == []
+
+
 def test_wrong_usage(nomad: Nomad) -> None:
     target = nomad.file(PROGRAM)
     assert "--start and --end NODE" in nomad.error("submit", target, code=2)
@@ -186,11 +206,36 @@ def test_wrong_usage(nomad: Nomad) -> None:
     assert "'80lightyears' must be a number of seconds" in nomad.error(
         "link", "set", "edge", "cloud", "--latency", "80lightyears", code=2
     )
-    assert "0<=x<1" in nomad.error("link", "set", "edge", "cloud", "--loss", "1", code=2)
-    assert "at least 8bit" in nomad.error("link", "set", "edge", "cloud", "--bandwidth", "0", code=2)
     assert "exclude each other" in nomad.error("set-aside", "x", "y", "--rerun", "--drop", code=2)
     assert "No such command" in nomad.error("launch", code=2)
     assert "must look like http" in nomad.error("ls", "--master", "localhost:1", code=2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--latency", "-5ms", "must be from 0 to 1h"),
+        ("--latency", "61m", "must be from 0 to 1h"),
+        ("--latency", "5parsecs", "must be a number of seconds"),
+        ("--jitter", "-1", "must be from 0 to 1h"),
+        ("--bandwidth", "0", "must be at least 8bit (a byte a second) and at most 8000Tbit, or `unlimited`"),
+        ("--bandwidth", "8001Tbit", "must be at least 8bit"),
+        ("--bandwidth", "5MBit/h", "must be a number of bytes per second"),
+        ("--loss", "1", "must be a share from 0 to below 1, e.g. 0.01"),
+        ("--loss", "120%", "must be a share from 0 to below 1, e.g. 0.01"),
+        ("--loss", "-0.1", "must be a share from 0 to below 1, e.g. 0.01"),
+        ("--loss", "nan", "must be a share from 0 to below 1, e.g. 0.01"),
+    ],
+)
+def test_what_a_link_cant_be(nomad: Nomad, option: str, value: str, said: str) -> None:
+    error = nomad.error("link", "set", "edge", "cloud", option, value, code=2)
+    assert f"Error: Invalid value for '{option}': {value!r} {said}" in error
+
+
+@pytest.mark.parametrize("value", ["8bit", "8000Tbit", "unlimited"])
+def test_bounds_of_a_link_are_those_of_rest(nomad: Nomad, value: str) -> None:
+    for delay in ("0", "1h"):
+        nomad("link", "set", "edge", "cloud", "--latency", delay, "--jitter", "0", "--bandwidth", value, "--loss", "0")
 
 
 def test_warnings_are_one_line(nomad: Nomad, own_credentials: Path) -> None:

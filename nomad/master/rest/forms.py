@@ -13,10 +13,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.types import JsonValue
 
 from nomad.pipeline import PIPELINE_ID, check_id
+from nomad.units import LEAST_BANDWIDTH, LONGEST_DELAY, MOST_BANDWIDTH
 
-# Bounds that no real link or node comes near; they keep a slip of the hand from stopping a pipeline for a year.
-Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
-BytesPerSecond = Annotated[float, Field(ge=1, le=1e15, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=LONGEST_DELAY, allow_inf_nan=False)]
+BytesPerSecond = Annotated[float, Field(ge=LEAST_BANDWIDTH, le=MOST_BANDWIDTH, allow_inf_nan=False)]
+# Bounds that no real node or operator comes near, either.
 Speed = Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 EventId = Annotated[int, Field(ge=0, le=2**53)]
