@@ -37,7 +37,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class CredentialsWarning(UserWarning):
-    """The credentials file can be read by other users of the machine."""
+    """A file of secrets, or a folder of them, is open to other users of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,17 @@ def where_looked(what: str, variable: str, url: str) -> str:
     )
 
 
+def warn_if_open(path: Path, mode: int) -> None:
+    """Warn when the mode of a file of secrets, or of a folder of them, lets other users of the machine in."""
+    if mode & 0o077:
+        warnings.warn(
+            f"{path} can be {'changed' if mode & 0o022 else 'read'} by other users of this machine: "
+            f"run `chmod {'700' if stat.S_ISDIR(mode) else '600'} {path}`",
+            CredentialsWarning,
+            stacklevel=4,
+        )
+
+
 def _token(text: str | None) -> str | None:
     """What stands in NOMAD_TOKEN, without the end of line that it often has when it was read from a file."""
     token = (text or "").strip()
@@ -152,12 +163,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise StateError(f"the credentials file {path} isn't JSON ({exc}); delete it and run `nomad up` again") from exc
     if not isinstance(content, dict) or not isinstance(content.get("masters"), dict):
         raise StateError(f'the credentials file {path} has no "masters" map; delete it and run `nomad up` again')
-    if stat.S_IMODE(mode) & 0o077:
-        warnings.warn(
-            f"{path} can be read by other users of this machine: run `chmod 600 {path}`",
-            CredentialsWarning,
-            stacklevel=3,
-        )
+    warn_if_open(path, mode)
     return content
 
 

@@ -347,7 +347,7 @@ async def _key(store: Store, name: str, make: Callable[[], bytes]) -> bytes:
     except ValueError:
         key = b""
     if len(key) != 32:
-        raise StateError(f"the master's secret {name} must be 64 hex digits; delete it to have a new one made")
+        raise StateError(f"{store.where(name)} must be 64 hex digits; delete it to have a new one made")
     return key
 
 

@@ -7,15 +7,21 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from nomad import credentials
 from nomad.errors import StateError
 
 
 def kept(path: Path, make: Callable[[], str]) -> str:
-    """The text in `path`, which is made when it isn't there yet. Raises `StateError`."""
+    """The text in `path`, which is made when it isn't there yet. Raises `StateError`.
+
+    Warns of one that other users of the machine can read.
+    """
     try:
-        text = path.read_text(encoding="ascii").strip()
+        with path.open(encoding="ascii") as file:
+            mode, text = os.fstat(file.fileno()).st_mode, file.read().strip()
         if not text:
             raise StateError(f"{path} is empty; delete it to have a new one made")
+        credentials.warn_if_open(path, mode)
         return text
     except FileNotFoundError:
         pass

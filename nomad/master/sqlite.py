@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter
 
+from nomad import credentials
 from nomad.control import PodStats
 from nomad.errors import StateError
 from nomad.master import secret
@@ -91,7 +92,7 @@ class SqliteStore:
 
     @classmethod
     async def open(cls, folder: Path) -> Self:
-        """Make the folder if need be, lock it and open the database.
+        """Make the folder if need be, lock it and open the database. Warns of a folder that others can look into.
 
         Raises `StateError` when another master uses it, when it can't be written, is damaged or newer than this.
         """
@@ -116,6 +117,10 @@ class SqliteStore:
     async def secret(self, name: str, make: Callable[[], str]) -> str:
         """The text in the folder's file of that name, which is made when it isn't there yet."""
         return await asyncio.to_thread(secret.kept, self.folder / name, make)
+
+    def where(self, name: str) -> str:
+        """The path of that file."""
+        return str(self.folder / name)
 
     async def meta(self) -> dict[str, bytes]:
         """The small facts by name."""
@@ -306,6 +311,7 @@ def _lock(folder: Path) -> int:
     except OSError as exc:
         os.close(lock)
         raise StateError(f"the state folder {folder} can't be written: {exc.strerror}") from exc
+    credentials.warn_if_open(folder, folder.stat().st_mode)
     return lock
 
 

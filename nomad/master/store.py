@@ -56,6 +56,10 @@ class Store(Protocol):
         """A secret of the master's, as text; made when it isn't there yet."""
         ...
 
+    def where(self, name: str) -> str:
+        """In words, where that secret is kept."""
+        ...
+
     async def meta(self) -> dict[str, bytes]:
         """The small facts by name; nothing secret."""
         ...

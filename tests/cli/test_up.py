@@ -243,6 +243,16 @@ def test_a_state_folder_from_a_newer_version(state: Path) -> None:
     assert str(state) in error
 
 
+def test_a_signing_key_that_is_none(state: Path) -> None:
+    state.mkdir(mode=0o700)
+    (state / "signing_key").write_text("no key")
+    (state / "signing_key").chmod(0o640)
+    warning, error = refused("--port", "0", *TWO_NODES).splitlines()
+    path = state / "signing_key"
+    assert warning == f"Warning: {path} can be read by other users of this machine: run `chmod 600 {path}`"
+    assert error == f"Error: {path} must be 64 hex digits; delete it to have a new one made"
+
+
 def test_ctrl_c_while_the_command_is_imported_shows_no_traceback() -> None:
     code = (
         "import builtins, os, signal, sys\n"

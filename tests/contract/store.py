@@ -234,6 +234,7 @@ async def secrets_are_made_once(open: Open) -> None:
     store = await open()
     assert await store.secret("token", lambda: "made again") == "made"
     assert await store.secret("signing_key", lambda: "made again") == "a key"
+    assert "signing_key" in store.where("signing_key")
     await store.close()
 
 

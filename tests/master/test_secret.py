@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nomad.credentials import CredentialsWarning
 from nomad.errors import StateError
 from nomad.master import secret
 
@@ -30,3 +31,15 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(StateError, match="can't be read"):
         secret.kept(path, lambda: "another")
+
+
+@pytest.mark.parametrize(("mode", "what"), [(0o640, "read"), (0o604, "read"), (0o666, "changed")])
+def test_one_that_others_can_read_is_told(tmp_path: Path, mode: int, what: str) -> None:
+    path = tmp_path / "token"
+    path.write_text("kept")
+    path.chmod(mode)
+    with pytest.warns(CredentialsWarning) as told:
+        assert secret.kept(path, lambda: "another") == "kept"
+    assert [str(warning.message) for warning in told] == [
+        f"{path} can be {what} by other users of this machine: run `chmod 600 {path}`"
+    ]

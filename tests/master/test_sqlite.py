@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from nomad.credentials import CredentialsWarning
 from nomad.errors import StateError
 from nomad.master import secret
 from nomad.master.sqlite import _SCHEMA, DATABASE, VERSION, SqliteStore
@@ -158,6 +159,16 @@ async def test_what_it_holds_is_nobody_elses(folder: Path) -> None:
     await store.set_meta("pod_key", b"secret")
     assert [name for name in ("", *os.listdir(folder)) if os.stat(folder / name).st_mode & 0o077] == []
     await store.close()
+
+
+async def test_a_folder_that_others_can_look_into_is_told(folder: Path) -> None:
+    os.mkdir(folder)
+    os.chmod(folder, 0o777)
+    said = f"^{folder} can be changed by other users of this machine: run `chmod 700 {folder}`$"
+    with pytest.warns(CredentialsWarning, match=said):
+        await (await SqliteStore.open(folder)).close()
+    os.chmod(folder, 0o700)
+    await (await SqliteStore.open(folder)).close()
 
 
 def test_secrets_are_made_once(tmp_path: Path) -> None:

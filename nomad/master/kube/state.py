@@ -184,8 +184,13 @@ class MasterState:
         self._dirty.set()
 
 
+def place_of(name: str) -> str:
+    """In words, where a secret of the master's is kept."""
+    return f"{name} in the Secret {MASTER_NAME}"
+
+
 def _as_text(data: str, name: str) -> str:
     try:
         return base64.b64decode(data).decode("ascii").strip()
     except ValueError as exc:
-        raise StateError(f"{name} in the Secret {MASTER_NAME} isn't text: delete it to have a new one made") from exc
+        raise StateError(f"{place_of(name)} isn't text: delete it to have a new one made") from exc

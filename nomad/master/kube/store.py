@@ -37,7 +37,7 @@ from nomad.master.kube.objects import Change, Held, Pipelines, owner, same, take
 from nomad.master.kube.owned import Owned
 from nomad.master.kube.past import PastOperator
 from nomad.master.kube.resource import Json
-from nomad.master.kube.state import EVENT_GAP, MasterState
+from nomad.master.kube.state import EVENT_GAP, MasterState, place_of
 from nomad.master.kube.writes import ALWAYS, LOOP, USER, Writes, term_of
 from nomad.master.state import DesiredPipeline, Goal, Outcome
 from nomad.master.store import StoredOperator, StoredPipeline
@@ -187,6 +187,10 @@ class KubernetesStore:
     async def secret(self, name: str, make: Callable[[], str]) -> str:
         """A secret of the master's, as text; made when it isn't there yet."""
         return await self._state.secret(name, make)
+
+    def where(self, name: str) -> str:
+        """In words, where that secret is kept."""
+        return place_of(name)
 
     async def meta(self) -> dict[str, bytes]:
         """The small facts by name."""
