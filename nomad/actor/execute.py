@@ -96,7 +96,7 @@ class Handoff:
     def put_all(self, items: Iterable[Any]) -> None:
         """Hand over all of a generator's values, each as soon as it is there. `put`, without a call per value."""
         waiting, append, born, now = self.items, self.items.append, self._births.append, time.time_ns
-        send, last = self.send, 0
+        send, last, newest = self.send, 0, -1
         for number, item in enumerate(items):
             if self._signalled:
                 if self.limit <= PRECISE:
@@ -104,7 +104,8 @@ class Handoff:
                 append(item)
             else:
                 before, last = last, now()
-                if last - before >= QUIET and send is not None and not self._stopped and send(item, last):
+                alone, newest = number == newest + 1 and last - before >= QUIET, number
+                if alone and send is not None and not self._stopped and send(item, last):
                     continue
                 born((number, last))
                 append(item)

@@ -235,17 +235,17 @@ class Operator:
         lane, origin, birth, error, result = batch.lane, batch.last.origin, batch.birth, None, None
         page, number = (None, 0) if journal is None else (journal.words, journal.slots.get(lane, -1))
         try:
-            (value,) = unpack(batch.body)
+            values = unpack(batch.body)
         except Exception:  # noqa: BLE001 - the usual way says what is wrong
             number = -1
-        if number < 0:
+        if number < 0 or type(values) is not list or len(values) != 1:
             receiver.inbox.append(batch)
             self.wake()
             return True
         self._parked = False
         started = time.perf_counter()
         try:
-            result = self._function(value)
+            result = self._function(values[0])
             if page is not None:
                 page[number] = origin
         except BaseException as exc:  # noqa: BLE001 - it is the user's function that raised, whatever it is
@@ -262,7 +262,7 @@ class Operator:
                 if result is None or not out.links:
                     self._settle()
             else:
-                chunk, self._batch = Chunk([value], batch.places, birth), batch
+                chunk, self._batch = Chunk(values, batch.places, birth), batch
                 if error is None:
                     self._emit(chunk, 0, [result])
                 rest = self._called(chunk, 0, 1, seconds, error)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nomad.delivery.codec import Codec
+from nomad.delivery.codec import OUT_OF_BAND, Codec
 from nomad.delivery.frames import INLINE_BODY, Places
 from nomad.delivery.outlink import OutLink
 from nomad.errors import PayloadError
@@ -99,6 +99,8 @@ class Outbox:
         """
         each, pack = self.output_bytes, self._codec.pack
         if each is None or each > INLINE_BODY or pack is None or len(self.links) != 1:
+            return False
+        if type(value) is bytes and len(value) >= OUT_OF_BAND:
             return False
         try:
             body = pack([value])

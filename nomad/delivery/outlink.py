@@ -391,7 +391,10 @@ class OutLink:
     async def _ask(self, line: _Line) -> None:
         """Nothing else goes over it, so ask all the time."""
         while self._clock.now() < line.heard_at + GIVE_UP:
-            line.conn.write([frames.Ping().pack()])
+            with self.lock:
+                if self._line is line:  # it is in use by now
+                    return
+                line.conn.write([frames.Ping().pack()])
             await self._clock.sleep(SILENCE)
         raise ConnectionBroken(f"link {self.sender.link}: the peer's next instance has been silent for too long")
 

@@ -274,8 +274,8 @@ class Sender:
     def send_one(self, body: bytes, lane: int, origin: int, birth: int, now: float) -> list[Frame] | None:
         """`submit` and `take` in one, for a batch of one message, without a path, that may go at once.
 
-        None where something else is to go first, or no credit is left for another one like it: nothing has changed
-        then. For messages that come one by one, on a quiet link.
+        None where something else is to go first, or no credit or room is left for another one like it: nothing has
+        changed then. For messages that come one by one, on a quiet link.
         """
         start, nbytes, samples = self.numbered, frames.BATCH_OVERHEAD + len(body), self.samples
         end, bytes_end = start + 1, self._bytes + nbytes
@@ -286,6 +286,8 @@ class Sender:
             or self._cursor != len(self._entries)
             or end >= self._credit_messages
             or bytes_end + nbytes > self._credit_bytes
+            or end - self.settled >= self._window_messages
+            or bytes_end - self._settled_bytes >= self._window_bytes
             or len(body) > frames.INLINE_BODY
         ):
             return None

@@ -27,6 +27,11 @@ class Direct:
         self.rest = b""
         """What the socket didn't take: it goes before anything else."""
         self._transport = transport
+        self.busy = True
+        """The transport may have something to write, or be closing. Set and cleared in the loop's thread alone: in
+        another one its backlog tells nothing, it is empty for a moment while a part of it is being written, and when
+        an abort has dropped it.
+        """
         self._backlog = transport.get_write_buffer_size
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -45,7 +50,7 @@ class Direct:
                 return
             sent = 0
             try:
-                if not self.rest and not self._backlog():
+                if not self.rest and not self.busy:
                     sent = self._send(data)
             except BlockingIOError:
                 pass
@@ -58,11 +63,18 @@ class Direct:
             self._loop.call_soon_threadsafe(self.flush)
 
     def flush(self) -> None:
-        """Leave the rest to the transport."""
+        """Write the rest, or leave it to the transport."""
         with self._lock:
             rest, self.rest = self.rest, b""
-            if rest and not self._transport.is_closing():
+            if self._descriptor < 0 or self._transport.is_closing():
+                self.busy = True
+                return
+            if rest and not self._backlog():
+                with suppress(OSError):  # of a lost connection, whoever reads from it knows
+                    rest = rest[self._send(rest) :]
+            if rest:
                 self._transport.write(rest)
+            self.busy = self._backlog() > 0
 
     def close(self) -> None:
         """Nothing is written any more."""

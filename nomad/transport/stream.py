@@ -62,6 +62,8 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
             (head,) = frames[0]
             if type(head) is bytes and len(head) < JOIN_BYTES:  # one message on a quiet link
                 self._transport.write(PREFIX.pack(len(head), 0) + head)
+                if self._direct is not None:
+                    self._wrote(self._direct)
                 return
         buffers = encode(frames)
         if len(buffers) > 1 and self._gathers:
@@ -69,6 +71,8 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
         else:
             for buffer in buffers:
                 self._transport.write(buffer)
+        if self._direct is not None:
+            self._wrote(self._direct)
 
     def poll(self) -> list[Frame]:
         if self._closed or (self._broken is not None and not self._received):
@@ -89,6 +93,7 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
             sock = self._transport.get_extra_info("socket")
             with suppress(OSError):
                 self._direct = Direct(self._transport, sock.fileno())
+                self._direct.flush()
         return self._direct
 
     def limit(self, max_bytes: int) -> None:
@@ -100,6 +105,8 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
 
     async def close(self) -> None:
         if not self.closed:
+            if self._direct is not None:
+                self._direct.flush()
             # What was written must not be lost to a reset, which is what closing a stream with unread
             # bytes causes. So: say that no more comes, and read what there is until the peer closes too.
             self._end()
@@ -211,6 +218,10 @@ class StreamConnection(Endpoint, asyncio.BufferedProtocol):
             self._read(False)
 
     # Inside
+
+    def _wrote(self, direct: Direct) -> None:
+        if self._transport.get_write_buffer_size():
+            direct.busy = True
 
     def _reconsider(self) -> None:
         """What came before a frame over the limit was taken: the limit may be another one by now."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nomad.delivery.codec import Codec
@@ -19,7 +19,7 @@ from nomad.delivery.sender import Sender
 from nomad.delivery.states import Machine
 from nomad.errors import ProtocolError
 from nomad.transport.base import Frame
-from tests.delivery.wire import Wire, flat, pair
+from tests.delivery.wire import LINK, Wire, flat, pair
 
 
 def plain(value: Any) -> Any:
@@ -46,6 +46,7 @@ class Twin:
 
     def __init__(self, *, short: bool, **window: int) -> None:
         self.wire: Wire = pair(**window)
+        self.window = window["window_messages"]
         self.short = short
         self.taken: list[str] = []
         """Which short ways were taken."""
@@ -58,6 +59,8 @@ class Twin:
             before = state(sender)
             sent = sender.send_one(body, lane, origin, 7, now)
             if sent is not None:
+                assert sender.room_for(None), "there is room for another one like it"
+                assert sender.unsettled[0] < self.window
                 self.wire.to_receiver += map(flat, sent)
                 self.taken.append("send")
                 self.collect(now)
@@ -162,3 +165,54 @@ def test_the_short_way_is_taken_on_a_quiet_link() -> None:
         twin.wire.run(0.1 * number + 0.05)
     assert twin.taken.count("send") >= 19
     assert twin.taken.count("receive") >= 19
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.sampled_from([1, 30, 900, 3000, 20_000]), st.integers(1, 40)), max_size=20
+    ),
+    st.sampled_from([1, 2, 3, 8, 24]),
+)
+@example([(0, 1, 23), (5, 1, 1), (0, 1, 1)], 24)
+def test_a_sender_holds_no_more_than_a_window(steps: list[tuple[int, int, int]], window: int) -> None:
+    """Also where credit goes beyond it, as after a new connection, which grants some more."""
+    receiver = Receiver(LINK, 1, window_messages=window, window_bytes=40_000)
+    wire = Wire(Sender(LINK, 1), receiver)
+    wire.connect()
+    wire.run()
+    now = 0.0
+    each = [(what, size) for what, size, times in steps for _ in range(times if what < 3 else 1)]
+    for number, (what, size) in enumerate(each):
+        now += 0.1
+        sender = wire.sender
+        body = b"b" * size
+        if what < 3:
+            sent = sender.send_one(body, 0, number + 1, 7, now)
+            if sent is not None:
+                assert sender.room_for(size) > 0, "as Outbox.spare says"
+                wire.to_receiver += sent
+            elif sender.room_for(size):
+                sender.submit(body, [], Places(0, range(number + 1, number + 2)), 7)
+        elif what == 3:
+            wire.collect(now)
+        elif what == 4:
+            wire.collect(now)
+            while wire.to_receiver:
+                wire.deliver_data(now)
+            while receiver.inbox:
+                receiver.inbox.popleft().done(0)
+            receiver.settle(0, now)
+            now += 1.0
+            wire.collect(now)
+            while wire.to_sender:
+                wire.deliver_ack(now)
+        elif what == 5:
+            while wire.to_receiver:
+                wire.deliver_data(now)
+            wire.cut()
+            wire.connect(now)
+            wire.run(now)
+        elif what == 6:
+            sender.tick(now + 6.0)
+        assert sender.unsettled[0] <= window
