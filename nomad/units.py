@@ -54,6 +54,12 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds:.4g} s" if seconds < 9999.5 else f"{seconds:.0f} s"
 
 
+def number(value: float, digits: int = 3) -> str:
+    """A number as people read it: so many digits, all those before the point, and no exponent for a large one."""
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text else text
+
+
 def _parse(value: object, units: dict[str, float], wanted: str) -> float:
     problem = f"{value!r} must be {wanted}"
     if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -63,3 +63,23 @@ def test_any_text_is_a_finite_number_or_a_value_error(text: str) -> None:
 )
 def test_seconds_are_shown_without_exponents(seconds: float, shown: str) -> None:
     assert units.milliseconds(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"),
+        (0.01234, "0.0123"),
+        (12.34, "12.3"),
+        (999.4, "999"),
+        (999.6, "1000"),
+        (2588.3, "2588"),
+        (3e6, "3000000"),
+    ],
+)
+def test_numbers_are_shown_without_exponents(value: float, shown: str) -> None:
+    assert units.number(value) == shown
+
+
+def test_fewer_digits() -> None:
+    assert [units.number(value, 2) for value in (0.853, 3.46, 128.4)] == ["0.85", "3.5", "128"]

@@ -68,9 +68,9 @@ async def nodes(cluster: Cluster, out: Out) -> None:
                     node.id,
                     "ready" if node.ready else "lost",
                     f"{node.speed:g}",
-                    estimate(node.estimates.speed, "{:.3g}".format),
+                    estimate(node.estimates.speed, units.number),
                     f"{node.cores:g}",
-                    estimate(node.estimates.cores_free, "{:.2g}".format),
+                    estimate(node.estimates.cores_free, lambda cores: units.number(cores, 2)),
                     f"{node.memory_used_mb:.0f} of {node.memory_mb:.0f} MiB",
                     # Labels of Kubernetes' own have a domain; --json has them all.
                     ", ".join(label for label in node.labels if "/" not in label) or None,

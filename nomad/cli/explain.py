@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nomad import units
 from nomad.cli.common import Out, clock, duration, pipeline_argument, with_cluster
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def _show(out: Out, view: ExplainView) -> None:
         out.note("As it is placed, not all operators can reach one another.")
     else:
         measured = "not measured yet" if view.measured is None else f"{duration(view.measured)} measured"
-        out.note(f"Latency {duration(view.predicted)} predicted, {measured}, at {view.rate:.4g} messages per second.")
+        pace = f"{units.number(view.rate, 4)} messages per second"
+        out.note(f"Latency {duration(view.predicted)} predicted, {measured}, at {pace}.")
     if view.sustained < 1:
         out.note(f"By the model it keeps up with {view.sustained:.3g} of that rate only.")
     considered = view.considered

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nomad import units
 from nomad.cli.common import (
     MoveFailed,
     Out,
@@ -87,7 +88,7 @@ async def show(cluster: Cluster, out: Out, pipeline: str) -> None:
                 operator.name,
                 operator.node,
                 operator.state,
-                None if operator.stats.rate is None else f"{operator.stats.rate:.3g}/s",
+                None if operator.stats.rate is None else _per_second(operator.stats.rate),
                 duration(operator.stats.service_time),
                 duration(operator.stats.latency_p50),
                 operator.stats.queue_messages,
@@ -137,10 +138,10 @@ def _show_estimates(out: Out, view: PipelineView) -> None:
                 operator.name,
                 estimate(known.work, duration),
                 estimate(known.output_bytes, size),
-                estimate(known.selectivity, "{:.3g}".format),
-                estimate(known.arrival, "{:.3g}/s".format),
-                estimate(known.departure, "{:.3g}/s".format),
-                estimate(known.queue, "{:.3g}".format),
+                estimate(known.selectivity, units.number),
+                estimate(known.arrival, _per_second),
+                estimate(known.departure, _per_second),
+                estimate(known.queue, units.number),
                 estimate(known.busy, "{:.0%}".format),
                 "yes" if known.settled else "no",
             )
@@ -148,6 +149,10 @@ def _show_estimates(out: Out, view: PipelineView) -> None:
             for known in (operator.estimates,)
         ),
     )
+
+
+def _per_second(rate: float) -> str:
+    return f"{units.number(rate)}/s"
 
 
 def _show_failure(out: Out, view: PipelineView, operator: OperatorView) -> None:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from nomad import units
 from nomad.control import HEARTBEAT
 from nomad.master.problem import Claims, Knowledge, Placed, build, claims, rates
 from nomad.master.views import MoveView
@@ -270,8 +271,8 @@ class Judge:
         for kind, key, track in self._changed(scene, now):
             if kind in _WORDS and abs(track.value - track.was) >= WORTH_SAYING * track.was:
                 what, unit, scale = _WORDS[kind]
-                was, value = track.was * scale, track.value * scale
-                found.append(f"{what.format(*reversed(key))} went from {was:.3g} to {value:.3g} {unit}".rstrip())
+                was, value = units.number(track.was * scale), units.number(track.value * scale)
+                found.append(f"{what.format(*reversed(key))} went from {was} to {value} {unit}".rstrip())
         return sorted(found)
 
 
