@@ -119,6 +119,8 @@ def _split(target: str) -> tuple[Path, str | None]:
         if not Path(file).is_file():
             raise UsageError(f"there is no file {file}")
         return Path(file), name
+    if colon and Path(file).is_file():
+        raise UsageError(f"after the colon of {target} must stand the name of a list of operators in {file}")
     raise UsageError(f"there is no file {target}")
 
 

@@ -191,6 +191,14 @@ def test_no_such_file(target: str) -> None:
         load(target)
 
 
+@pytest.mark.parametrize("name", ["", "1st", "a.b"])
+def test_no_name_after_the_colon(file: File, name: str) -> None:
+    path = file(FUNCTIONS + "operators = [source, sink]\n")
+    said = f"after the colon of {path}:{name} must stand the name of a list of operators in {path}"
+    with pytest.raises(UsageError, match=f"^{said}$"):
+        load(f"{path}:{name}")
+
+
 def test_a_folder_with_a_colon(tmp_path: Path) -> None:
     folder = tmp_path / "a:b"
     folder.mkdir()
