@@ -42,7 +42,7 @@ def draw(results: Results, folder: Path, *, form: str = "svg") -> list[Path]:
     try:
         import matplotlib as mpl
     except ModuleNotFoundError as exc:
-        raise ScenarioError("plots need matplotlib: pip install 'nomad[bench]'") from exc
+        raise ScenarioError("plots need matplotlib: pip install '.[bench]'") from exc
     mpl.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     rounds = list(dict.fromkeys((run.repeat, run.seed) for run in results.runs))

@@ -57,7 +57,7 @@ def bench(
 
     A scenario is a topology, a pipeline, and what happens to them when: links that become slow, nodes that are lost,
     load that grows. Each run has a cluster of its own on this machine, one after the other. Prints a table, and writes
-    DIR/results.json and DIR/latency.svg (which needs `pip install "nomad[bench]"`). docs/bench.md has the form.
+    DIR/results.json and DIR/latency.svg (which needs `pip install ".[bench]"`). docs/bench.md has the form.
     """
     from nomad.bench import plots, results
 
@@ -73,7 +73,7 @@ def bench(
         _show(out, found)
         out.note(f"\nwritten: {', '.join(map(str, written))}")
         if not plots.available():
-            out.note('No plots without matplotlib: pip install "nomad[bench]"')
+            out.note('No plots without matplotlib: pip install ".[bench]"')
     if any(run.error for run in found.runs):
         raise click.exceptions.Exit(8)
 

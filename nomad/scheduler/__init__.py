@@ -38,5 +38,5 @@ def needs_libraries() -> Iterator[None]:
             case "numpy":
                 raise PlacementError("placing operators needs numpy: pip install numpy") from exc
             case "scipy":
-                raise PlacementError("'shortest' routes need scipy: pip install 'nomad[scheduler]'") from exc
+                raise PlacementError("'shortest' routes need scipy: pip install '.[scheduler]'") from exc
         raise
