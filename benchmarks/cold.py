@@ -97,7 +97,7 @@ async def measure(count: int) -> dict[str, dict[str, float]]:
             source, operator, sink = (member.instance for member in chain.members)
             assert isinstance(source.actor, Source)
             await until(lambda: _received == FIRST)
-            direct = source.outbox.links[0]._direct
+            direct = source.outbox.links[0].direct
             assert isinstance(direct, Direct)
             ends = [next(iter(instance._ins.values()))._raw for instance in (operator, sink)]
             conn = operator.outbox.links[0]._raw

@@ -69,7 +69,7 @@ class Instance:
         self._port = InPort(self._ins, advertise, clock)
         for peer in assignment.links:
             self._add(peer)
-        self.outbox = Outbox(list(self._outs.values()), self.codec, copy=loaded.spec.copy_outputs)
+        self.outbox = Outbox(list(self._outs.values()), self.codec, clock, copy=loaded.spec.copy_outputs)
         self._worker = Worker(f"{loaded.spec.name} function", runs_loop=loaded.spec.kind in ASYNC_KINDS)
         self._setup = setup_of(loaded.function)
         self._set_aside = SetAside(self._file(FILE))

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nomad.clock import Clock
 from nomad.delivery.codec import OUT_OF_BAND, Codec
 from nomad.delivery.frames import INLINE_BODY, Places
 from nomad.delivery.outlink import OutLink
-from nomad.errors import PayloadError
+from nomad.errors import PayloadError, TransportError
 from nomad.transport.base import MAX_FRAME_BYTES, MAX_PARTS
 
 BATCH_MESSAGES = 4096
@@ -47,7 +48,7 @@ def sent(values: list[Any], unsendable: Sequence[Unsendable]) -> list[Any]:
 class Outbox:
     """All outgoing links of one operator. Without any it takes everything: the last operator's results go nowhere."""
 
-    def __init__(self, links: list[OutLink], codec: Codec, *, copy: bool = False):
+    def __init__(self, links: list[OutLink], codec: Codec, clock: Clock, *, copy: bool = False):
         self.links = links
         self.output_bytes: float | None = None
         """Smoothed encoded bytes per message."""
@@ -62,6 +63,7 @@ class Outbox:
         for link in links:
             link.lock = self.lock
         self._codec = codec
+        self._clock = clock
         self._copy = copy
         self._most = BATCH_MESSAGES
         """Messages of one batch, as large as they are."""
@@ -106,8 +108,17 @@ class Outbox:
             body = pack([value])
         except Exception:  # noqa: BLE001 - it isn't plain data
             return False
-        if not self.links[0].send_one(body, lane, origin, birth, threaded=threaded):
+        link = self.links[0]
+        way = link.direct if threaded else link.ready
+        if way is None or not way.writable:
             return False
+        taken = link.sender.send_one(body, lane, origin, birth, self._clock.now())
+        if taken is None:
+            return False
+        try:
+            way.write(taken)
+        except TransportError:
+            pass  # whoever reads from this connection sees the same and acts on it
         self.output_bytes = each = each + 0.2 * (len(body) - each)
         self._most = min(BATCH_MESSAGES, int(BATCH_BYTES / each))
         self.numbered += 1

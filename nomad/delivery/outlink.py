@@ -92,8 +92,10 @@ class OutLink:
         self._conn: Connection | None = None
         self._raw: Connection | None = None
         self._end: asyncio.Future[Exception]
-        self._direct: Writer | None = None
-        """What another thread may write to."""
+        self.ready: Connection | None = None
+        """What one message may be written to, see `Sender.send_one`: the connection in use, if nobody else is to get it."""
+        self.direct: Writer | None = None
+        """The same for another thread than the loop's, which has to hold `lock`."""
         self._moved = asyncio.Event()
         """Set when the peer is elsewhere, or another instance: what is under way with the old one ends."""
         self._clogged = asyncio.Event()
@@ -123,7 +125,7 @@ class OutLink:
         if not moved:
             if self._line is not None:
                 self._conn = self._line.conn = shaped(self._line.conn, shape, self._clock)
-                self._direct = self._conn.direct() if self.threaded else None
+                self._find_ways()
             return
         self._moved.set()
         old, new = self._line, self._standby
@@ -190,29 +192,16 @@ class OutLink:
                     self._send_tail(*self._tail)
             self._clogged.set()
 
-    def send_one(self, body: bytes, lane: int, origin: int, birth: int, *, threaded: bool = False) -> bool:
-        """Send a batch of one message now, see `Sender.send_one`. False if that can't be: it wasn't submitted.
-
-        `threaded`: from another thread than the loop's, which holds `lock`.
-        """
-        conn, way = self._conn, self._direct if threaded else self._conn
-        if conn is None or way is None or self._tail is not None or not conn.writable:
-            return False
-        taken = self.sender.send_one(body, lane, origin, birth, self._clock.now())
-        if taken is None:
-            return False
-        try:
-            way.write(taken)
-        except TransportError:
-            pass  # the reader of this connection sees the same and acts on it
-        return True
-
     def cut(self) -> None:
         """Break the present connection, as a fault would."""
         if self._conn is not None:
             self._conn.abort()
 
     # -- the connection in use
+
+    def _find_ways(self) -> None:
+        self.ready = self._conn if self._tail is None else None
+        self.direct = self.ready.direct() if self.ready is not None and self.threaded else None
 
     async def _keep(self) -> None:
         """Have a connection that messages go over, whenever that is possible."""
@@ -281,7 +270,7 @@ class OutLink:
             self.sender.welcomed(line.welcome, self._clock.now())
             self.last_error = None
             self._line, self._conn, self._raw, self._end = line, line.conn, line.raw, line.end
-            self._direct = line.conn.direct() if self.threaded else None
+            self._find_ways()
         line.raw.notify(self._arrived)
         self.changed()
         self.flush()
@@ -292,7 +281,8 @@ class OutLink:
         """The connection in use isn't any more."""
         with self.lock:
             self.reconnects += self._line is not None
-            self._line = self._conn = self._raw = self._direct = None
+            self._line = self._conn = self._raw = None
+            self._find_ways()
             self.sender.disconnected()
         self.met()
 
@@ -406,14 +396,17 @@ class OutLink:
                 line.conn.write(tail.take())
         except TransportError:
             self._tail = None
+            self._find_ways()
 
     async def _part(self, tail: Tail, line: _Line) -> None:
         """Leave a connection: not heard any more, and closed when the time is up and all has arrived."""
         line.raw.notify(lambda: _ignore(line))
         try:
             await first_of(asyncio.wait([line.end]), self._clock.sleep(TAIL_SECONDS))
-            if self._tail == (tail, line):
-                self._tail = None
+            with self.lock:
+                if self._tail == (tail, line):
+                    self._tail = None
+                    self._find_ways()
             await line.conn.close()
         finally:
             line.conn.abort()

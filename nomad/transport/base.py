@@ -56,6 +56,11 @@ class Capabilities:
 class Writer(Protocol):
     """A way to write to a connection from another thread than the event loop's."""
 
+    @property
+    def writable(self) -> bool:
+        """Whether what was written before has gone."""
+        ...
+
     def write(self, frames: list[Frame]) -> None:
         """Send whole frames, behind all that was written to the connection. Never blocks, and raises nothing.
 

@@ -24,6 +24,7 @@ class Direct:
 
     def __init__(self, transport: asyncio.Transport, descriptor: int):
         """Raises `OSError` where the descriptor can't be duplicated."""
+        self.writable = True
         self.rest = b""
         """What the socket didn't take: it goes before anything else."""
         self._transport = transport
@@ -59,13 +60,14 @@ class Direct:
             if sent == len(data):
                 return
             self.rest += data[sent:]
+            self.writable = False
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self.flush)
 
     def flush(self) -> None:
         """Write the rest, or leave it to the transport."""
         with self._lock:
-            rest, self.rest = self.rest, b""
+            rest, self.rest, self.writable = self.rest, b"", True
             if self._descriptor < 0 or self._transport.is_closing():
                 self.busy = True
                 return

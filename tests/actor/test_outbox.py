@@ -7,6 +7,7 @@ import pytest
 
 from nomad.actor import outbox
 from nomad.actor.outbox import BATCH_BYTES, BATCH_MESSAGES, LARGE_BATCH, Outbox
+from nomad.clock import SystemClock
 from nomad.delivery import frames
 from nomad.delivery.codec import OUT_OF_BAND, Codec
 from nomad.delivery.frames import Ack, Data, Places, Position, step, unpack
@@ -46,7 +47,7 @@ class Link:
 
 
 def make(*links: Link, copy: bool = False) -> Outbox:
-    return Outbox(list(links), Codec(), copy=copy)  # type: ignore[arg-type]
+    return Outbox(list(links), Codec(), SystemClock(), copy=copy)  # type: ignore[arg-type]
 
 
 def dense(count: int, first: int = 1) -> Places:
