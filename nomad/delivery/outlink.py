@@ -93,7 +93,7 @@ class OutLink:
         self._raw: Connection | None = None
         self._end: asyncio.Future[Exception]
         self.ready: Connection | None = None
-        """What one message may be written to, see `Sender.send_one`: the connection in use, if nobody else is to get it."""
+        """What one message may be written to (`Sender.send_one`): the connection in use, if nobody else gets it."""
         self.direct: Writer | None = None
         """The same for another thread than the loop's, which has to hold `lock`."""
         self._moved = asyncio.Event()
