@@ -50,6 +50,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables(tmp_path / "index").items():
         monkeypatch.setenv(name, value)
     secret = tmp_path / "state" / "secrets" / "db" / "password"
+    (tmp_path / "state").mkdir(mode=0o700)
     secret.parent.mkdir(parents=True)
     secret.touch(mode=0o600)
     secret.write_text("hidden\n")
