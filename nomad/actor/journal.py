@@ -78,8 +78,7 @@ class Journal:
 
     def slot(self, lane: int) -> tuple[memoryview, int] | None:
         """Where one store of its origin marks a message whose path is empty. None when `mark` is needed."""
-        block = lane * _LANE
-        word = (block + _WORD + (self.words[block // _WORD] & 1) * _SLOT) // _WORD
+        word = self._valid(lane) // _WORD
         if self.words[word + 1]:
             return None
         self.slots[lane] = word
